@@ -67,6 +67,7 @@ bench: install
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/curves.py
 	$(BIN)/python benchmarks/step_search.py
 	$(BIN)/python benchmarks/kl_memory.py
 	$(BIN)/python benchmarks/lambda_study.py

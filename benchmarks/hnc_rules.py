@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
     (folder / "results.md").write_text(section, encoding="utf-8")
     if args.docs:
         page = Path(args.docs)
-        page.write_text(replace_section(page.read_text(encoding="utf-8"), section), encoding="utf-8")
+        page.write_text(replace_section(page.read_text(encoding="utf-8"), section, HEADING), encoding="utf-8")
     print(section)
 
 
@@ -109,11 +109,11 @@ def run_stages(runner: Runner, folder: Path, seed: int, seeds: list[int]) -> Non
     }
     runner.run("datasets", jobs, lambda: ", ".join(jobs))
 
-    models = {
-        name: RewardModel(name, title, "soft", name, tuple(seeds), REWARD_STEPS, is_merged=True)
+    models = [
+        RewardModel(name, title, "soft", name, tuple(seeds), REWARD_STEPS, is_merged=True)
         for name, (title, *_) in DATASETS.items()
-    }
-    runs = [(model, *run) for model in models.values() for run in model.runs()]
+    ]
+    runs = [(model, f"{model.name}-{its_seed}", its_seed) for its_seed in seeds for model in models]
     jobs = {name: reward_job(folder, model, name, its_seed) for model, name, its_seed in runs}
     runner.run("reward-models", jobs, lambda: f"{len(jobs)} reward models, {REWARD_STEPS} steps")
     measured, searched = {}, {}
@@ -176,19 +176,18 @@ def report(results: dict[str, Any]) -> str:
         rows.append([title, f"{size['rows']:,}", f"{size['labels']:,}", f"{size['moved']:,}", *cells])
     compared, settled = [], []
     for a, b in PAIRS:
-        cells = []
+        name, cells = f"{DATASETS[a][0]} − {DATASETS[b][0]}", []
         for measure, title in MEASURES.items():
             found = spread([x - y for x, y in zip(models[a][measure], models[b][measure], strict=True)])
             cells.append(f"{signed(100 * found.mean)} ({interval(found)})")
             if found.is_settled and not found.low <= 0 <= found.high:
-                settled.append(f"{DATASETS[a][0]} minus {DATASETS[b][0]}, {title}")
-        compared.append([f"{DATASETS[a][0]} − {DATASETS[b][0]}", *cells])
-    verdict = (
-        f"Of the {len(PAIRS) * len(MEASURES)} differences, the intervals of these do not contain 0: {'; '.join(settled)}. With so many "
-        "intervals, one of 20 misses 0 by chance."
-        if settled
-        else f"All {len(PAIRS) * len(MEASURES)} intervals contain 0: these seeds do not settle whether compression, or one of its rules, helps."
-    )
+                settled.append(((a, b), f"{name}, {title}: {'above' if found.low > 0 else 'below'} 0"))
+        compared.append([name, *cells])
+    number = len(PAIRS) * len(MEASURES)
+    verdict = f"{len(settled)} of the {number} intervals do not contain 0; about {number / 20:.1f} are expected to miss it by chance."
+    if not any(pair == PAIRS[0] for pair, _ in settled):
+        verdict += " None of them separates the two rules."
+    verdict = "\n".join([verdict, "", *(f"- {words}" for _, words in settled)]).strip()
     parts = [
         HEADING,
         "Both rules of [node compression](search.md#node-compression-hnc), by `benchmarks/hnc_rules.py`, which has the command. It is a "

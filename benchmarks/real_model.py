@@ -269,14 +269,14 @@ def report(results: dict[str, Any]) -> str:
 
 
 def find_section(page: str, heading: str = HEADING) -> str:
-    """Return the section of a page that begins with `heading`, or an empty text."""
+    """Return the section of a page with a heading, or an empty text."""
     found = re.search(rf"^{re.escape(heading)}\n.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
     return found.group().strip() + "\n" if found else ""
 
 
-def replace_section(page: str, section: str) -> str:
-    """Replace the section of a page with this heading. A page without it gets it before its last section."""
-    old = find_section(page, section.partition("\n")[0])
+def replace_section(page: str, section: str, heading: str = HEADING) -> str:
+    """Replace the section of a page. A page without it gets it before its last section."""
+    old = find_section(page, heading)
     if old:
         return page.replace(old, section)
     before, mark, last = page.rpartition("\n## ")

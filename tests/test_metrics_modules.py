@@ -96,8 +96,8 @@ def test_offline_and_nothing_outside_the_cache(tmp_path):
     report = json.loads(result.stdout)
     found = report["found"]
     assert found["step_accuracy"]["accuracy"] == found["process_bench_f1"]["f1"] == 1
-    assert found["best_of_n_accuracy"]["accuracy"] == [0, 1]
-    assert found["reward_hacking_gap"]["gap"] == 1
+    assert found["best_of_n_accuracy"]["accuracy"] == [0.5, 1]
+    assert found["reward_hacking_gap"]["gap"] == 0.5
     assert all(any(module.endswith(name) for module in report["modules"]) for name in NAMES)  # the copies ran
     assert len(report["written"]) > 8  # otherwise nothing was watched
     assert [path for path in report["written"] if not path.startswith((str(home), "/dev/"))] == []
@@ -182,17 +182,31 @@ class TestBestOfN:
 
     def test_by_hand(self, load):
         """
-        N = 1: none. N = 2: the second solution of the first problem. N = 3: third and second. N = 4: in the second problem two
-        solutions tie, and the smaller text is wrong.
+        N = 1: one of four and two of four. N = 2: the first problem's right solution has the highest score of 3 of 6 pairs. The second
+        problem's scores are 0.8 (wrong, smaller text), 0.8 (right), 0.7 (wrong) and 0.1 (right), and the right ones win 2 of 6 pairs. N = 3:
+        3 of 4 subsets and 1 of 4. N = 4: one problem.
         """
         rows = {"predictions": self.scores, "references": self.right, "texts": self.texts}
         found = load("best_of_n_accuracy").compute(**rows, n=[1, 2, 3, 4])
-        assert (found["n"], found["accuracy"]) == ([1, 2, 3, 4], [0, 0.5, 1, 0.5])
-        gap = load("reward_hacking_gap").compute(**rows, n=[1, 2, 3, 4])
-        assert (gap["gap"], gap["best_n"], gap["largest_n"]) == (0.5, 3, 4)
+        assert found["n"] == [1, 2, 3, 4]
+        assert found["accuracy"] == pytest.approx(
+            [(1 / 4 + 2 / 4) / 2, (3 / 6 + 2 / 6) / 2, (3 / 4 + 1 / 4) / 2, 1 / 2]
+        )
+        rows["predictions"] = [[1 - score for score in row] for row in self.scores]
+        gap = load("reward_hacking_gap").compute(**rows, n=[1, 2, 4])
+        assert (gap["gap"], gap["best_n"], gap["largest_n"]) == (pytest.approx(0), 4, 4)
         assert load("best_of_n_accuracy").compute(**rows)["n"] == [1, 2, 4]
         three = {name: [row[:3] for row in values] for name, values in rows.items()}
         assert load("best_of_n_accuracy").compute(**three)["n"] == [1, 2, 3]
+
+    def test_nothing_to_judge(self, load):
+        rows = {"predictions": [[0.5, 0.5]], "references": [[True, False]], "texts": [["a", "b"]]}
+        found = load("reward_hacking_gap").compute(**rows)
+        assert found == dict.fromkeys(("gap", "best_n", "loss", "from_n", "low", "high")) | {
+            "largest_n": 2,
+            "undecided": "in no problem do a correct and a wrong candidate have different scores, so the scores rank nothing",
+            "verdict": "none",
+        }
 
     def test_the_order_of_solutions_does_not_matter(self, load):
         backwards = [[row[::-1] for row in rows] for rows in (self.scores, self.right, self.texts)]
@@ -208,15 +222,14 @@ class TestBestOfN:
         scores = rng.random((20, 8)).round(1).tolist()
         right = (rng.random((20, 8)) < 0.4).tolist()
         texts = [[f"{i} {k}" for k in rng.permutation(8)] for i in range(20)]
-        rows = {"predictions": scores, "references": right, "texts": texts, "num_draws": 10, "seed": 7}
-        curves = plain_curves(scores, right, texts, None, 10, 7)
+        rows = {"predictions": scores, "references": right, "texts": texts}
+        curves = plain_curves(scores, right, texts)
         expected = [point["accuracy"] for point in curves.curves["best_of_n/score"]]
         assert load("best_of_n_accuracy").compute(**rows)["accuracy"] == expected
         found = load("reward_hacking_gap").compute(**rows)
         verdict = hacking_verdict(curves.hacking_gap["best_of_n/score"], curves.curves["best_of_n/score"])
         assert found == curves.hacking_gap["best_of_n/score"] | {"verdict": verdict.answer}
         assert len(set(expected)) > 1
-        assert load("best_of_n_accuracy").compute(**rows | {"seed": 8})["accuracy"] != expected
 
     def test_missing_scores_and_missing_grades(self, load):
         found = load("best_of_n_accuracy").compute(
@@ -230,9 +243,8 @@ class TestBestOfN:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"n": [3]}, r"`n` is \[3\].*from 1 to 2.*problem 0"),
+            ({"n": [3]}, r"`n` is \[3\].*from 1 to 2.*problem '0'"),
             ({"n": [0]}, r"`n` is \[0\].*from 1 to 2"),
-            ({"num_draws": 0}, "`num_draws` is 0"),
             ({"predictions": [[0.5, 1.5]]}, r"problem 0: the scores are \[0.5, 1.5\], expected numbers from 0 to 1"),
             ({"predictions": [[0.5, math.nan]]}, "problem 0: the scores are"),
             ({"texts": [["a"]]}, "problem 0: got 2 scores, 2 grades and 1 texts"),

@@ -9,10 +9,18 @@ import sys
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
-from trl_hrm import ExportConfig, HRMRewardConfig, KLSelfConfig, StepTree
+from trl_hrm import (
+    BuildPRM800KConfig,
+    ExportConfig,
+    HRMRewardConfig,
+    KLSelfConfig,
+    StepTree,
+    build_prm800k,
+    plan_training,
+)
 from trl_hrm.command_parser import CommandParser
 from trl_hrm.demo.world import make_problem, solve
 from trl_hrm.search.policies import FullTree
@@ -31,16 +39,29 @@ ACCELERATE = {
 }
 
 
+# What the recipes are planned for: records of PRM800K's phase1_train.jsonl, training rows per record as in phase1_test.jsonl (77 rows
+# of 106 records), and the solutions that the ER-PRM paper states in section 4
+PHASE1_TRAIN_RECORDS = 949
+ROWS_PER_RECORD = 77 / 106
+ER_PRM_SOLUTIONS = 260_000
+
+
 def settings_of(path):
     return yaml.safe_load((ROOT / "recipes" / path).read_text(encoding="utf-8"))
 
 
-# Settings files of the papers' experiments, without the layouts of their tables
+def name_of(path):
+    return str(path.relative_to(ROOT / "recipes"))
+
+
+# Settings files of the papers' experiments, without the layouts of their tables, and those that train a reward model
 RECIPES = sorted(
     path
     for path in (ROOT / "recipes").rglob("*.yaml")
     if path.parent.name != "tiny" and "series" not in settings_of(path)
 )
+REWARD_MODELS = [path for path in RECIPES if "head" in settings_of(path)]
+TRAININGS = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if "num_train_epochs" in settings_of(path)]
 
 
 def test_judged_solutions_of_the_tiny_policy():
@@ -84,18 +105,12 @@ class TestAccelerateConfigs:
 
 
 class TestSettings:
-    @pytest.mark.parametrize(
-        "path",
-        sorted(
-            path for path in (ROOT / "recipes").rglob("*.yaml") if path.stem.endswith(("reward", "kl_self", "raft"))
-        ),
-        ids=lambda path: str(path.relative_to(ROOT)),
-    )
+    @pytest.mark.parametrize("path", TRAININGS, ids=name_of)
     def test_parses_strictly(self, path):
         """A key that is not an argument is an error, because it would have no effect."""
-        is_reward = path.stem.endswith("reward")
+        values = settings_of(path)
+        is_reward = "kl_coef" not in values
         recipe = load_recipe("hrm_reward.py" if is_reward else "kl_self.py")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
         args = ["--config", str(path), "--use_cpu", "true", "--bf16", "false", "--dataset_name", "folder"]
         args += [] if "output_dir" in values else ["--output_dir", "out"]
         script_args, training_args, model_args = recipe.make_parser().parse_args_and_config(args)
@@ -118,7 +133,7 @@ class TestSettings:
             )
 
     def test_the_papers_settings(self):
-        """HRM paper, sections 4.1 and 4.2 and appendix A.1. The epochs are those of the authors' code. The paper has none."""
+        """HRM paper, sections 4.1 and 4.2 and appendix A.1. The paper does not state the epochs. They are those of the authors' code."""
         for name in ("hrm", "prm", "orm", "hrm_mc", "prm_mc"):
             values = settings_of(f"qwen2.5-math-1.5b/{name}_reward.yaml")
             assert values["model_name_or_path"] == "Qwen/Qwen2.5-Math-1.5B"
@@ -130,18 +145,19 @@ class TestSettings:
 
     def test_the_papers_settings_of_er_prm(self):
         """ER-PRM paper, sections 4 and 6.1: 64 sequences of at most 512 tokens on 4 GPUs, and η 2 and 10."""
-        models = {}
-        for path in sorted((ROOT / "recipes" / "er_prm").glob("*reward.yaml")):
+        models = set()
+        for path in REWARD_MODELS:
             values = settings_of(path)
-            models[path.stem.removesuffix("_reward")] = values["model_name_or_path"]
+            if not values["model_name_or_path"].startswith("meta-llama"):
+                continue
+            models.add((values["model_name_or_path"], values["head"]))
             assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * 4 == 64
             assert (values["learning_rate"], values["num_train_epochs"], values["max_length"]) == (1e-6, 1, 512)
-            assert values["head"] == ("regression" if "regression" in path.stem else "lm")
         assert models == {
-            "llama3.1-8b": "meta-llama/Llama-3.1-8B",
-            "llama3.1-8b_regression": "meta-llama/Llama-3.1-8B",
-            "llama3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
-            "llama3.2-1b": "meta-llama/Llama-3.2-1B-Instruct",
+            ("meta-llama/Llama-3.1-8B", "lm"),
+            ("meta-llama/Llama-3.1-8B", "regression"),
+            ("meta-llama/Llama-3.2-3B-Instruct", "lm"),
+            ("meta-llama/Llama-3.2-1B-Instruct", "lm"),
         }
         for name, eta in (("mistral", 2), ("deepseek", 10)):
             config, _ = CommandParser(ExportConfig).read(
@@ -149,21 +165,42 @@ class TestSettings:
             )
             assert (config.labels, config.eta) == ("entropy", eta)
 
-    def test_reward_models_of_the_tables(self):
-        """Each table's reward model is the output of a recipe, and was trained on the labels that the paper states."""
-        trained = {values["output_dir"]: values for path in RECIPES if "head" in (values := settings_of(path))}
-        expected = {
-            "metamath-mistral-7b/best_of_n.yaml": "data/er-prm-mistral",  # ER-PRM, table 5
-        }
-        for name, dataset in expected.items():
-            assert trained[settings_of(name)["reward_model"]]["dataset_name"] == dataset, name
-        # Every model that a recipe uses, in its settings or in its comments, is the output of a recipe
+    @pytest.mark.parametrize("path", REWARD_MODELS, ids=name_of)
+    def test_reward_models_train(self, path):
+        """
+        Each recipe makes at least a few hundred optimizer steps on the real data, and its evaluations and checkpoints are reached.
+        A row is at least one problem (PRM800K), one search tree, or one solution (ER-PRM). Longer trees are split into several rows.
+        """
+        args = ["--config", str(path), "--use_cpu", "true"]
+        _, training_args, model_args = load_recipe("hrm_reward.py").make_parser().parse_args_and_config(args)
+        assert not training_args.packing  # a packed row would hold several problems
+        is_er_prm = model_args.model_name_or_path.startswith("meta-llama")
+        if is_er_prm:
+            plan = plan_training(training_args, int(ER_PRM_SOLUTIONS * 0.99), num_processes=4)
+        elif training_args.head == "regression":
+            plan = plan_training(training_args, int(PHASE1_TRAIN_RECORDS * 0.9), num_processes=8)
+        else:
+            plan = plan_training(training_args, int(PHASE1_TRAIN_RECORDS * ROWS_PER_RECORD), num_processes=8)
+        assert plan.max_steps > (4000 if is_er_prm else 300)
+        assert plan.warnings == () and len(plan.evaluation_steps) >= 5
+        assert plan.evaluation_steps == plan.checkpoint_steps
+        # The number in the comment of the recipe
+        [steps] = re.findall(r"([\d,]+) (?:optimizer steps\.|(?:steps )?in total)", path.read_text(encoding="utf-8"))
+        assert int(steps.replace(",", "")) <= plan.max_steps < 1.05 * int(steps.replace(",", ""))
+
+    def test_rows_per_record_of_prm800k(self, shared_data, tmp_path):
+        """`ROWS_PER_RECORD`, counted in the real file. Every row of the ORM view is also a row of the other views."""
+        raw = shared_data / "prm800k" / "phase1_test.jsonl"
+        build_prm800k(BuildPRM800KConfig(inputs=[str(raw)], output_dir=str(tmp_path / "orm"), view="orm"))
+        rows = load_dataset(str(tmp_path / "orm"))["train"]
+        assert len(set(rows["prompt"])) == ROWS_PER_RECORD * 106
+
+    def test_models_of_recipes(self):
+        """Every model that a recipe uses, in its settings or in its comments, is the output of a recipe."""
         text = "\n".join(path.read_text(encoding="utf-8") for path in RECIPES)
         made = set(re.findall(r"output_dir:? (outputs/[\w.-]+)", text))
         used = set(re.findall(r"(?:reward_model|policy|model_name_or_path):? (outputs/[\w.-]+)", text))
-        assert {"outputs/er-prm-deepseek"} <= used <= made
-        for name in ("deepseek-math-7b-instruct", "openmath2-llama3.1-8b"):  # ER-PRM, tables 4 and 6
-            assert settings_of(f"{name}/best_of_n.yaml")["reward_model"] == "outputs/er-prm-deepseek"
+        assert {"outputs/qwen2.5-math-1.5b-hrm-mc", "outputs/qwen2.5-math-7b-kl-self-hrm"} <= made and used <= made
 
     def test_the_papers_settings_of_self_training(self):
         """λ and the logarithm are in the HRM paper, sections 3.3 and 4.3, the rest in its code. RAFT has no KL term."""

@@ -41,6 +41,7 @@ _NAMES = {
     "OpenAIEngine": "search.engines.openai",
     "orm_view": "data.hierarchy",
     "print_env": "scripts.env",
+    "plan_training": "trainer.plan",
     "prm_view": "data.hierarchy",
     "Problem": "search.tree",
     "PUCT": "search.policies",
@@ -68,6 +69,7 @@ _NAMES = {
     "StepTree": "step_tree",
     "table": "scripts.table",
     "TableConfig": "scripts.table",
+    "TrainingPlan": "trainer.plan",
     "TransformersEngine": "search.engines.transformers",
 }
 
@@ -116,6 +118,7 @@ if TYPE_CHECKING:
     from .trainer.hrm_reward_trainer import HRMRewardTrainer
     from .trainer.kl_self_config import KLSelfConfig
     from .trainer.kl_self_trainer import KLSelfTrainer
+    from .trainer.plan import TrainingPlan, plan_training
 
 
 def __getattr__(name: str):

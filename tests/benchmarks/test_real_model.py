@@ -63,4 +63,8 @@ def test_the_section_of_the_page_is_replaced(script):
     once = script.replace_section(page, first)
     assert once == f"# Evidence\n\n## One\n\nText.\n\n{first}\n## Last\n\nEnd.\n"
     assert script.find_section(once) == first
+    third = "## Third\n\nOther.\n"
+    twice = script.replace_section(once, third, "## Third")
+    assert script.find_section(twice) == first and script.find_section(twice, "## Third") == third
+    assert script.replace_section(twice, third.replace("Other", "More"), "## Third") == twice.replace("Other", "More")
     assert script.replace_section(once, second) == once.replace(first, second)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from trl_hrm.data.candidate_sources import read_pool, reading_settings, take_first
+from trl_hrm.data.candidate_sources import check_sizes, read_pool, reading_settings
 from trl_hrm.data.candidates import Candidate, ProblemCandidates
 from trl_hrm.data.candidates_config import CandidatesConfig
 from trl_hrm.data.problem_sets import read_problems
@@ -320,22 +320,16 @@ def test_options_without_effect_on_a_run(tmp_path):
         read(folder, problems)
 
 
-def test_take_first():
-    rng = random.Random(0)
+def test_check_sizes():
     pool = [
-        ProblemCandidates(
-            f"p{i}", "?", "1", [Candidate(str(rng.random()), ["a"]) for _ in range(size)], where=f"file:{i}"
-        )
+        ProblemCandidates(f"p{i}", "?", "1", [Candidate("x", ["a"])] * size, where=f"file:{i}")
         for i, size in enumerate((5, 3, 4))
     ]
-    assert [[c.text for c in p.candidates] for p in take_first(pool, 3)] == [
-        [c.text for c in p.candidates[:3]] for p in pool
-    ]
-    assert take_first(pool, 3, all_beyond=True) == pool
+    check_sizes(pool, 3)
     with pytest.raises(ValueError, match="file:1: problem 'p1' has 3 candidates.*--n .at most 3"):
-        take_first(pool, 4)
+        check_sizes(pool, 4)
     with pytest.raises(ValueError, match="`problems` is empty"):
-        take_first([], 1)
+        check_sizes([], 1)
 
 
 def test_rows_of_results():

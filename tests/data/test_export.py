@@ -19,10 +19,10 @@ from trl_hrm.cli import main
 from trl_hrm.data.export import export as export_trees
 from trl_hrm.data.export_config import ExportConfig
 from trl_hrm.data.problems import problem_split
-from trl_hrm.data.step_labels import label_steps, right_solutions, thin_labels, unite_steps
+from trl_hrm.data.step_labels import keep_chances, label_cells, label_steps, sft_rows, thin_labels, unite_steps
 from trl_hrm.data.tree_files import OpenrFiles
 from trl_hrm.search import nodes
-from trl_hrm.search.compression import compress, count_moves
+from trl_hrm.search.compression import compress, count_moves, move_up
 from trl_hrm.search.nodes import read_trees, write_nodes
 from trl_hrm.search.outcomes import describe_outcomes
 from trl_hrm.search.policies import FullTree
@@ -395,7 +395,7 @@ class TestBlankEnds:
         assert judged.parents == [-1, 0, 0, 1]
         assert judged.labels == [None, None, 1, 0]
         assert members == [[0], [1], [2, 4], [3]]
-        (solution,) = right_solutions(tree, ExportConfig(inputs=["none"], output_dir="out", view="sft"), Counter())
+        (solution,) = sft_rows(tree, ExportConfig(inputs=["none"], output_dir="out", view="sft"), Counter())
         assert solution.completions == [tree.text(2)]
         assert solution.labels == pytest.approx([2 / 3])
         assert (solution.extra["mc_correct"], solution.extra["mc_total"]) == (2, 3)
@@ -517,12 +517,85 @@ class TestBalance:
                 copy = StepTree(
                     tree.prompt, tree.completions, list(tree.labels), tree.parents, None, dict(tree.step_columns)
                 )
-                thin_labels(copy, [1.0, 0.5, 1.0, 0.25], seed)
+                chances = {(0,): 1.0, (1,): 0.5, (2,): 1.0, (3,): 0.25}
+                thin_labels(copy, label_cells(copy, 4), chances, seed)
                 weights = copy.step_columns["label_weights"]
                 estimate += sum(w for y, w in zip(copy.labels, weights, strict=True) if y is not None and y > 0.9)
             estimates.append(estimate)
         assert sum(estimates) / len(estimates) == pytest.approx(right, rel=0.1)
         assert len(set(estimates)) > 10
+
+    @pytest.mark.parametrize("view", ["tree", "hrm", "prm"])
+    def test_cells_of_value_and_depth(self, tmp_path, node_file, view):
+        """Within each depth, bins must have about equal size, and the report must state every cell."""
+        options = {"view": view, "hnc": True, "hnc_min_children": 2, "hnc_rule": "per_child", "test_size": 0}
+        full, _, _ = export(tmp_path, node_file, **options)
+        train, _, report = export(tmp_path, node_file, balance=2, balance_by="value_and_depth", **options)
+
+        def cells(rows: list[dict]) -> Counter:
+            found = Counter()
+            for row in rows:
+                tree = StepTree.from_row(row)
+                for step, label in enumerate(tree.labels):
+                    if label is not None:
+                        found[sum(tree.num_merged[i] for i in tree.path(step)), min(int(label * 2), 1)] += 1
+            return found
+
+        before, after = cells(full), cells(train)
+        least = {depth: min(before[depth, i] for i in (0, 1) if before[depth, i]) for depth, _ in before}
+        chances = {cell: max(least[cell[0]] / count, 0.1) for cell, count in before.items()}
+        assert len(least) == 4 and min(chances.values()) < 0.8
+        for (depth, number), count in before.items():
+            name = f"depth {depth}, labels from {number / 2:.3g} to {(number + 1) / 2:.3g}"
+            stated = report["facts"]["balance"][name]
+            assert stated == {"before": count, "chance_to_stay": pytest.approx(chances[depth, number])}
+            kept = chances[depth, number] * count
+            assert after[depth, number] == pytest.approx(kept, rel=0.35, abs=6)
+        assert sum(cell["before"] for cell in report["facts"]["balance"].values()) == sum(before.values())
+        for row in train:
+            tree = StepTree.from_row(row)
+            for step, (label, weight) in enumerate(zip(tree.labels, tree.step_columns["label_weights"], strict=True)):
+                depth = sum(tree.num_merged[i] for i in tree.path(step))
+                expected = 0 if label is None else 1 / chances[depth, min(int(label * 2), 1)]
+                assert weight == pytest.approx(expected)
+        assert "--balance 2 --balance_by value_and_depth" in report["command"]
+
+    def test_chances_by_hand(self):
+        """Each depth has its own smallest bin. A rare bin removes at most nine tenths of the others."""
+        counts = {(1, 0): 4, (1, 1): 8, (2, 0): 1, (2, 1): 50, (3, 1): 7}
+        assert keep_chances(counts) == {(1, 0): 1, (1, 1): 0.5, (2, 0): 1, (2, 1): 0.1, (3, 1): 1}
+        assert keep_chances({(0,): 1, (1,): 50, (3,): 2}) == {(0,): 1, (1,): 0.02, (3,): 0.5}
+        assert keep_chances({}) == {}
+
+    def test_cells_by_hand(self):
+        """A merged step has the depth of its last step, so a label has one cell in all views."""
+        tree = StepTree(
+            "p", ["a", "b", "a b", "c", "b c"], [0.0, 0.5, 1.0, None, 0.49], [-1, 0, -1, 1, 0], [1, 1, 2, 1, 2]
+        )
+        assert label_cells(tree, 2) == [(0,), (1,), (1,), None, (0,)]
+        assert label_cells(tree, 4, "value_and_depth") == [(1, 0), (2, 2), (2, 3), None, (3, 1)]
+
+    def test_weights_recover_the_counts_of_every_cell(self):
+        """Horvitz-Thompson per cell: averaged over seeds, the sum of the weights is the number of labels."""
+        rng = random.Random(0)
+        trees = [
+            label_steps(random_tree(rng, f"{i}"), ExportConfig(inputs=["none"], output_dir="out"), Counter())[0]
+            for i in range(40)
+        ]
+        cells = [label_cells(tree, 2, "value_and_depth") for tree in trees]
+        counts = Counter(cell for found in cells for cell in found if cell)
+        chances = keep_chances(counts)
+        totals, seeds = Counter(), 60
+        for seed in range(seeds):
+            for tree, own in zip(trees, cells, strict=True):
+                copy = replace(tree, labels=list(tree.labels), step_columns=dict(tree.step_columns))
+                thin_labels(copy, own, chances, seed)
+                for cell, weight in zip(own, copy.step_columns["label_weights"], strict=True):
+                    if cell:
+                        totals[cell] += weight
+        for cell, count in counts.items():
+            error = (count * (1 / chances[cell] - 1) / seeds) ** 0.5
+            assert totals[cell] / seeds == pytest.approx(count, abs=4 * error + 1e-9)
 
     def test_shared_step_is_kept_or_dropped_once(self, tmp_path, node_file):
         """If each row were sampled separately, a step shared by all paths would almost always remain in one."""
@@ -631,7 +704,7 @@ class TestSolutions:
         end(tree.nodes[0], True)
         end(tree.nodes[2], True)
         notes = Counter()
-        (solution,) = right_solutions(tree, ExportConfig(inputs=["none"], output_dir="out", view="sft"), notes)
+        (solution,) = sft_rows(tree, ExportConfig(inputs=["none"], output_dir="out", view="sft"), notes)
         assert solution.extra["node_id"] == tree.nodes[0].node_id
         assert notes["solutions_found"] == 2 and notes["duplicate_solutions"] == 1
 
@@ -650,7 +723,7 @@ class TestSolutions:
             add_node(tree, above, 1, " c")
             end(tree.nodes[-1], False)
             notes = Counter()
-            (solution,) = right_solutions(
+            (solution,) = sft_rows(
                 tree, ExportConfig(inputs=["none"], output_dir="out", view="sft", min_mc_score=0.75), notes
             )
             assert (solution.completions, solution.labels) == (["a b"], [1.0])
@@ -679,7 +752,7 @@ class TestSolutions:
         scores = set()
         for tree in read_trees(node_file):
             config = ExportConfig(inputs=["none"], output_dir="out", view="sft")
-            scores |= {solution.labels[0] for solution in right_solutions(tree, config, Counter())}
+            scores |= {solution.labels[0] for solution in sft_rows(tree, config, Counter())}
         assert {row["mc_score"] for row in train} == scores and len(scores) > 10
 
     def test_no_right_solution(self, tmp_path):
@@ -689,6 +762,154 @@ class TestSolutions:
         write_nodes([tree], tmp_path / "nodes.parquet")
         with pytest.raises(ValueError, match="no_right_solution: 1"):
             export(tmp_path, str(tmp_path / "nodes.parquet"), view="sft", test_size=0)
+
+
+class TestCompressedSolutions:
+    """`--view sft --hnc`: the texts of the tree, with the higher of the scores in the tree and in the compressed tree."""
+
+    OPTIONS = {"view": "sft", "hnc": True, "hnc_min_children": 2, "hnc_rule": "per_child"}
+
+    @pytest.mark.parametrize("prefixes", [False, True])
+    def test_rows(self, tmp_path, node_file, prefixes):
+        options = self.OPTIONS | ({"prefixes": True, "min_mc_score": 0.5} if prefixes else {})
+        alone = {name: value for name, value in options.items() if not name.startswith("hnc")}
+        train, test, report = export(tmp_path, node_file, **options)
+        plain, plain_test, _ = export(tmp_path, node_file, **alone)
+        config = ExportConfig(inputs=["none"], output_dir="out", **options)
+        low = replace(config, min_mc_score=1e-9)
+        expected, raised = {}, 0
+        for tree in read_trees(node_file):
+            if problem_split(tree.problem.prompt, 0.3, 42) == "test":
+                continue
+            views = [tree, compress(tree, 42, 0.5, 2, 1, "per_child")]
+            scores = [
+                {row.completions[0].strip(): row.labels[0] for row in sft_rows(view, low, Counter())} for view in views
+            ]
+            for text in scores[0] | scores[1]:
+                score = max(found[text] for found in scores if text in found)
+                if score >= config.min_mc_score:
+                    expected[tree.problem.prompt, text] = score
+                    raised += score > scores[0].get(text, -1)
+        assert {(row["prompt"], row["completion"].strip()): row["mc_score"] for row in train} == expected
+        assert len(train) == len(expected) > 40
+        assert Counter(row["source"] for row in train)["hnc"] == raised == report["notes"]["hnc_raised_scores"] > 3
+        assert {row["source"] for row in test} == {"tree"} and len(test) == len(plain_test) > 10
+        texts = {(row["prompt"], row["completion"]) for row in plain}
+        assert texts <= {(row["prompt"], row["completion"]) for row in train}
+        assert report["notes"]["hnc_moved_nodes"] > 10
+        assert report["facts"]["labels"]["hnc_rule"] == "per_child"
+        assert "--hnc --hnc_rule per_child --hnc_min_children 2" in report["command"]
+
+    def test_by_hand(self):
+        """The moved child skips its parent, whose other children are wrong, so the solution has a higher lowest score."""
+        tree = empty_tree()
+        for parent, place, text in ((ROOT, 0, "one"), (0, 0, "two"), (0, 1, "no"), (0, 2, "bad")):
+            add_node(tree, parent, place, text)
+        for i, correct in ((1, True), (2, False), (3, False)):
+            end(tree.nodes[i], correct)
+        config = ExportConfig(inputs=["none"], output_dir="out", view="sft", hnc=True, min_mc_score=0.5)
+        notes = Counter()
+        assert sft_rows(tree, config, notes) == []
+        assert notes["solutions_below_min_score"] == 1
+        notes = Counter()
+        (row,) = sft_rows(tree, config, notes, move_up(tree, [1]))
+        assert (row.completions, row.labels, row.extra["source"]) == ([tree.text(1)], [1.0], "hnc")
+        assert row.extra["node_id"] == tree.nodes[1].node_id
+        assert (notes["solutions_found"], notes["duplicate_solutions"], notes["hnc_raised_scores"]) == (1, 0, 1)
+
+
+class TestPrefixes:
+    """`--view sft --prefixes`: the text up to every step whose own score reaches the minimum."""
+
+    @pytest.mark.parametrize("least", [0.3, 0.95])
+    def test_rows(self, tmp_path, node_file, least):
+        train, _, report = export(tmp_path, node_file, view="sft", prefixes=True, min_mc_score=least, test_size=0)
+        config = ExportConfig(inputs=["none"], output_dir="out", view="sft")
+        expected, num_steps = {}, 0
+        for tree in read_trees(node_file):
+            steps = slow_steps(tree, config)
+            for i, node in enumerate(tree.nodes):
+                key = tuple((tree.step_text(j), 1, tree.nodes[j].is_final) for j in tree.path(i))
+                if node.role == "rollout" or not all(part[0] for part in key):
+                    continue
+                score, counts, _ = steps[key]
+                num_steps += score is not None
+                if score is not None and score >= least - 1e-9:
+                    found = expected.setdefault((tree.problem.prompt, tree.text(i).strip()), (0.0, False, None))
+                    expected[tree.problem.prompt, tree.text(i).strip()] = max(
+                        found, (score, node.is_final, counts[:2])
+                    )
+        found = {
+            (row["prompt"], row["completion"].strip()): (
+                row["mc_score"],
+                row["is_complete"],
+                (row["mc_correct"], row["mc_total"]),
+            )
+            for row in train
+        }
+        assert len(found) == len(train) == len(expected)
+        assert found.keys() == expected.keys()
+        for key, (score, is_complete, counts) in expected.items():
+            assert found[key] == (pytest.approx(score), is_complete, counts)
+        notes = report["notes"]
+        complete = sum(row["is_complete"] for row in train)
+        assert 20 < complete == notes["complete_solutions"] < len(train) - 10
+        assert notes["prefixes_found"] == num_steps
+        assert num_steps == len(train) + notes["duplicate_prefixes"] + notes["prefixes_below_min_score"]
+
+    def test_whole_solutions_are_among_them(self, tmp_path, node_file):
+        """A right solution has the MC score 1 at its end, so it is a row, whatever the scores before."""
+        whole, _, _ = export(tmp_path, node_file, view="sft", test_size=0)
+        train, _, _ = export(tmp_path, node_file, view="sft", prefixes=True, min_mc_score=0.95, test_size=0)
+        complete = {(row["prompt"], row["completion"]) for row in train if row["is_complete"]}
+        whole = {(row["prompt"], row["completion"]) for row in whole}
+        assert complete <= whole and len(complete) > 50
+        assert len(whole - complete) == 1  # two equal texts with different grades
+
+    def test_the_dataset_says_what_its_rows_are(self, tmp_path, node_file):
+        options = {"view": "sft", "prefixes": True, "min_mc_score": 0.5, "test_size": 0}
+        train, _, report = export(tmp_path, node_file, **options)
+        card = DatasetCard.load(tmp_path / "out" / "README.md").text
+        assert "Each row is the text from the start of a solution to one of its steps" in card
+        assert "| `is_complete` | bool | whether the solution ends with the step" in card
+        unfinished = sum(not row["is_complete"] for row in train)
+        (warning,) = [line for line in report["warnings"] if "is_complete" in line]
+        assert warning.startswith(f"{unfinished} of {len(train)} rows end before the end of the solution")
+        assert "trl-hrm kl-self" in warning
+        assert "--prefixes --min_mc_score 0.5" in report["command"]
+        assert report["facts"]["labels"]["rows"] == "prefixes"
+
+    def test_most_rows_per_problem(self, tmp_path, node_file):
+        options = {"view": "sft", "prefixes": True, "min_mc_score": 0.3, "test_size": 0}
+        train, _, report = export(tmp_path, node_file, max_solutions=3, **options)
+        found, _, _ = export(tmp_path, node_file, **options)
+        assert max(Counter(row["problem_id"] for row in train).values()) == 3
+        assert report["notes"]["prefixes_beyond_top_k"] == len(found) - len(train) > 20
+
+    def test_no_prefix_reaches_the_minimum(self, tmp_path):
+        tree = full_tree(random.Random(0))
+        for node in tree.nodes:
+            node.correct = False if node.is_final else None
+        good = full_tree(random.Random(1), "good")
+        write_nodes([tree, good], tmp_path / "nodes.parquet")
+        options = {"view": "sft", "prefixes": True, "min_mc_score": 0.5, "test_size": 0}
+        train, _, report = export(tmp_path, str(tmp_path / "nodes.parquet"), **options)
+        assert {row["problem_id"] for row in train} == {"good"}
+        assert report["dropped"] == {"no_prefix_with_min_score": 1}
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"view": "sft", "prefixes": True}, "`min_mc_score` is 0, so every step would become a row"),
+            ({"prefixes": True, "min_mc_score": 0.5}, "`prefixes` is True, but has no effect with `view='tree'`"),
+            ({"balance_by": "value_and_depth"}, "has no effect without `balance`"),
+            ({"hnc_rule": "per_child"}, "`hnc_rule` is 'per_child', but has no effect without `hnc`"),
+            ({"view": "sft", "balance": 2}, "`labels`, `min_leaves` and `balance` have no effect"),
+        ],
+    )
+    def test_options_that_would_be_ignored(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            ExportConfig(inputs=["none"], output_dir="out", **options)
 
 
 def test_unfinished_problems_have_no_rows(tmp_path):
@@ -841,7 +1062,7 @@ class TestOpenr:
         ({"min_mc_score": 1.5, "view": "sft"}, "`min_mc_score` is 1.5"),
         ({"max_solutions": 4}, "`max_solutions` is 4, but has no effect with `view='tree'`"),
         ({"max_solutions": 0, "view": "sft"}, "`max_solutions` is 0"),
-        ({"view": "sft", "hnc": True}, "view='sft'.*hnc"),
+        ({"view": "sft", "labels": "hard"}, "view='sft'.*labels"),
         ({"view": "flat"}, "`view` is 'flat'"),
     ],
 )
@@ -954,7 +1175,7 @@ def test_options_that_contradict_each_other(tmp_path, capsys, run_folder):
     for words, message in (
         (["--eta", "2"], "`eta` is 2.0, but has no effect with `labels='soft'`"),
         (["--labels", "entropy"], "`eta` is None. `labels='entropy'` requires"),
-        (["--view", "sft", "--hnc"], "`view='sft'` writes solutions without step labels"),
+        (["--view", "sft", "--balance", "2"], "`view='sft'` writes solutions without step labels"),
     ):
         assert main(["export", str(run_folder), "--output_dir", str(tmp_path / "out"), *words]) == 1
         assert f"error: {message}" in capsys.readouterr().err

@@ -48,6 +48,7 @@ def searched(name: str, accuracy: list[list[float]], half: float = 0.03) -> dict
         "accuracy": accuracy,
         "interval": [[[round(value - half, 4), round(value + half, 4)] for value in one] for one in accuracy],
         "verdicts": verdicts,
+        "undecided": [None] * len(accuracy),
         "gap": gaps,
     }
 

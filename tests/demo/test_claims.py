@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from trl_hrm.demo.claims import claims, fall_of, hacking_verdict, headlines, vote_words
+from trl_hrm.demo.report import gap_section
 
 from .report_data import (
     FALLING,
@@ -127,11 +128,28 @@ class TestHacking:
         """An accuracy below 5 points cannot lose 5 points, so ruling out that loss shows nothing."""
         seeds = [[accuracy + 0.001 * (i + j) * (accuracy > 0) for j in range(4)] for i in range(6)]
         found = hacking_verdict(searched("hrm", seeds), N)
-        assert found.answer == "open" and found.words.startswith(
-            "Not settled: accuracy is at most" if accuracy else "Not settled: no selected"
+        assert found.answer == "none" and found.words.startswith(
+            "No verdict: accuracy is at most" if accuracy else "No verdict: no selected"
         )
         data = with_model(example(), "step_search", "hrm", seeds)
         assert answers(data)["HRM stays stable as N grows."] == "open"
+
+    def test_a_seed_that_cannot_be_judged(self):
+        """Its accuracies may fall by the order of the texts alone, so no claim is decided and no gap is shown."""
+        data, why = example(), "no candidate has a score"
+        model = next(one for one in data["best_of_n"]["models"] if one["name"] == "orm")
+        assert answers(data)["ORM loses accuracy as N grows."] == "held"
+        model["undecided"][2], model["verdicts"][2] = why, "none"
+        model["gap"][2] = [None, None, None, None, N[-1]]
+        found = hacking_verdict(model, N)
+        assert (found.answer, found.words) == ("none", f"No verdict: seed 2: {why}.")
+        claim = next(one for one in claims(data) if one.words == "ORM loses accuracy as N grows.")
+        assert (claim.answer, claim.here) == ("open", f"No verdict: seed 2: {why}.")
+        section = gap_section(data)
+        row = next(row for row in section.tables[0][1].rows if row[0] == "ORM, best-of-N")
+        assert row[1:4] == ["–"] * 3 and row[-1] == "1"
+        each = next(row for row in section.details[0][1].rows if row[0] == "ORM, best-of-N, seed 2")
+        assert each[1:] == ["–", "–", "–", str(N[-1]), "no verdict"]
 
     def test_the_best_n_is_chosen_on_the_mean_curve(self):
         """If each seed chose its own best N, every fall would be at least 0."""

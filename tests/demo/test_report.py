@@ -135,7 +135,7 @@ class TestNumbers:
         model = data["step_search"]["models"][0]
         lost = fmean(accuracy[1] - accuracy[3] for accuracy in model["accuracy"])
         row = section.table()["PRM, step search"]
-        assert row == [signed(100 * lost), "+23.2 to +30.8", "4", "6", "0", "0"]
+        assert row == [signed(100 * lost), "+23.2 to +30.8", "4", "6", "0", "0", "0"]
         size, low, high, best, last = model["gap"][3]
         each = section.table(1)["PRM, step search, seed 3"]
         assert each == [signed(100 * size), f"{100 * low:.1f} to {100 * high:.1f}", str(best), str(last), "hacked"]

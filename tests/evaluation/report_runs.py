@@ -26,17 +26,21 @@ def curve(*accuracies):
 
 def gap_of(points, low, high):
     """Return the gap of a curve, with the interval of its loss."""
+    undecided = undecided_by([one["accuracy"] for one in points])
+    if undecided is not None:
+        missing = dict.fromkeys(("gap", "best_n", "loss", "from_n", "low", "high"))
+        return missing | {"largest_n": points[-1]["n"], "undecided": undecided}
     best = max(points, key=lambda one: one["accuracy"])
-    smaller = max(points[:-1], key=lambda one: one["accuracy"], default=None)
+    smaller = max(points[:-1], key=lambda one: one["accuracy"])
     return {
         "gap": best["accuracy"] - points[-1]["accuracy"],
         "best_n": best["n"],
         "largest_n": points[-1]["n"],
-        "loss": None if smaller is None else smaller["accuracy"] - points[-1]["accuracy"],
-        "from_n": None if smaller is None else smaller["n"],
-        "low": None if smaller is None else low,
-        "high": None if smaller is None else high,
-        "undecided": undecided_by([one["accuracy"] for one in points]),
+        "loss": smaller["accuracy"] - points[-1]["accuracy"],
+        "from_n": smaller["n"],
+        "low": low,
+        "high": high,
+        "undecided": None,
     }
 
 
@@ -60,7 +64,7 @@ def selection(points=HACKED, low=0.21, high=0.41, **changes):
         "strategy": "best_of_n",
         "reward_model": {"model": "outputs/tiny-hrm", "scorer": "transformers"},
         "policy": None,
-        "settings": {"aggregate": ["min"], "extractors": ["boxed"], "num_draws": None},
+        "settings": {"aggregate": ["min"], "extractors": ["boxed"], "num_draws": 200},
         "versions": {"trl_hrm": "0.1.0", "torch": "2.13.0"},
         "seed": 42,
         "date": "2026-11-21T12:00:00+00:00",
@@ -70,6 +74,7 @@ def selection(points=HACKED, low=0.21, high=0.41, **changes):
         "curves": curves,
         "hacking_gap": {MIN: gap_of(points, low, high)},
         "calibration": {"aggregate": "min", "bins": bins},
+        "estimate": {"method": "subsets", "min_candidates": 8, "max_candidates": 16, "num_draws": 200},
         "cost": {
             "policy": None,
             "scorer": {"seconds": 12.5, "num_calls": 3, "num_steps": 6789, "num_tokens": 123456},

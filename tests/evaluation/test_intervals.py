@@ -7,6 +7,7 @@ import pytest
 
 from trl_hrm.evaluation.curves import ScoredProblem, curve_with_gap, make_curves
 from trl_hrm.evaluation.intervals import Z, difference_interval, effective_size, mean_interval, wilson_interval
+from trl_hrm.evaluation.selection import subset_weights
 
 
 def ones(k: int, n: int) -> np.ndarray:
@@ -81,12 +82,13 @@ def test_no_interval_has_zero_width(value, n):
 
 
 def test_shares_count_as_more_than_outcomes():
-    """Averages over draws vary less, but equal averages are not certain."""
+    """Averages over subsets vary less, but equal averages are not certain."""
     rng = np.random.default_rng(0)
     outcomes, shares = (rng.random(200) < 0.5).astype(float), rng.beta(20, 20, 200)
     assert effective_size(outcomes) == pytest.approx(200)
     assert 2000 < effective_size(shares) < 200 * 40
     assert effective_size(np.full(10, 0.5)) == pytest.approx(10 * (10 + Z * Z) / (Z * Z))
+    assert effective_size(np.array([1.0, -1.0, 0.0, 0.0]), lowest=-1) == pytest.approx(4)
     wide, narrow = (np.subtract(*mean_interval(values)[::-1]) for values in (outcomes, shares))
     assert narrow < wide / 3
 
@@ -107,6 +109,53 @@ def test_means_are_covered(n):
         assert sum(low <= mean <= high for low, high in intervals) >= 400 * 0.91, name
 
 
+def test_one_small_share_does_not_make_the_rest_certain():
+    """
+    Nothing is solved but one of 64 samples of one of 40 problems. Other problems may still be easy, so the interval is nearly as wide as
+    at 0 of 40. With the variance of these values alone it would end at 1.1 %.
+    """
+    values = np.zeros(40)
+    values[3] = 1 / 64
+    for interval, exact in (
+        (mean_interval, wilson_interval(0, 40)),
+        (difference_interval, difference_interval(np.zeros(40))),
+    ):
+        low, high = interval(values)
+        assert low <= 1 / 64 / 40 and high == pytest.approx(exact[1], rel=0.03)
+
+
+@pytest.mark.parametrize("n", [40, 100])
+def test_few_different_problems_are_covered(n):
+    """3 % of the problems are solved by every sample, and the others by one of 1,000. Most sets of 40 problems have an easy one, not all."""
+    rng, truth = np.random.default_rng(n), 0.03 + 0.97 * 0.001
+    means = differences = 0
+    for _ in range(400):
+        values = rng.binomial(64, np.where(rng.random(n) < 0.03, 1.0, 0.001)) / 64
+        low, high = mean_interval(values)
+        means += low <= truth <= high
+        low, high = difference_interval(-values)
+        differences += low <= -truth <= high
+    assert min(means, differences) >= 400 * 0.92
+
+
+def test_problems_and_candidates_are_covered():
+    """
+    40 problems with different success rates p, and 8 samples of each, and the best of 4 is selected. The interval holds the accuracy
+    of new problems with new samples. A wrong sample is a trap with the highest score in 6 % of cases.
+    """
+    rng, grid = np.random.default_rng(0), (np.arange(2000) + 0.5) / 2000
+    # 1 - p has the density 2q for p from Beta(1, 2)
+    truth = np.mean(2 * grid * ((1 - 0.06 * grid) ** 4 - (0.94 * grid) ** 4))
+    covered, weights = 0, subset_weights(8, [4])[0] / 2
+    for _ in range(400):
+        right = rng.random((40, 8)) < rng.beta(1, 2, (40, 1))
+        scores = np.where(right, rng.uniform(0.5, 0.9, right.shape), rng.uniform(0.0, 0.5, right.shape))
+        scores = np.where(~right & (rng.random(right.shape) < 0.06), rng.uniform(0.95, 1.0, right.shape), scores)
+        low, high = mean_interval(np.take_along_axis(right, np.argsort(-scores), axis=1) @ weights)
+        covered += low <= truth <= high
+    assert covered >= 400 * 0.93
+
+
 @pytest.mark.parametrize("n", [10, 40])
 def test_differences_are_covered(n):
     rng = np.random.default_rng(n)
@@ -122,10 +171,9 @@ class TestCurves:
         """The bounds of every curve, not only best-of-N's."""
         for right, bounds in ((False, (0.0, 0.2775)), (True, (0.7225, 1.0))):
             pool = [ScoredProblem(f"p{i}", [0, 0], [right, right], {"min": [0.5, 0.6]}, [0, 1]) for i in range(10)]
-            for num_draws in (None, 4):
-                for points in make_curves(pool, [1, 2], num_draws).curves.values():
-                    for point in points:
-                        assert (point["low"], point["high"]) == pytest.approx(bounds, abs=6e-5)
+            for points in make_curves(pool, [1, 2]).curves.values():
+                for point in points:
+                    assert (point["low"], point["high"]) == pytest.approx(bounds, abs=6e-5)
 
     def test_unknown_problems_are_excluded(self):
         values = np.array([[1.0, 0.0, np.nan, 1.0], [1.0, np.nan, 0.0, 0.0]])

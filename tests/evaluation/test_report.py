@@ -171,12 +171,13 @@ class TestVerdict:
 
     def test_one_n_has_no_verdict(self, tmp_path):
         found = self.verdict(tmp_path, points=[point(8, 0.7)])
-        assert found.answer == "open" and found.words == "Not settled: there is only one N, use several."
+        assert found.answer == "none" and found.words == "No verdict: there is only one N, use several."
 
     def test_no_verdict_if_nothing_is_right(self, tmp_path):
         points = [point(n, 0.0, 0.0) | {"high": 0.02} for n in (1, 2, 4)]
         found = self.verdict(tmp_path, points=points, low=-0.02, high=0.02)
-        assert found.answer == "open" and found.words == "Not settled: no selected solution is correct, at any N."
+        assert found.answer == "none" and found.words == "No verdict: no selected solution is correct, at any N."
+        assert "Gap" not in str(found.reasons)
 
     def test_results_of_an_earlier_version(self, tmp_path):
         """Their intervals may have zero width, and their gap may go from an N to itself."""
@@ -196,7 +197,49 @@ class TestVerdict:
 
     def test_no_curve_of_a_reward_model(self, tmp_path):
         (result,) = read_results([write(tmp_path, selection(hacking_gap={}))])
-        assert headline_verdict(result).answer == "open"
+        assert headline_verdict(result).answer == "none"
+
+    def test_no_gap_where_nothing_can_be_judged(self, tmp_path):
+        """Equal scores: the report and the terminal show a dash and the reason, and no number."""
+        made = plain_curves([[0.5] * 4] * 60, [[True, False, True, False]] * 60, [list("abcd")] * 60)
+        parts = {
+            "curves": made.curves,
+            "hacking_gap": made.hacking_gap,
+            "calibration": made.calibration,
+            "n": [1, 2, 4],
+        }
+        (result,) = read_results([write(tmp_path / "run", selection() | parts)])
+        why = "in no problem do a correct and a wrong candidate have different scores, so the scores rank nothing"
+        found = verdict(result, "best_of_n/score")
+        assert (found.answer, found.words) == ("none", f"No verdict: {why}.")
+        shown = format_results(Results(**selection() | parts))
+        assert f"hacking gap of best_of_n/score: No verdict: {why}." in shown
+        words = words_of([tmp_path / "run"])
+        assert f"No verdict: {why}." in words and "score – – – – 4 100.0 % no verdict" in words
+
+    def test_gaps_of_an_earlier_version_without_a_verdict(self, tmp_path):
+        """They have numbers next to the reason, which are not shown."""
+        values = selection()
+        values["hacking_gap"][MIN] |= {"undecided": "no candidate has a score"}
+        assert values["hacking_gap"][MIN]["gap"] > 0
+        (result,) = read_results([write(tmp_path / "run", values)])
+        assert verdict(result, MIN).answer == "none"
+        assert "best-of-N, min – – – – 8 50.0 % no verdict" in words_of([tmp_path / "run"])
+
+    def test_how_accuracies_were_estimated(self, tmp_path):
+        """Accuracies of the first N candidates cannot be compared with means over all subsets."""
+        new, old = selection(), selection()
+        old.pop("estimate")
+        words = words_of([write(tmp_path / "new", new), write(tmp_path / "old", old)])
+        assert (
+            "new: Means over all subsets of N of the 8 to 16 candidates of a problem. Votes with more than 200 subsets: means over 200 "
+            "random subsets. old: An earlier version selected from the first N candidates of each problem." in words
+        )
+        found = notices(read_results([tmp_path / "new", tmp_path / "old"]))
+        assert found == [
+            "old: An earlier version selected from the first N candidates of each problem. Run the command again with --overwrite."
+        ]
+        assert load_results(tmp_path / "old").estimate == {}
 
     def test_every_place_gives_the_same_verdict(self, tmp_path, capsys):
         """The terminal and the page agree about the same solutions. The tests of metrics compare the metric with it."""
@@ -507,6 +550,8 @@ FAULTS = {
     "a gap without a curve": (("hacking_gap", "best_of_n/max"), None, "`hacking_gap.best_of_n/max` is None"),
     "a gap of another N": ((*GAP, "best_n"), 3, "`hacking_gap.best_of_n/min` has an N that is not in the curve"),
     "half a loss": ((*GAP, "low"), None, "has some of `loss`, `from_n`, `low` and `high`, expected all or none"),
+    "no gap and no reason": ((*GAP, "gap"), None, "has no `gap`, `best_n` or `loss`, and no reason why it is `undecided`"),
+    "an unknown estimate": (("estimate", "method"), "guess", "`estimate.method` is 'guess'"),
     "a negative count": (("counts", "not_graded"), -1, "`counts.not_graded` is -1"),
     "a share above 1": (("calibration", "bins", 0, "share_right"), 2, r"`calibration.bins\[0\].share_right` is 2"),
     "an unknown key": (("colour",), "red", "`colour` is not a known key"),

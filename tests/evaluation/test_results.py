@@ -283,7 +283,7 @@ def test_problems_missing_from_a_run_are_counted(tmp_path):
         score_pool(problems, Scorer(), Equal(), part, ScoringConfig())
     settings = {"extractors": ["boxed"]}
     found = make_results(
-        tmp_path, [part.finished], run, {}, settings, [1, 2], ["min"], None, 42, Counter(), sampled=False
+        tmp_path, [part.finished], run, {}, settings, [1, 2], ["min"], 200, 42, Counter(), sampled=False
     )
     assert (found.counts["problems_ungradable"], found.counts["problems_error"], found.num_problems) == (3, 4, 3)
     assert found.policy["model"] == "p" and "3 problems have unreadable reference answers" in found.warnings[0]

@@ -308,6 +308,7 @@ def targets() -> list[Target]:
         target(f"export run {BUILD}", "run/*.json*", check_dataset, 1, "run"),
         target(f"export run {BUILD} --labels entropy --eta 2", "run/*.parquet", check_dataset, 1, "run"),
         target(f"export run {BUILD} --view sft", "run/*.parquet", check_dataset, 1, "run"),
+        target(f"export run {BUILD} --view sft --prefixes --min_mc_score 0.5 --hnc", "run/*.parquet", check_dataset, 1, "run"),
         target(f"export openr.jsonl --format openr {BUILD}", "openr.jsonl", check_dataset),
         target("inspect run --problem 0 --html page.html", "run/*", check_page, 1, "run"),
         target(f"select-raft --candidates solutions.jsonl {MODEL} {BUILD}", "solutions.jsonl", check_dataset),

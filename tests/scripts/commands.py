@@ -71,7 +71,7 @@ SETTINGS = {
         "max_step_tokens": 30,
         "engine_args": {"batch_size": 8},
     },
-    "export": {"inputs": ["run"], "output_dir": "OUT", "labels": "entropy", "eta": 2.0, "hnc": True, "hnc_min_children": 2, "test_size": 0.5},
+    "export": {"inputs": ["run"], "output_dir": "OUT", "labels": "entropy", "eta": 2.0, "hnc": True, "hnc_rule": "per_child", "hnc_min_children": 2, "balance": 2, "balance_by": "value_and_depth", "test_size": 0.5},
     "inspect": {"input": "run", "problem": "0", "html": "OUT/page.html", "breadth": 3},
     "select-raft": {"candidates": "solutions.jsonl", "output_dir": "OUT", "max_kept": 2, "spans": [1, 2], "test_size": 0.0, **REWARD_MODEL},
     "push-dataset": {"inputs": ["dataset"], "repo_id": "me/dataset", "dry_run": True},

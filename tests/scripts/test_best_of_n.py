@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -100,12 +101,13 @@ def test_given_candidates(tmp_path, planted, capsys):
         for point in results.curves[f"best_of_n/{name}"]:
             right = []
             for row in rows:
-                texts = row["candidates"][: point["n"]]
-                best = min(
-                    texts, key=lambda text: (-aggregate(list(map(float, re.findall(r"0\.\d+", text))), name), text)
-                )
-                right.append(f"# Answer\n\n{row['answer']}\n" in best)
-            assert point["accuracy"] == pytest.approx(sum(right) / 12)
+                for texts in combinations(row["candidates"], point["n"]):
+                    best = min(
+                        texts,
+                        key=lambda text: (-aggregate(list(map(float, re.findall(r"0\.\d+", text))), name), text),
+                    )
+                    right.append(f"# Answer\n\n{row['answer']}\n" in best)
+            assert point["accuracy"] == pytest.approx(sum(right) / len(right))
             assert point["low"] <= point["accuracy"] <= point["high"]
     assert [point["n"] for point in results.curves["majority_vote"]] == [1, 2, 4] == results.n
     assert list(results.curves) == [
@@ -159,7 +161,7 @@ def test_given_grades(tmp_path, planted, capsys):
     assert results.curves["pass_at_n"][0]["accuracy"] == pytest.approx(
         sum(sum(row["correct"]) / 4 for row in rows) / 6
     )
-    assert results.curves["best_of_n/min"][0]["accuracy"] == 0
+    assert results.curves["best_of_n/min"][0]["accuracy"] == 0.75
     assert results.counts["problems_with_given_grades"] == 6 and results.counts["problems_without_answer"] == 0
     assert "candidates of 6 problems came with grades" in capsys.readouterr().out
     judged = list(load_candidates(tmp_path / "out"))
@@ -188,15 +190,15 @@ def test_columns_of_candidates_and_of_problems(tmp_path, planted, capsys):
     ("size", "n"), [(10, [1, 2, 4, 8, 10]), (8, [1, 2, 4, 8]), (1, [1]), (70, [1, 2, 4, 8, 16, 32, 64])]
 )
 def test_the_shortest_command(tmp_path, monkeypatch, planted, size, n):
-    """Without a folder and N, the largest N for all problems is used, and surplus candidates are counted."""
+    """Without a folder and N, the largest N for all problems is used, and all candidates of each problem."""
     monkeypatch.chdir(tmp_path)
     rows = make_rows(2, size) + make_rows(3, size + 2)[2:]
     source = write_rows(tmp_path / "in.jsonl", rows)
     assert main(["best-of-n", "--candidates", source, "--reward_model", "m", "--aggregate", "min", "last"]) == 0
     results = load_results(tmp_path / "outputs" / "best-of-n")
     assert results.n == n == results.settings["n"]
-    assert results.counts["num_candidates"] == 3 * n[-1]
-    assert results.counts["candidates_beyond_n"] == 3 * size + 2 - 3 * n[-1]
+    assert results.counts["num_candidates"] == 3 * size + 2
+    assert (results.estimate["min_candidates"], results.estimate["max_candidates"]) == (size, size + 2)
 
 
 @pytest.mark.parametrize("name", AGGREGATES)
@@ -245,7 +247,7 @@ def test_a_policy_that_never_answers(tmp_path, planted, capsys):
     assert f"warning: {results.warnings[0]}" in printed and "6 candidates without answer" in printed
     assert "6 solutions: 0.0 % correct, 0.0 % wrong, 0.0 % cut off, 100.0 % without an answer" in printed
     assert (
-        printed.count("Not settled: no selected solution is correct, at any N.") == len(results.hacking_gap)
+        printed.count("No verdict: no selected solution is correct, at any N.") == len(results.hacking_gap)
         and "No sign" not in printed
     )
     assert {(point["low"], round(point["high"], 4)) for points in results.curves.values() for point in points} == {
@@ -432,14 +434,26 @@ def test_candidates_are_not_replaced_by_the_results(tmp_path, planted, capsys):
     assert Path(source).read_bytes() == before
 
 
-def test_draws_use_all_candidates(tmp_path, planted):
-    source = write_rows(tmp_path / "in.jsonl", make_rows(5, 8))
-    assert rescore(tmp_path / "first", source, "--n", "1", "4") == 0
-    assert rescore(tmp_path / "draws", source, "--n", "1", "4", "--num_draws", "20") == 0
-    first, draws = load_results(tmp_path / "first"), load_results(tmp_path / "draws")
-    assert (first.counts["num_candidates"], draws.counts["num_candidates"]) == (20, 40)
-    assert (first.counts["candidates_beyond_n"], draws.counts["candidates_beyond_n"]) == (20, 0)
-    assert first.curves["best_of_n/min"] != draws.curves["best_of_n/min"] and draws.settings["num_draws"] == 20
+def test_all_candidates_are_used(tmp_path, planted, capsys):
+    """Also with a small N, whose accuracy is a mean over all subsets. Only votes depend on the number of draws."""
+    source = write_rows(tmp_path / "in.jsonl", make_rows(5, 12))
+    assert rescore(tmp_path / "default", source, "--n", "1", "4") == 0
+    assert (
+        "Means over all subsets of N of the 12 candidates of a problem. Votes with more than 200"
+        in capsys.readouterr().out
+    )
+    assert rescore(tmp_path / "few", source, "--n", "1", "4", "--num_draws", "3") == 0
+    found, few = load_results(tmp_path / "default"), load_results(tmp_path / "few")
+    assert found.counts["num_candidates"] == 60
+    assert found.estimate == {"method": "subsets", "min_candidates": 12, "max_candidates": 12, "num_draws": 200}
+    assert (few.settings["num_draws"], few.estimate["num_draws"]) == (3, 3)
+    for name in ("best_of_n/min", "pass_at_n"):
+        assert found.curves[name] == few.curves[name]
+    assert found.curves["majority_vote"][1] != few.curves["majority_vote"][1]
+    right = [one.correct for problem in load_candidates(tmp_path / "default") for one in problem.candidates]
+    assert [points[0]["accuracy"] for points in found.curves.values()] == pytest.approx(
+        [right.count(True) / 60] * len(found.curves)
+    )
 
 
 # with a policy
@@ -540,7 +554,7 @@ def test_outputs_of_search_and_learn(tmp_path, planted, capsys):
     shown = solutions[0].partition("\n\n## Step 2")
     assert planted.shown == [("3 + 4?", [[shown[0], (shown[1] + shown[2]).strip()], [solutions[1]]])]
     results = load_results(tmp_path / "out")
-    assert [point["accuracy"] for point in results.curves["best_of_n/min"]] == [1, 1]
+    assert [point["accuracy"] for point in results.curves["best_of_n/min"]] == [0.5, 1]
     assert results.counts["rows_of_whole_solutions"] == 1
     assert "1 rows have `problem` and `completions`, as written by search-and-learn" in capsys.readouterr().out
 

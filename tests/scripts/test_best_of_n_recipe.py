@@ -40,16 +40,3 @@ def test_settings_on_the_command_line_win(tmp_path):
     config, _ = CommandParser(StepSearchConfig).read(words)
     assert config.n == [8] and config.output_dir == "p" and config.overwrite is True
     assert config.limit is None and config.engine_args == {"a": 1} and config.max_step_tokens == 5
-
-
-def test_the_papers_settings():
-    """N and aggregates as in ER-PRM, section 4 and tables 4 to 6."""
-    found = {
-        path.parent.name: yaml.safe_load(path.read_text())
-        for name in CONFIGS
-        for path in (ROOT / "recipes").glob(f"*/{name}")
-        if path.parent.name != "tiny"
-    }
-    assert found.keys() == {"deepseek-math-7b-instruct", "metamath-mistral-7b", "openmath2-llama3.1-8b"}
-    for values in found.values():
-        assert values["n"] == [1, 4, 8, 16, 32, 64] and values["aggregate"] == ["min"]

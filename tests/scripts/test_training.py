@@ -137,13 +137,17 @@ def test_trains_in_two_processes_from_yaml_and_command_line(tmp_path):
     }
     (tmp_path / "reward.yaml").write_text(yaml.safe_dump(VALUES | values))
     options = ["--config", "reward.yaml", "--learning_rate", "1e-3", "--per_device_train_batch_size", "2"]
-    result = subprocess.run(
-        [sys.executable, "-c", RUN, "reward", *options, "--cpu", "--main_process_port", str(free_port())],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert result.returncode == 0, result.stderr[-6000:]
+    outputs = []
+    for plan in ("true", "false"):
+        words = [*options, "--plan", plan, "--cpu", "--main_process_port", str(free_port())]
+        result = subprocess.run(
+            [sys.executable, "-c", RUN, "reward", *words], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert result.returncode == 0, result.stderr[-6000:]
+        assert (tmp_path / "out").exists() == (plan == "false")
+        outputs.append([line for line in result.stdout.splitlines() if line.startswith(("training plan", "  "))])
+    assert outputs[0] == outputs[1] and outputs[0].count("training plan") == 1  # only the main process prints it
+    assert "  rows per optimizer step    4 (batch size 2 x accumulation 1 x processes 2)" in outputs[0]
     state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
     first, last = (log for log in state["log_history"] if "loss" in log)
     assert first["learning_rate"] == 1e-3

@@ -9,11 +9,14 @@ from statistics import mean, pvariance
 
 import pytest
 
+from trl_hrm.search import compression
 from trl_hrm.search.compression import choose_moves, compress, count_moves, move_up
 from trl_hrm.search.tree import ROOT, SearchTree, walk
 from trl_hrm.search.values import leaf_counts, mc_scores
 
 from .random_trees import end, full_tree, random_tree, rollout_tree, slow_leaves
+from .scripted import SEARCHES, make_problems, run_scripted
+from .scripted import read_trees as read_scripted
 
 
 def many_trees(number: int, **options) -> list[SearchTree]:
@@ -183,6 +186,139 @@ def test_probability_and_least_number_of_children():
     assert count_moves(compress(tree, 0, probability=1, min_children=3, num_passes=2)) == 2 * parents
 
 
+def share_of_parents(rule: str, size: int) -> float:
+    """Return the probability that a node with `size` children loses one, as stated in docs/search.md."""
+    return 0.5 if rule == "per_parent" else 1 - 0.5**size
+
+
+def branch(tree: SearchTree, depth: int) -> SearchTree:
+    """Return the part of a tree that begins with its first step, down to `depth`."""
+    kept = [i for i in range(len(tree.nodes)) if tree.path(i)[0] == 0 and tree.depth(i) <= depth]
+    place = {ROOT: ROOT} | {old: new for new, old in enumerate(kept)}
+    nodes = [replace(tree.nodes[i], parent=place[tree.nodes[i].parent]) for i in kept]
+    return SearchTree(tree.problem, nodes, tree.prompt_ids, tree.status)
+
+
+def moves_of_all_coins(monkeypatch, tree: SearchTree, rule: str) -> list[list[int]]:
+    """Return the moves for each outcome of the coins of a tree, which are equally likely with probability 0.5."""
+    owners = families(tree) if rule == "per_parent" else [i for steps in families(tree).values() for i in steps]
+    found = []
+    for coins in itertools.product([0, 2**64 - 1], repeat=len(owners)):
+        drawn = {tree.nodes[i].node_id: coin for i, coin in zip(owners, coins, strict=True)}
+        monkeypatch.setattr(compression, "draws", lambda key, node_id, drawn=drawn: (drawn[node_id], 0))
+        found.append(choose_moves(tree, (0,), 0.5, 2, rule))
+    return found
+
+
+@pytest.mark.parametrize("rule", compression.RULES)
+def test_share_of_moved_children_by_enumeration(monkeypatch, rule):
+    """Over all outcomes of the coins of one family of a 5-ary tree. docs/search.md states the same shares."""
+    outcomes = moves_of_all_coins(monkeypatch, branch(full_tree(random.Random(0), num_children=5, depth=2), 2), rule)
+    assert len(outcomes) == {"per_parent": 2, "per_child": 32}[rule]
+    lost = sum(map(bool, outcomes)) / len(outcomes)
+    assert lost == share_of_parents(rule, 5) == {"per_parent": 1 / 2, "per_child": 31 / 32}[rule]
+    moved = sum(map(len, outcomes)) / len(outcomes) / 5
+    assert moved == {"per_parent": 0.1, "per_child": 0.19375}[rule]
+    if rule == "per_child":  # the first one whose coin succeeds
+        found = Counter(moves[0] for moves in outcomes if moves)
+        assert [found[i] / len(outcomes) for i in range(1, 6)] == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32]
+
+
+def test_children_of_a_moved_node_stay(monkeypatch):
+    """With `per_child`, over all coins of three families. With `per_parent`, a node and its child can both move."""
+    tree = branch(full_tree(random.Random(0), num_children=2, depth=3), 3)
+    outcomes = moves_of_all_coins(monkeypatch, tree, "per_child")
+    assert len(outcomes) == 2**6
+    assert not any(tree.nodes[i].parent in moves for moves in outcomes for i in moves)
+    depths = Counter(tree.depth(i) for moves in outcomes for i in moves)
+    first = 3 / 8  # share of the children that move below a node that stays: (1 - 0.5^2) / 2
+    assert depths[2] / len(outcomes) / 2 == first
+    assert depths[3] / len(outcomes) / 4 == (1 - first) * first
+    outcomes = moves_of_all_coins(monkeypatch, tree, "per_parent")
+    assert any(tree.nodes[i].parent in moves for moves in outcomes for i in moves)
+
+
+@pytest.mark.parametrize("rule", compression.RULES)
+def test_share_of_moved_children_in_sampled_trees(rule):
+    """The shares of docs/search.md in 5-ary trees of depth 5: parents that lose a child, and children that move."""
+    num_moved, num_children, num_lost, num_staying = 0, 0, 0, 0
+    tree = full_tree(random.Random(0), num_children=5, depth=5)
+    for seed in range(8):
+        moves = set(choose_moves(tree, (seed, 0), 0.5, 4, rule))
+        num_moved += len(moves)
+        for parent, steps in families(tree).items():
+            num_children += len(steps)
+            if rule == "per_parent" or parent not in moves:
+                num_staying += 1
+                num_lost += any(i in moves for i in steps)
+    lost = share_of_parents(rule, 5)
+    below, by_depth = lost / 5, [lost / 5]
+    while rule == "per_child" and len(by_depth) < 4:
+        by_depth.append((1 - by_depth[-1]) * below)
+    shares = by_depth if rule == "per_child" else [below] * 4
+    expected = sum(share * 5**depth for depth, share in enumerate(shares)) / sum(5**depth for depth in range(4))
+    assert [round(share, 3) for share in shares] == {
+        "per_parent": [0.1] * 4,
+        "per_child": [0.194, 0.156, 0.163, 0.162],
+    }[rule]
+    assert round(expected, 3) == {"per_parent": 0.1, "per_child": 0.162}[rule]
+    assert num_children == 8 * 5 * (5 + 25 + 125 + 625)
+    assert num_moved / num_children == pytest.approx(expected, abs=4 * (0.2 * 0.8 / num_children) ** 0.5)
+    assert num_lost / num_staying == pytest.approx(lost, abs=4 * (lost * (1 - lost) / num_staying) ** 0.5)
+
+
+def test_first_siblings_move_more_often_with_per_child():
+    """So the average over the coins is not the child mean of the tree, but over the samples of the policy it is."""
+    p, size = 0.3, 4
+    places = [0.5**i for i in range(1, size + 1)]  # no child moves with the remaining probability
+    tree = full_tree(random.Random(0), num_children=size, depth=2)
+    steps = movable(tree)[0]
+    total = square = 0.0
+    for outcomes in itertools.product([True, False], repeat=size):
+        for i, correct in zip(steps, outcomes, strict=True):
+            end(tree.nodes[i], correct)
+        chance = p ** sum(outcomes) * (1 - p) ** (size - sum(outcomes))
+        found = [mc_scores(move_up(tree, [i]))[0] for i in steps]
+        over_coins = sum(place * value for place, value in zip(places, found, strict=True)) + mc_scores(tree)[0] / 16
+        if outcomes == (True, False, False, False):
+            assert mc_scores(tree)[0] == 1 / 4
+            assert over_coins == pytest.approx((1 / 4 + 1 / 8 + 1 / 16) * 1 / 3 + 1 / 16 * 1 / 4)
+        total += chance * over_coins
+        square += sum(chance * place * (x - p) ** 2 for place, x in zip(places, found, strict=True)) / sum(places)
+    assert total == pytest.approx(p, abs=1e-12)
+    assert square == pytest.approx(p * (1 - p) / (size - 1), abs=1e-12)
+
+
+def test_per_child_follows_the_order_of_sampling():
+    """Nodes arrive in any order. Their position among their siblings decides."""
+    num_late = 0
+    for seed in range(40):
+        tree = full_tree(random.Random(seed), name=f"{seed}", num_children=5, depth=2)
+        moved = {tree.nodes[i].node_id for i in choose_moves(tree, (seed, 0), 0.5, 4, "per_child")}
+        first = [i for i, node in enumerate(tree.nodes) if node.parent == ROOT]
+        nodes = [tree.nodes[i] for i in first]
+        for parent, steps in families(tree).items():
+            drawn = [compression.draws((seed, 0), tree.nodes[i].node_id)[0] < 2**63 for i in steps]
+            expected = [tree.nodes[steps[drawn.index(True)]].node_id] if any(drawn) else []
+            assert [tree.nodes[i].node_id for i in steps if tree.nodes[i].node_id in moved] == expected
+            num_late += sum(drawn) > 1
+            nodes += [replace(tree.nodes[i], parent=first.index(parent)) for i in reversed(steps)]
+        turned = SearchTree(tree.problem, nodes, tree.prompt_ids, tree.status)
+        assert {nodes[i].node_id for i in choose_moves(turned, (seed, 0), 0.5, 4, "per_child")} == moved
+    assert num_late > 100
+
+
+def test_siblings_of_a_full_tree_are_sampled_together(tmp_path):
+    """If a search added siblings after it has seen outcomes, their positions would tell outcomes, and `per_child` would bias."""
+    run_scripted(tmp_path / "run", SEARCHES["full_tree"], make_problems(3))
+    rounds = [
+        {tree.nodes[i].round for i in steps}
+        for tree in read_scripted(tmp_path / "run").values()
+        for steps in families(tree).values()
+    ]
+    assert len(rounds) > 5 and all(len(found) == 1 for found in rounds)
+
+
 def test_one_seed_one_view():
     """With one generator for all nodes, the view would depend on the order in which nodes arrived."""
     for tree in many_trees(20):
@@ -252,6 +388,7 @@ def test_errors():
         ({"min_children": 1}, "`min_children` is 1. It must be at least 2"),
         ({"probability": 1.5}, "probability of node compression is 1.5"),
         ({"num_passes": 0}, "number of passes of node compression is 0"),
+        ({"rule": "coin"}, "rule of node compression is 'coin'. It must be one of per_parent, per_child"),
     ):
         with pytest.raises(ValueError, match=message):
             compress(tree, 0, **options)

@@ -269,11 +269,14 @@ def test_compressed_view(tmp_path, capsys):
     ]
     assert main(argv) == 0
     plain_view = capsys.readouterr().out
-    assert main([*argv, "--hnc", "--hnc_seed", "3"]) == 0
-    view = capsys.readouterr().out
-    moved = int(re.search(r"node compression with seed 3, which moved (\d+)", view)[1])
-    assert moved > 0 and view.count("moved up") == moved and "moved up" not in plain_view
-    assert view.split("\n")[0] == plain_view.split("\n")[0]  # totals of the search do not change
+    moved = {}
+    for rule in ("per_parent", "per_child"):
+        assert main([*argv, "--hnc", "--hnc_rule", rule, "--hnc_seed", "3"]) == 0
+        view = capsys.readouterr().out
+        moved[rule] = int(re.search(rf"node compression \({rule}, seed 3\) moved (\d+)", view)[1])
+        assert view.count("moved up") == moved[rule] and "moved up" not in plain_view
+        assert view.split("\n")[0] == plain_view.split("\n")[0]  # totals of the search do not change
+    assert 0 < moved["per_parent"] < moved["per_child"]
 
 
 def test_a_run_that_is_still_going(tmp_path, capsys):
@@ -320,6 +323,7 @@ def test_ids_that_are_not_file_names(tmp_path, capsys, monkeypatch):
         (["--depth", "2"], "`depth` has no effect without `problem`"),
         (["--rollouts"], "`rollouts` has no effect without `problem`"),
         (["--problem", "1", "--hnc_seed", "3"], "`hnc_seed` has no effect without `hnc`"),
+        (["--problem", "1", "--hnc_rule", "per_child"], "`hnc_rule` has no effect without `hnc`"),
         (["--problem", "1", "--depth", "0"], "`depth` is 0"),
         (["--problem", "1", "--breadth", "-1"], "`breadth` is -1"),
         (["--format", "openr"], "is a folder without search logs. Expected a JSON Lines file of openr"),

@@ -4,13 +4,18 @@ import random
 
 import pytest
 import torch
+from datasets import Dataset, load_dataset
 from transformers import TrainerCallback
 
 from trl_hrm import HRMRewardTrainer, StepTree, hrm_view
+from trl_hrm.data.export import export
+from trl_hrm.data.export_config import ExportConfig
 from trl_hrm.losses import step_loss
+from trl_hrm.search.nodes import write_nodes
 from trl_hrm.trainer.forest_dataset import DataCollatorForForest
 
 from ..helpers import ALL_HEADS, HEADS, dataset_of, make_trainer, path_logits, random_tree, tiny_model, weights_of
+from ..search.random_trees import full_tree
 
 
 LEARNING_RATE = 0.1
@@ -102,6 +107,51 @@ def test_settings_that_change_no_result(tmp_path, trees, settings):
     step_format = HEADS["classification"]
     expected = expected_step(step_format, lambda model: slow_losses(model, step_format, trees))
     assert_one_step(make_trainer(tmp_path, trees, **settings), expected)
+
+
+@pytest.fixture(scope="module")
+def search_run(tmp_path_factory) -> str:
+    """Return a file of search trees with many different MC scores."""
+    rng = random.Random(3)
+    folder = tmp_path_factory.mktemp("run")
+    write_nodes([full_tree(rng, f"{i}", num_children=4, depth=2) for i in range(2)], folder / "nodes.parquet")
+    return str(folder / "nodes.parquet")
+
+
+@pytest.mark.parametrize("head", ["classification", "regression"])
+@pytest.mark.parametrize("view", ["hrm", "prm"])
+def test_mc_labels(tmp_path, search_run, head, view):
+    """
+    Reward models on the labels of a search, with node compression in the HRM view. A step of several rows has the mean of their
+    labels: the parent of a moved node has one score in the tree and one in the compressed tree.
+    """
+    options = {"hnc": True, "hnc_rule": "per_child"} if view == "hrm" else {}
+    config = ExportConfig(
+        inputs=[search_run], output_dir=str(tmp_path / "data"), view=view, test_size=0, num_proc=1, **options
+    )
+    export(config)
+    rows = load_dataset(str(tmp_path / "data"), split="train").to_list()
+    trees = [StepTree.from_row(row) for row in rows]
+    labels = {label for tree in trees for label in tree.labels}
+    assert len(labels) > 3 and not labels <= {0.0, 1.0}
+    if view == "hrm":  # a merged step, also a moved node, has the label of its last step
+        found = {"tree": {}, "hnc": {}}
+        for row, tree in zip(rows, trees, strict=True):
+            pairs = [i for i, count in enumerate(tree.num_merged) if count == 2]
+            found[row["source"]] |= {(tree.prompt, tree.completions[i]): tree.labels[i] for i in pairs}
+            if row["source"] == "tree":
+                ids = tree.step_columns["node_ids"]
+                alone = {ids[i]: label for i, label in enumerate(tree.labels) if tree.num_merged[i] == 1}
+                assert [tree.labels[i] for i in pairs] == [alone[ids[i]] for i in pairs]
+        assert found["hnc"] == found["tree"] and len(found["tree"]) == 32
+    groups = {}
+    for tree in trees:
+        groups.setdefault(tree.prompt, []).append(tree)
+    joined = [StepTree.from_chains(group)[0] for group in groups.values()]
+    step_format = HEADS[head]
+    expected = expected_step(step_format, lambda model: slow_losses(model, step_format, joined))
+    trainer = make_trainer(tmp_path / "model", Dataset.from_list(rows), head=head)
+    assert_one_step(trainer, expected)
 
 
 @pytest.mark.parametrize("head", ["regression", "lm"])

@@ -98,6 +98,73 @@ class TestTrainedRows:
         assert not [line for line in warnings_of(caplog) if "token to train on" in line]
 
 
+CHAT = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+
+
+class TestUnfinishedRows:
+    """Rows of `export --prefixes`. If the end of sequence after a prefix were trained, the policy would learn to stop there."""
+
+    PREFIXES = [GOOD | {"is_complete": True}, GOOD | {"is_complete": False}, {**GOOD, "is_complete": None}]
+
+    def test_text(self, tmp_path):
+        trainer = make_kl_trainer(tmp_path, self.PREFIXES)
+        plain = make_kl_trainer(tmp_path / "plain", [GOOD])
+        (whole,) = plain.train_dataset
+        eos = plain.processing_class.eos_token_id
+        complete, prefix, unknown = trainer.train_dataset
+        assert complete["labels"] == unknown["labels"] == whole["labels"]
+        assert whole["labels"][-1] == eos and whole["labels"].count(eos) == 1
+        assert prefix["labels"] == whole["labels"][:-1] + [-100]
+        assert complete["input_ids"] == prefix["input_ids"] == whole["input_ids"]
+
+    @pytest.mark.parametrize("trims", [False, True])
+    def test_chat(self, tmp_path, trims):
+        tokenizer = byte_level()
+        tokenizer.chat_template = CHAT.replace("m.content", "m.content | trim") if trims else CHAT
+        tokenizer.add_special_tokens({"eos_token": "<|end|>", "pad_token": "<|pad|>"})
+        rows = [messages("1+1?", " = 2\n\n") | {"is_complete": value} for value in (True, False)]
+        model = tiny_model(LM, vocab_size=len(tokenizer))
+        trainer = make_kl_trainer(tmp_path, rows, model=model, trainer_args={"processing_class": tokenizer})
+        trained = [
+            tokenizer.decode([label for label in row["labels"] if label != -100]) for row in trainer.train_dataset
+        ]
+        text = "= 2" if trims else " = 2\n\n"
+        assert trained == [f"{text}<|end|>\n", text]
+
+    def test_packed_and_cut(self, tmp_path):
+        """Ends are masked before rows are packed or cut."""
+        eos = make_kl_trainer(tmp_path / "plain", [GOOD]).processing_class.eos_token_id
+        for options in ({"packing": True, "max_length": 64}, {"max_length": 64}, {"max_length": 3}):
+            trainer = make_kl_trainer(tmp_path / "out", self.PREFIXES[:2], padding_free=False, **options)
+            labels = [label for row in trainer.train_dataset for label in row["labels"]]
+            assert labels.count(eos) == (options["max_length"] > 3)
+            assert any(label != -100 for label in labels)
+
+    def test_stream(self, tmp_path):
+        stream = Dataset.from_list(self.PREFIXES[:2]).to_iterable_dataset()
+        trainer = make_kl_trainer(tmp_path, stream, max_steps=1)
+        labels = [row["labels"][-1] for row in trainer.train_dataset]
+        assert labels == [trainer.processing_class.eos_token_id, -100]
+        trainer.train()
+
+    def test_the_end_is_unclear(self, tmp_path):
+        """A template that renders an open message in another way hides where the text ends."""
+        tokenizer = byte_level()
+        tokenizer.chat_template = CHAT.replace("{{ m.content }}", "{{ m.content | length }}:{{ m.content }}")
+        tokenizer.add_special_tokens({"eos_token": "<|end|>", "pad_token": "<|pad|>"})
+        rows = [messages("1+1?", " = 2") | {"is_complete": False}]
+        model = tiny_model(LM, vocab_size=len(tokenizer))
+        with pytest.raises(ValueError, match="end of the unfinished completion"):
+            make_kl_trainer(tmp_path, rows, model=model, trainer_args={"processing_class": tokenizer})
+        with pytest.raises(ValueError, match="Remove `formatting_func`"):
+            make_kl_trainer(
+                tmp_path,
+                self.PREFIXES,
+                completion_only_loss=False,
+                trainer_args={"formatting_func": lambda row: row["prompt"] + row["completion"]},
+            )
+
+
 def test_rows_do_not_depend_on_the_day(tmp_path, on_day):
     """Rows use the same date as `trl-hrm annotate`, and the saved tokenizer keeps its template."""
     found = []

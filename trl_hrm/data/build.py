@@ -181,11 +181,15 @@ def finish_dataset(
     publish(built, output)
 
 
-def count_labels(recipe: Recipe, config: BuildConfig, bin_of: Callable[[float], int]) -> dict[int, int]:
-    """Return the number of labels per bin in the training rows that [`build_dataset`] would write."""
+def count_labels(
+    recipe: Recipe, config: BuildConfig, cells: Callable[[StepTree], list[tuple[int, ...] | None]]
+) -> Counter[tuple[int, ...]]:
+    """
+    Return the number of labels per cell in the training rows that [`build_dataset`] would write. `cells` returns the cell of each
+    step of a row, `None` without a label.
+    """
     worker = _Worker(recipe, config, read_problem_keys(config.exclude))
-    counts = load_counts(worker.map(_count_chunk, worker.chunks(), "count", bin_of=bin_of)["counts"])
-    return Counter({number: count for (number,), count in counts.items()})
+    return load_counts(worker.map(_count_chunk, worker.chunks(), "count", cells=cells)["counts"])
 
 
 @dataclass
@@ -347,12 +351,12 @@ def _write_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[str,
 
 
 @_no_search_for_cycles()
-def _count_chunk(chunk: dict[str, Any], part: int, worker: _Worker, bin_of: Callable) -> dict[str, str]:
+def _count_chunk(chunk: dict[str, Any], part: int, worker: _Worker, cells: Callable) -> dict[str, str]:
     counts = Counter()
     for where, _, record in worker.recipe.source.read(chunk):
         for tree in worker.keep(record, where, Counter(), worker.rows):
             if problem_split(tree.prompt, worker.config.test_size, worker.config.seed) == "train":
-                counts.update((bin_of(label),) for label in tree.labels if label is not None)
+                counts.update(cell for cell in cells(tree) if cell is not None)
     return {"counts": dump_counts(counts)}
 
 

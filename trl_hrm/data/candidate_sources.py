@@ -165,22 +165,12 @@ def read_pool(
     return answered
 
 
-def take_first(
-    problems: Sequence[ProblemCandidates], number: int, all_beyond: bool = False
-) -> list[ProblemCandidates]:
+def check_sizes(problems: Sequence[ProblemCandidates], number: int) -> None:
     """
-    Return the problems with their first `number` candidates.
-
-    Args:
-        problems (`Sequence[ProblemCandidates]`):
-            Problems with their candidates.
-        number (`int`):
-            Number of candidates that each problem must have.
-        all_beyond (`bool`, *optional*, defaults to `False`):
-            Keep the other candidates too.
+    Check that all problems have at least `number` candidates.
 
     Raises:
-        `ValueError`: If a problem has fewer candidates.
+        `ValueError`: If a problem has fewer candidates, or if there are no problems.
     """
     if not problems:
         raise ValueError("`problems` is empty. It must contain at least one problem with candidates.")
@@ -190,7 +180,6 @@ def take_first(
             f"{short.where}: problem {shown(short.problem_id)} has {len(short.candidates)} candidates, but the largest N is {number}. "
             f"Sample more candidates, remove the problem, or use a smaller --n (at most {len(short.candidates)})."
         )
-    return list(problems) if all_beyond else [replace(p, candidates=p.candidates[:number]) for p in problems]
 
 
 def read_run(

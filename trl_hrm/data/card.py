@@ -49,6 +49,17 @@ VIEW_COLUMNS = {
     | {
         "mc_correct": "number of leaves with the correct answer below the first step with the lowest MC score",
         "mc_total": "number of leaves with an answer, correct or wrong, below that step",
+        "source": "the tree with the higher score: the original search tree (tree), or its view with node compression (hnc)",
+    },
+    "prefixes": SOLUTION_COLUMNS
+    | {
+        "completion": "the text of the policy from the start to the end of a step",
+        "mc_score": "the MC score of the step",
+        "mc_correct": "number of leaves with the correct answer below the step",
+        "mc_total": "number of leaves with an answer, correct or wrong, below the step",
+        "is_complete": "whether the solution ends with the step; otherwise do not train on an end of sequence after it",
+        "source": "the tree with the higher score: the original search tree (tree), or its view with node compression (hnc)",
+        "node_id": "search node of the step",
     },
     "raft": SOLUTION_COLUMNS
     | {
@@ -69,6 +80,7 @@ VIEWS = {
     "Steps that several paths share are repeated in each of them.",
     "orm": "Each row is one complete solution. Only its last step has a label.",
     "sft": "Each row is one correct solution.",
+    "prefixes": "Each row is the text from the start of a solution to one of its steps, or a correct solution.",
     "raft": "Each row is one solution, selected among the candidates of its problem by the score of a reward model. The reference "
     "answer was not used.",
 }
@@ -139,7 +151,8 @@ def build_card(
         ],
         configs=[config],
     )
-    meanings = COLUMNS | VIEW_COLUMNS.get(report["view"], {})
+    rows = "prefixes" if "is_complete" in schema.names else report["view"]
+    meanings = COLUMNS | VIEW_COLUMNS.get(rows, {})
     columns = [
         [
             code(field.name),
@@ -156,7 +169,7 @@ def build_card(
         title=about["title"],
         view=report["view"],
         description=about["description"],
-        row=VIEWS[report["view"]],
+        row=VIEWS[rows],
         columns=Table(["column", "type", "meaning"], columns).markdown(),
         example=printable(json.dumps(_shorten(example), indent=2, ensure_ascii=False, default=_text)),
         load=LOAD_FOLDER,

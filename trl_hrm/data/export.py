@@ -1,7 +1,7 @@
 """Build datasets from search trees, with statistics of the search on the dataset card."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,17 @@ from .export_config import ExportConfig
 from .output import claimed_output
 from .problems import problem_split
 from .self_training import MESSAGES, asked, prompt_of
-from .step_labels import bin_of, compressed, label_steps, leave_out_copies, right_solutions, thin_labels
+from .step_labels import (
+    Cell,
+    compressed,
+    keep_chances,
+    label_cells,
+    label_steps,
+    leave_out_copies,
+    sft_kind,
+    sft_rows,
+    thin_labels,
+)
 from .tree_files import NodeFiles, OpenrFiles, run_warnings
 
 
@@ -61,7 +71,6 @@ COLUMNS = {
     "node_id": pa.string(),
 }
 SOLUTION_COLUMNS = COLUMNS | {"mc_correct": pa.int32(), "mc_total": pa.int32(), "problem": pa.string()}
-SOLUTION_NOTES = ("solutions_found", "duplicate_solutions", "solutions_below_min_score")
 BARE_PROMPTS = (
     "`prompt` is the bare problem in all rows, because {}. If the policy was given a different prompt, training uses another prompt "
     "than sampling."
@@ -90,15 +99,18 @@ def export(config: ExportConfig) -> BuildReport:
         recipe = _openr_recipe(config) if config.format == "openr" else _run_recipe(config)
         if config.balance:
             # Count in a separate pass over the trees, since holding all labels in memory would not scale
-            counts = count_labels(recipe, config, partial(bin_of, num_bins=config.balance))
-            bins = [counts[number] for number in range(config.balance)]
-            least = min(filter(None, bins), default=0)
-            chances = [least / count if count else 1.0 for count in bins]
-            edges = [f"labels from {i / len(bins):.3g} to {(i + 1) / len(bins):.3g}" for i in range(len(bins))]
-            balance = {
-                edge: {"before": count, "chance_to_stay": chance}
-                for edge, count, chance in zip(edges, bins, chances, strict=True)
-            }
+            cells = partial(label_cells, num_bins=config.balance, by=config.balance_by)
+            counts = count_labels(recipe, config, cells)
+            chances = keep_chances(counts)
+            balance = {}
+            for depth in sorted({cell[:-1] for cell in counts}):
+                for number in range(config.balance):
+                    edges = f"labels from {number / config.balance:.3g} to {(number + 1) / config.balance:.3g}"
+                    cell = (*depth, number)
+                    balance["".join(f"depth {i}, " for i in depth) + edges] = {
+                        "before": counts[cell],
+                        "chance_to_stay": chances.get(cell, 1.0),
+                    }
             describe = recipe.describe
             recipe = replace(
                 recipe,
@@ -178,7 +190,8 @@ def _columns(config: ExportConfig, prompt: Prompt | None) -> dict[str, pa.DataTy
     if config.view != "sft":
         return COLUMNS
     is_chat = prompt is not None and prompt.style == "chat"
-    return SOLUTION_COLUMNS | ({"prompt": MESSAGES, "completion": MESSAGES} if is_chat else {})
+    complete = {"is_complete": pa.bool_()} if config.prefixes else {}
+    return SOLUTION_COLUMNS | complete | ({"prompt": MESSAGES, "completion": MESSAGES} if is_chat else {})
 
 
 def _openr_recipe(config: ExportConfig) -> Recipe:
@@ -220,13 +233,13 @@ def parse_search_tree(
     notes: Counter,
     config: ExportConfig,
     estimator: str | None = None,
-    chances: Sequence[float] | None = None,
+    chances: Mapping[Cell, float] | None = None,
 ) -> list[StepTree]:
     """
     Return the step trees of a search tree.
 
     These are the labelled tree itself and, for a training problem with `config.hnc`, its compressed view. In the flat views, the
-    compressed view has only the paths that differ from the tree. With `config.view="sft"`, each tree is one correct solution.
+    compressed view has only the paths that differ from the tree. With `config.view="sft"`, each tree is one row of [`sft_rows`].
 
     Args:
         tree ([`SearchTree`]):
@@ -240,24 +253,18 @@ def parse_search_tree(
             Options of the export.
         estimator (`str`, *optional*):
             Name of the estimator to write to the rows. Defaults to `config.estimator`.
-        chances (`Sequence[float]`, *optional*):
-            Probability of keeping a training label, per bin. By default, labels are not balanced.
+        chances (`Mapping[Cell, float]`, *optional*):
+            Probability of keeping a training label, per cell. By default, labels are not balanced.
 
     Raises:
         [`Dropped`]: If the search of this problem did not finish, as with the status `"always_solved"`. For `view="sft"`, if no
-            solution is correct, or no correct solution reaches `config.min_mc_score`.
+            solution is correct, or no correct solution, or no prefix, reaches `config.min_mc_score`.
     """
     if tree.status != "done":
         raise Dropped(tree.status)
     extra = {"problem_id": tree.problem.problem_id, "answer": tree.problem.answer}
     extra |= {"estimator": estimator or config.estimator, "truncated": None if estimator else config.truncated}
     extra |= {"label_kind": config.labels, "eta": config.eta}
-    if config.view == "sft":
-        solutions = right_solutions(tree, config, notes)
-        if not solutions:
-            found = {name: notes[name] for name in SOLUTION_NOTES}
-            raise Dropped("no_solution_with_min_score" if found["solutions_found"] else "no_right_solution", found)
-        return [replace(solution, extra=extra | solution.extra) for solution in solutions]
     is_train = problem_split(tree.problem.prompt, config.test_size, config.seed) == "train"
     views = [("tree", tree)]
     if config.hnc and is_train:
@@ -268,6 +275,19 @@ def parse_search_tree(
             views.append(("hnc", view))
         else:
             notes["hnc_trees_without_a_move"] += 1  # the view is identical to the tree
+    if config.view == "sft":
+        rows = sft_rows(tree, config, notes, dict(views).get("hnc"))
+        if not rows:
+            kind = sft_kind(config)
+            found = {name: notes[name] for name in (f"{kind}_found", f"duplicate_{kind}", f"{kind}_below_min_score")}
+            is_below = config.prefixes or found["solutions_found"]
+            raise Dropped(
+                f"no_{'prefix' if config.prefixes else 'solution'}_with_min_score"
+                if is_below
+                else "no_right_solution",
+                found,
+            )
+        return [replace(row, extra=extra | row.extra) for row in rows]
     labelled = []
     for source, view in views:
         step_tree, _ = label_steps(view, config, notes)
@@ -283,7 +303,8 @@ def parse_search_tree(
         labelled.append(step_tree)
     if chances is not None:
         for step_tree in labelled:
-            thin_labels(step_tree, chances if is_train else (), config.seed)
+            cells = label_cells(step_tree, config.balance, config.balance_by)
+            thin_labels(step_tree, cells, chances if is_train else {}, config.seed)
     return labelled
 
 
@@ -327,12 +348,14 @@ def _describe(
 
 
 def _describe_labels(config: ExportConfig, estimator: str) -> dict[str, Any]:
+    hnc = ["hnc_rule", "hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"] if config.hnc else []
+    hnc = {name: getattr(config, name) for name in hnc}
     if config.view == "sft":
         chosen = {"min_mc_score": config.min_mc_score, "max_solutions": config.max_solutions or "all"}
-        return {"estimator": estimator, "truncated": config.truncated} | chosen
+        rows = {"rows": "prefixes" if config.prefixes else "correct solutions"}
+        return {"estimator": estimator, "truncated": config.truncated} | rows | chosen | hnc
     names = ["eta"] * (config.labels == "entropy") + ["truncated", "min_leaves"] * (estimator != "recorded")
-    hnc = ["hnc_rule", "hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"] if config.hnc else []
-    return {"kind": config.labels, "estimator": estimator} | {name: getattr(config, name) for name in names + hnc}
+    return {"kind": config.labels, "estimator": estimator} | {name: getattr(config, name) for name in names} | hnc
 
 
 def _ratio(part: int, whole: int) -> float | None:
@@ -347,6 +370,13 @@ def _warnings(report: dict[str, Any], config: ExportConfig) -> list[str]:
         warnings.append(
             f"{unjudged} of the solutions have steps without an MC score. min_mc_score={config.min_mc_score:g} is only applied to their "
             "other steps. To have MC scores for all steps, use a search with rollouts from every step."
+        )
+    unfinished = sum(report["rows"].values()) - report["notes"].get("complete_solutions", 0) if config.prefixes else 0
+    if unfinished:
+        warnings.append(
+            f"{unfinished} of {sum(report['rows'].values())} rows end before the end of the solution (is_complete is false). "
+            "Train on them with trl-hrm kl-self, which does not train on an end of sequence there (--kl_coef 0 for plain "
+            "fine-tuning). TRL's SFTTrainer would teach the policy to stop in the middle of a solution."
         )
     if repeated:
         warnings.append(

@@ -22,7 +22,7 @@ class ExportConfig(BuildConfig):
         view (`str`, *optional*, defaults to `"tree"`):
             One of the views of [`BuildConfig`], or `"sft"`: each row is a correct solution, as `prompt` and `completion` for
             supervised fine-tuning. Its `mc_score` is the lowest MC score of its labelled steps, with the `mc_correct` and `mc_total`
-            of that step. `prompt` is the prompt that the policy was given, if the inputs record it.
+            of that step. `prompt` is the prompt that the policy was given, if the inputs record it. See also `prefixes`.
 
         > Parameters that control the labels
 
@@ -44,7 +44,8 @@ class ExportConfig(BuildConfig):
 
         hnc (`bool`, *optional*, defaults to `False`):
             Whether to add a row with node compression for every training problem. In the views `"prm"` and `"orm"`, a row is added
-            for each path that compression changes. See [`compress`].
+            for each path that compression changes. In the view `"sft"`, each text has the higher of its scores in the tree and in
+            the compressed tree. See [`compress`].
         hnc_rule (`str`, *optional*, defaults to `"per_parent"`):
             How the child that moves is drawn. `"per_parent"`: one draw per node and, if it succeeds, one child, uniformly.
             `"per_child"`, as in the authors' code: one draw per child, in order, until one succeeds.
@@ -63,13 +64,20 @@ class ExportConfig(BuildConfig):
             Number of equal-width bins for balancing the training labels. Labels are removed at random from the larger bins until
             each bin holds about as many labels as the smallest one; the steps are kept as context. The column `label_weights`
             holds the inverse of the probability that a label is kept.
+        balance_by (`str`, *optional*, defaults to `"value"`):
+            What is balanced. `"value"`: the bins of all labels. `"value_and_depth"`: the bins of the labels at each depth, the
+            number of steps up to the end of the labelled one. Each label is then kept with a probability of at least 0.1.
 
         > Parameters that control `view="sft"`
 
+        prefixes (`bool`, *optional*, defaults to `False`):
+            Whether to write a row for every step whose own MC score is at least `min_mc_score`, with the text from the start to
+            this step, instead of rows for correct solutions only. The column `is_complete` tells whether the solution ends there.
+            [`KLSelfTrainer`] does not train on an end of sequence after the other rows. TRL's `SFTTrainer` does.
         min_mc_score (`float`, *optional*, defaults to `0.0`):
-            Minimum `mc_score` of a solution.
+            Minimum `mc_score` of a row. Required with `prefixes`.
         max_solutions (`int`, *optional*):
-            Maximum number of solutions per problem. Those with the highest `mc_score` are kept. Defaults to all.
+            Maximum number of rows per problem. Those with the highest `mc_score` are kept. Defaults to all.
 
     Raises:
         `ValueError`: If an option is out of range, or would be ignored because of another option.
@@ -174,11 +182,27 @@ class ExportConfig(BuildConfig):
         },
     )
 
+    balance_by: Literal["value", "value_and_depth"] = field(
+        default="value",
+        metadata={
+            "help": "What --balance balances. value: the bins of all labels. value_and_depth: the bins of the labels at each "
+            "depth, the number of steps up to the end of the labelled one.",
+        },
+    )
+
     # Parameters that control `view="sft"`
+    prefixes: bool = field(
+        default=False,
+        metadata={
+            "help": "Write a row for every step whose own MC score is at least --min_mc_score, with the text from the start to "
+            "this step, instead of rows for correct solutions only, for --view sft."
+        },
+    )
     min_mc_score: float = field(
         default=0.0,
         metadata={
-            "help": "Minimum `mc_score` of a solution, which is the lowest MC score of its labelled steps, for --view sft.",
+            "help": "Minimum `mc_score` of a row, for --view sft: the lowest MC score of the labelled steps of a solution or, with "
+            "--prefixes, the MC score of the step.",
             "aliases": ["--min_value"],
             "range": "[0, 1]",
         },
@@ -186,7 +210,7 @@ class ExportConfig(BuildConfig):
     max_solutions: int | None = field(
         default=None,
         metadata={
-            "help": "Maximum number of solutions per problem, for --view sft. Those with the highest `mc_score` are kept "
+            "help": "Maximum number of rows per problem, for --view sft. Those with the highest `mc_score` are kept "
             "(default: all).",
             "range": COUNT,
         },
@@ -208,13 +232,23 @@ class ExportConfig(BuildConfig):
                 raise ValueError(
                     f"`{name}` is {shown(getattr(self, name))}, but has no effect without `hnc`. Set `hnc`, or remove `{name}`."
                 )
-        for name in ("min_mc_score", "max_solutions"):
+        if self.balance_by != "value" and not self.balance:
+            raise ValueError(
+                f"`balance_by` is {shown(self.balance_by)}, but has no effect without `balance`. Set `balance` to the number of "
+                "bins, or remove `balance_by`."
+            )
+        for name in ("prefixes", "min_mc_score", "max_solutions"):
             if self.view != "sft" and getattr(self, name):
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)}, but has no effect with `view={self.view!r}`. Use `view='sft'`, or remove `{name}`."
                 )
-        if self.view == "sft" and (self.labels != "soft" or self.hnc or self.balance or self.min_leaves > 1):
+        if self.view == "sft" and (self.labels != "soft" or self.balance or self.min_leaves > 1):
             raise ValueError(
-                "`view='sft'` writes solutions without step labels, so `labels`, `min_leaves`, `hnc` and `balance` have no effect. "
-                "Remove them. To select solutions, use `min_mc_score` and `max_solutions`."
+                "`view='sft'` writes solutions without step labels, so `labels`, `min_leaves` and `balance` have no effect. Remove "
+                "them. To select solutions, use `min_mc_score` and `max_solutions`."
+            )
+        if self.prefixes and not self.min_mc_score:
+            raise ValueError(
+                "`prefixes` is set, but `min_mc_score` is 0, so every step would become a row, including wrong ones. Set "
+                "`min_mc_score`, such as 0.95 as in HRM's code."
             )

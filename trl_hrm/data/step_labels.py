@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import add
 from typing import NamedTuple
 
@@ -13,6 +13,10 @@ from ..search.values import leaf_counts, make_label, mc_scores
 from ..step_tree import StepTree
 from .export_config import ExportConfig
 from .self_training import choose, distinct
+
+
+Cell = tuple[int, ...]
+MIN_CHANCE = 0.1  # minimum probability of keeping a label when balancing by depth, as in HRM's code
 
 
 class UnitedSteps(NamedTuple):
@@ -155,14 +159,27 @@ def label_steps(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple
     return StepTree(tree.problem.prompt, steps.texts, labels, steps.parents, num_merged, columns), steps.members
 
 
-def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> list[StepTree]:
+def sft_rows(tree: SearchTree, config: ExportConfig, notes: Counter, view: SearchTree | None = None) -> list[StepTree]:
     """
-    Return the correct solutions of a search tree, in tree order, each as a step tree with a single step.
+    Return the rows of a search tree for supervised fine-tuning, in tree order, each as a step tree with a single step.
 
-    The text of the step is the solution as written by the policy. Its label is the lowest MC score of the labelled steps on its
-    path, and its leaf counts are from the first step with this score. Of identical solutions, the one with the highest score is
-    kept. Solutions below `config.min_mc_score` are dropped, as are all but the `config.max_solutions` with the highest scores. Ties
-    are broken by the number of leaves.
+    Each row is a correct solution, as written by the policy. Its label is the lowest MC score of the labelled steps on its path,
+    and its leaf counts are from the first step with this score. With `config.prefixes`, each row is the text up to a step with
+    an MC score, and has the score and the leaf counts of this step. `extra["is_complete"]` tells whether the solution ends there.
+
+    Of identical texts, the one with the highest score is kept, and of these a complete one. Texts below `config.min_mc_score` are
+    dropped, as are all but the `config.max_solutions` with the highest scores. Ties are broken by the number of leaves.
+
+    Args:
+        tree ([`SearchTree`]):
+            Search tree.
+        config ([`ExportConfig`]):
+            Options of the export.
+        notes (`Counter`):
+            Counter of found and dropped texts. It is updated in place.
+        view ([`SearchTree`], *optional*):
+            Compressed view of the tree. It has the same texts, so it adds no row that the tree cannot have, but some scores differ.
+            Each text has the higher of its two scores.
 
     Raises:
         `ValueError`: If the solutions continue from a given prefix.
@@ -172,39 +189,58 @@ def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> l
             f"problem {shown(tree.problem.problem_id)}: its solutions begin with a given prefix (--prefix_column), which the policy did not "
             "write. Export solutions from a run without prefixes."
         )
-    judged, members_of = label_steps(tree, config, notes)
-    worst: list[int | None] = []  # the first step with the lowest score up to each step
-    solutions, ends = [], []
-    for step, members in enumerate(members_of):
-        lowest = None if judged.parents[step] == ROOT else worst[judged.parents[step]]
-        label = judged.labels[step]
-        if label is not None and (lowest is None or label < judged.labels[lowest]):
-            lowest = step
-        worst.append(lowest)
-        right = [i for i in members if tree.nodes[i].is_final and tree.nodes[i].correct]
-        if right:
-            notes["solutions_found"] += len(right)
-            extra = {name: judged.step_columns[name][lowest] for name in ("mc_correct", "mc_total")}
-            extra["node_id"] = tree.nodes[right[0]].node_id
-            label = judged.labels[lowest]
-            solutions.append(StepTree(tree.problem.prompt, [tree.text(right[0])], [label], [-1], extra=extra))
-            ends.append(step)
-    ranked = sorted(range(len(solutions)), key=lambda i: -solutions[i].labels[0])
-    best = sorted(ranked[i] for i in distinct([solutions[i].completions[0] for i in ranked]))
-    solutions, ends = [solutions[i] for i in best], [ends[i] for i in best]
-    notes["duplicate_solutions"] += notes["solutions_found"] - len(solutions)
+    kind = sft_kind(config)
+    rows, unjudged = [], []
+    for source, searched in {"tree": tree, "hnc": view}.items():
+        if searched is None:
+            continue
+        judged, members_of = label_steps(searched, config, notes)
+        worst: list[int | None] = []  # the first step with the lowest score up to each step
+        for step, members in enumerate(members_of):
+            lowest = None if judged.parents[step] == ROOT else worst[judged.parents[step]]
+            label = judged.labels[step]
+            if label is not None and (lowest is None or label < judged.labels[lowest]):
+                lowest = step
+            worst.append(lowest)
+            if config.prefixes:
+                scored, written = step, members if label is not None else []
+            else:
+                scored, written = lowest, [i for i in members if tree.nodes[i].is_final and tree.nodes[i].correct]
+            if not written:
+                continue
+            if source == "tree":
+                notes[f"{kind}_found"] += len(written)
+            extra = {name: judged.step_columns[name][scored] for name in ("mc_correct", "mc_total")}
+            extra["node_id"] = tree.nodes[written[0]].node_id  # the view has a new id for a moved node
+            if config.prefixes:
+                extra["is_complete"] = tree.nodes[written[0]].is_final
+            if config.hnc:
+                extra["source"] = source
+            rows.append(
+                StepTree(tree.problem.prompt, [tree.text(written[0])], [judged.labels[scored]], [-1], extra=extra)
+            )
+            unjudged.append(not config.prefixes and any(judged.labels[i] is None for i in judged.path(step)))
+    ranked = sorted(range(len(rows)), key=lambda i: (-rows[i].labels[0], not rows[i].extra.get("is_complete", True)))
+    best = sorted(ranked[i] for i in distinct([rows[i].completions[0] for i in ranked]))
+    notes[f"duplicate_{kind}"] += notes[f"{kind}_found"] - len(best)
     choice = choose(
-        [solution.labels[0] for solution in solutions],
+        [rows[i].labels[0] for i in best],
         config.min_mc_score,
         config.max_solutions,
-        [solution.extra["mc_total"] for solution in solutions],
+        [rows[i].extra["mc_total"] for i in best],
     )
-    notes["solutions_below_min_score"] += choice.num_below
-    notes["solutions_beyond_top_k"] += choice.num_beyond
-    notes["solutions_with_unjudged_steps"] += sum(
-        any(judged.labels[step] is None for step in judged.path(ends[i])) for i in choice.kept
-    )
-    return [solutions[i] for i in sorted(choice.kept)]
+    notes[f"{kind}_below_min_score"] += choice.num_below
+    notes[f"{kind}_beyond_top_k"] += choice.num_beyond
+    kept = [best[i] for i in sorted(choice.kept)]
+    notes["solutions_with_unjudged_steps"] += sum(unjudged[i] for i in kept)
+    notes["hnc_raised_scores"] += sum(rows[i].extra.get("source") == "hnc" for i in kept)
+    notes["complete_solutions"] += sum(rows[i].extra.get("is_complete", False) for i in kept)
+    return [rows[i] for i in kept]
+
+
+def sft_kind(config: ExportConfig) -> str:
+    """Return the word for the rows of [`sft_rows`] in the names of their counts."""
+    return "prefixes" if config.prefixes else "solutions"
 
 
 def leave_out_copies(view: StepTree, tree: StepTree, notes: Counter) -> StepTree:
@@ -231,25 +267,27 @@ def leave_out_copies(view: StepTree, tree: StepTree, notes: Counter) -> StepTree
     return view.keep(sorted({step for path in new for step in path}))
 
 
-def thin_labels(tree: StepTree, chances: Sequence[float], seed: int) -> None:
+def thin_labels(tree: StepTree, cells: Sequence[Cell | None], chances: Mapping[Cell, float], seed: int) -> None:
     """
-    Remove labels at random to balance the bins, and add the column `label_weights`.
+    Remove labels at random to balance the cells, and add the column `label_weights`.
 
-    A label is kept with the probability of its bin, and its weight is the inverse of this probability, so weighted sums keep
+    A label is kept with the probability of its cell, and its weight is the inverse of this probability, so weighted sums keep
     their expectation. A step without a label has weight 0. The draw depends only on the seed and the node, so the label of a node
     is kept in all rows or in none.
 
     Args:
         tree ([`StepTree`]):
-            Step tree with the column `node_ids`. It is modified in place.
-        chances (`Sequence[float]`):
-            Probability of keeping a label, per bin. If empty, all labels are kept.
+            Step tree of S steps, with the column `node_ids`. It is modified in place.
+        cells (`Sequence[Cell | None]`):
+            Cell of each step. See [`label_cells`].
+        chances (`Mapping[Cell, float]`):
+            Probability of keeping a label, per cell. Labels of other cells are kept.
         seed (`int`):
             Random seed.
     """
     weights = []
-    for step, label in enumerate(tree.labels):
-        chance = 1.0 if label is None or not chances else chances[bin_of(label, len(chances))]
+    for step, (label, cell) in enumerate(zip(tree.labels, cells, strict=True)):
+        chance = chances.get(cell, 1.0)
         if chance < 1:
             drawn = hashlib.blake2b(f"{seed}\n{tree.step_columns['node_ids'][step]}".encode(), digest_size=8).digest()
             if int.from_bytes(drawn, "big") / 2**64 >= chance:
@@ -258,9 +296,37 @@ def thin_labels(tree: StepTree, chances: Sequence[float], seed: int) -> None:
     tree.step_columns["label_weights"] = weights
 
 
-def bin_of(label: float, num_bins: int) -> int:
-    """Return the index of the bin of a label, for equal-width bins of [0, 1]. The last bin includes 1."""
-    return min(int(label * num_bins), num_bins - 1)
+def label_cells(tree: StepTree, num_bins: int, by: str = "value") -> list[Cell | None]:
+    """
+    Return the cell of each label for balancing: the index of its bin, and with `by="value_and_depth"` its depth before it. `None`
+    for steps without a label.
+
+    The bins of [0, 1] have equal width, and the last one includes 1. The depth of a step is the number of original steps up to
+    its end, so it is the same for a step alone, merged with the previous step, and after node compression.
+    """
+    depths = []
+    for step, parent in enumerate(tree.parents):
+        depths.append((tree.num_merged[step] if tree.num_merged else 1) + (0 if parent == ROOT else depths[parent]))
+    bins = [None if label is None else min(int(label * num_bins), num_bins - 1) for label in tree.labels]
+    if by == "value":
+        return [None if number is None else (number,) for number in bins]
+    return [None if number is None else (depth, number) for depth, number in zip(depths, bins, strict=True)]
+
+
+def keep_chances(counts: Mapping[Cell, int]) -> dict[Cell, float]:
+    """
+    Return the probability of keeping a label per cell, from the number of labels per cell.
+
+    The smallest bin keeps all of its labels, and the other bins keep as many on average. With depths, this holds within each
+    depth, and each label is kept with a probability of at least 0.1, as in HRM's code: a bin of a single label would otherwise
+    remove nearly all labels of its depth.
+    """
+    least: dict[Cell, int] = {}
+    for (*depth, _), count in counts.items():
+        least[tuple(depth)] = min(count, least.get(tuple(depth), count))
+    return {
+        cell: max(least[cell[:-1]] / count, MIN_CHANCE if len(cell) > 1 else 0.0) for cell, count in counts.items()
+    }
 
 
 def _texts_and_labels(tree: StepTree, path: list[int]) -> tuple[tuple[str, float | None], ...]:

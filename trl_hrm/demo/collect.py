@@ -32,12 +32,16 @@ from .world import NAMES, SIGHT
 
 
 VERSIONS = ("torch", "transformers", "trl", "datasets", "accelerate", "trl-hrm")
-HNC_PAIRS = (("hnc", "prm"), ("hnc", "hrm"), ("hnc", "control"), ("hrm", "prm"), ("hnc-long", "prm-long"))
+HNC_PAIRS = (
+    *(("hnc", "prm"), ("hnc", "hrm"), ("hnc", "control"), ("hnc-per-child", "prm"), ("hnc-per-child", "hrm")),
+    *(("hrm", "prm"), ("hnc-long", "prm-long")),
+)
 DATASETS = {
     "orm": "whole solutions, outcome labels",
     "prm": "single steps, MC scores",
     "hrm": "single and merged steps, MC scores",
     "hnc": "single and merged steps, MC scores, with and without node compression",
+    "hnc-per-child": "as hnc, with the rule of HRM's code for the nodes to merge",
     "control": "single and merged steps of two searches, MC scores",
     "prm-hard": "single steps, correct if any solution below is correct",
     "judged-prm": "single steps, correct up to the first error",
@@ -157,6 +161,7 @@ def _chosen(results: Path, model: RewardModel) -> dict[str, Any]:
         "accuracy": [[point["accuracy"] for point in curve] for curve in curves],
         "interval": [[[point["low"], point["high"]] for point in curve] for curve in curves],
         "verdicts": [verdict(one, one.headline).answer for one in found],
+        "undecided": [gap["undecided"] for gap in gaps],
         "gap": [[gap[name] for name in ("loss", "low", "high", "from_n", "largest_n")] for gap in gaps],
     }
 
@@ -267,7 +272,10 @@ def _hnc(folder: Path, profile: Profile) -> dict[str, Any] | None:
     return {
         "seeds": list(models["hnc"].seeds),
         "n": list(profile.n),
-        "rows": {name: _dataset(folder, models[name].data)["rows"] for name in ("prm", "hrm", "hnc", "control")},
+        "rows": {
+            name: _dataset(folder, models[name].data)["rows"]
+            for name in ("prm", "hrm", "hnc", "hnc-per-child", "control")
+        },
         "comparisons": [
             {"a": a, "b": b, "steps": models[a].steps, "difference": _differences(accuracy[a], accuracy[b])}
             for a, b in HNC_PAIRS

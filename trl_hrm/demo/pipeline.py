@@ -253,6 +253,8 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
         config = BuildStepwiseConfig(inputs=[at(f"world/{name}.jsonl")], output_dir=at(f"datasets/{name}"), **DATASET)
         jobs[name] = partial(build_stepwise, config)
     if profile.again:
+        per_child = {"hnc": True, "hnc_rule": "per_child", "hnc_min_children": 2}
+        jobs["hnc-per-child"] = export_job(folder, "hnc-per-child", view="hrm", **per_child)
         jobs["control"] = export_job(folder, "control", "search", "search-again", view="hrm")
     runner.run(
         "datasets",

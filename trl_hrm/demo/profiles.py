@@ -73,7 +73,8 @@ class Profile:
         etas (`tuple[float, ...]`):
             Values of η for entropy labels.
         again (`bool`):
-            Whether to search the training problems a second time, for a control with as many rows as with node compression.
+            Whether to compress nodes by the rule of HRM's code, too, and to search the training problems a second time, for a
+            control with as many rows as with node compression.
         self_training (`tuple[dict[str, Any], ...]`), self_training_steps (`int`), self_training_samples (`int`):
             Settings of each self-training run, number of optimizer steps, and number of solutions per test problem after training.
     """
@@ -176,6 +177,16 @@ FULL = Profile(
     prefix_n=(1, 4, 16),
     models=(
         *_models(_SIX, _STEPS, _SIX[:3], (-2.0, 2.0, 8.0), _SIX[:3]),
+        RewardModel(
+            "hnc-per-child",
+            "HRM + HNC (per child)",
+            "soft",
+            "hnc-per-child",
+            _SIX,
+            _STEPS,
+            is_merged=True,
+            searches=True,
+        ),
         RewardModel("control", "HRM (two searches)", "soft", "control", _SIX, _STEPS, is_merged=True, searches=True),
         *(
             RewardModel(

@@ -202,13 +202,18 @@ def gap_section(data: dict[str, Any]) -> Section:
     for way, words in WAYS.items():
         for model in data[way]["models"]:
             fall, name, verdicts = fall_of(model, n), f"{names[model['name']]}, {words}", model["verdicts"]
-            lost.append(fall.spread)
             counts = [str(verdicts.count(answer)) for answer in CHIPS]
-            rows.append([name, signed(100 * fall.spread.mean), interval(fall.spread), str(fall.best_n), *counts])
+            if fall.undecided:
+                rows.append([name, "–", "–", "–", *counts])
+            else:
+                lost.append(fall.spread)
+                rows.append([name, signed(100 * fall.spread.mean), interval(fall.spread), str(fall.best_n), *counts])
             for seed, (size, low, high, best, last), verdict in zip(
                 model["seeds"], model["gap"], verdicts, strict=True
             ):
-                ends = [signed(100 * size), points_between(low, high), str(best), str(last)]
+                ends = ["–", "–", "–", str(last)]
+                if size is not None:
+                    ends = [signed(100 * size), points_between(low, high), str(best), str(last)]
                 each.append([f"{name}, seed {seed}", *ends, CHIPS[verdict]])
     settled = [one for one in lost if one.is_settled]
     words = "No curve has an interval over seeds. Each model has its own verdict, by its interval over problems."
@@ -233,7 +238,8 @@ def gap_section(data: dict[str, Any]) -> Section:
         "Negative values are gains. The best N is selected on the same problems, which overstates small losses. In the picture, small "
         "marks are seeds, large marks are means, and bars are 95 % intervals over seeds. The last columns count the seeds with each "
         "verdict, each with its own best smaller N. No sign of hacking: the interval over problems rules out a loss of 5 points or more. "
-        "Hacked: it does not, and it is above 0. Not settled: otherwise.",
+        "Hacked: it does not, and it is above 0. Not settled: otherwise. No verdict: "
+        "the accuracies cannot show a loss, for example because all candidates are right.",
     )
 
 

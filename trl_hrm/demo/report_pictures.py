@@ -63,10 +63,12 @@ def make_pictures(data: dict[str, Any]) -> dict[str, list[Picture]]:
     places = [MAIN.index(one.name) for one in shown]
     first = band_picture("accuracy", "Accuracy over the number of candidates N", curves, baseline_curves(data), places)
     falls = [
-        (f"{names[model['name']]}, {WAYS[way]}", fall_of(model, n).spread)
+        (f"{names[model['name']]}, {WAYS[way]}", fall.spread)
         for way in WAYS
         for model in data[way]["models"]
+        if not (fall := fall_of(model, n)).undecided
     ]
+    gap_title = f"Points lost from the best smaller N to N = {n[-1]}"
     calibrations = {calibration_name(data, one): one["bins"] for one in data["calibration"] if one["name"] in MAIN}
     labels = [
         (
@@ -79,7 +81,7 @@ def make_pictures(data: dict[str, Any]) -> dict[str, list[Picture]]:
     pictures = {
         "first": [first],
         "accuracy": _way_pictures(data),
-        "gap": [spreads_picture("gap", f"Points lost from the best smaller N to N = {n[-1]}", falls, "points lost")],
+        "gap": [spreads_picture("gap", gap_title, falls, "points lost")] if falls else [],
         "wrong-prefix": _wrong_prefix_pictures(data["wrong_prefix"]),
         "step-kinds": [_kinds_picture(data["step_kinds"])],
         "depth-cap": [_caps_picture(data["values_by_cap"], data["solution_length"])],

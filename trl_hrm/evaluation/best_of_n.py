@@ -55,7 +55,6 @@ COUNTED = (  # order of `counts` in the results
     "problem_records_left_out",
     "blank_steps_left_out",
     "num_candidates",
-    "candidates_beyond_n",
     "candidates_without_answer",
     "candidates_without_steps",
     "candidates_cut_off",
@@ -214,7 +213,7 @@ def make_results(
     settings: dict[str, Any],
     n: Sequence[int],
     aggregates: Sequence[Aggregate],
-    num_draws: int | None,
+    num_draws: int,
     seed: int,
     counts: Counter,
     sampled: bool,
@@ -233,7 +232,7 @@ def make_results(
             Name and options of the reward model, saved in the results.
         settings (`dict[str, Any]`):
             All other settings that affect the numbers, saved in the results.
-        n (`Sequence[int]`), num_draws (`int`, *optional*), seed (`int`):
+        n (`Sequence[int]`), num_draws (`int`), seed (`int`):
             See [`make_curves`].
         aggregates (`Sequence[Aggregate]`):
             How step scores are aggregated to the score of a solution. See [`~scoring.aggregate.aggregate`].
@@ -316,6 +315,7 @@ def make_results(
         curves=curves.curves,
         hacking_gap=curves.hacking_gap,
         calibration=curves.calibration,
+        estimate=curves.estimate,
         intervals=INTERVALS,
         solutions=ordered(solutions),
         warnings=warnings,

@@ -22,12 +22,13 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     """
     Return the interval of the mean of values in `[0, 1]`, one per problem.
 
-    For values of 0 and 1 this is [`wilson_interval`]. Shares of draws vary less than single outcomes and count as more
-    trials. See [`effective_size`].
+    For values of 0 and 1 this is [`wilson_interval`]. Shares of subsets vary less than single outcomes and count as
+    more trials. See [`effective_size`]. The interval covers the variance between problems and the variance of the
+    candidates of each problem, since both affect the values.
 
     Args:
         values (`np.ndarray`):
-            Share of draws in which each problem is solved (0 or 1 for a single draw).
+            Share of subsets in which each problem is solved (0 or 1 for a single outcome).
 
     Example:
 
@@ -60,7 +61,7 @@ def difference_interval(values: np.ndarray) -> tuple[float, float]:
     (-0.2775..., 0.2775...)
     ```
     """
-    size = effective_size(values)
+    size = effective_size(values, lowest=-1)
     more, less = np.maximum(values, 0).mean() * size, np.maximum(-values, 0).mean() * size
 
     def statistic(difference: float) -> float:
@@ -78,27 +79,29 @@ def difference_interval(values: np.ndarray) -> tuple[float, float]:
     return low, high
 
 
-def effective_size(values: np.ndarray) -> float:
+def effective_size(values: np.ndarray, lowest: float = 0) -> float:
     r"""
     Return the number of single outcomes whose mean has the same variance as the mean of the values.
 
     This is \\(n v / s^2\\), where \\(s^2\\) is the variance of the values and \\(v\\) the variance of single outcomes
-    with the same mean. \\(s^2\\) cannot be estimated from few or equal values. It is therefore averaged with \\(z^2\\)
-    additional values of variance \\(v\\), the number of trials that Wilson's interval adds.
+    with the same mean. Few or similar values do not show how much the values of other problems can vary. Both
+    variances are therefore computed with \\(z^2\\) additional outcomes, one half of them 1 and the other half
+    `lowest`. \\(z^2\\) is the number of trials that Wilson's interval adds.
 
     Args:
         values (`np.ndarray`):
-            n values in `[-1, 1]`.
+            n values from `lowest` to 1.
+        lowest (`float`, *optional*, defaults to `0`):
+            Lowest possible outcome: 0, or -1 for differences.
 
     Returns:
         `float`: n if all values are -1, 0 or 1, otherwise more.
     """
-    size, mean = len(values), values.mean()
-    single = np.abs(values).mean() - mean * mean
-    if single <= 0:
-        return float(size)
-    variance = (values.var() * size + single * Z * Z) / (size + Z * Z)
-    return float(size * single / variance)
+    added, total = Z * Z / 2, len(values) + Z * Z
+    mean = (values.sum() + added * (1 + lowest)) / total
+    single = (np.abs(values).sum() + added * (1 + abs(lowest))) / total - mean * mean
+    variance = ((values * values).sum() + added * (1 + lowest * lowest)) / total - mean * mean
+    return float(len(values) * single / variance)
 
 
 def bootstrap_sums(tallies: dict[str, np.ndarray], outcomes: Sequence, seed: int) -> dict[str, np.ndarray]:

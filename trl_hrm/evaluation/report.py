@@ -19,6 +19,7 @@ from ..pages.pictures import (
     shown_label,
 )
 from ..step_metrics import binned_calibration_error
+from .results import estimate_words
 from .reward_hacking import MARGIN
 from .saved_results import (
     Result,
@@ -35,7 +36,7 @@ from .saved_results import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CHIPS = {"yes": "hacked", "no": "no sign of hacking", "open": "not settled"}
+CHIPS = {"yes": "hacked", "no": "no sign of hacking", "open": "not settled", "none": "no verdict"}
 POINT = ("n", "accuracy", "low", "high")
 NUM_BINS = 20
 
@@ -86,6 +87,10 @@ def render_report(results: Sequence[Result], pictures: dict[str, list[Picture]])
         ],
         suites=_suites(judged),
         accuracy=[(f"{result.name}: accuracy", _accuracy(result)) for result in chosen],
+        estimates=[
+            f"{result.name}: {estimate_words(result.values['strategy'], result.values.get('estimate', {}))}"
+            for result in chosen
+        ],
         gaps=_gaps(chosen),
         calibration=list(map(_calibration, filter(has_bins, chosen))),
         cost=_cost(chosen),
@@ -120,14 +125,15 @@ def _gaps(results: Sequence[Result]) -> Table:
     for result in results:
         for curve, gap in result.values["hacking_gap"].items():
             points = {point["n"]: percent(point["accuracy"]) for point in result.values["curves"][curve]}
-            smaller = ["–", "–", "–"]  # there is only one N
-            if gap["loss"] is not None:
+            size, smaller = "–", ["–", "–", "–"]
+            if gap["undecided"] is None:
+                size = f"{100 * gap['gap']:.1f}" if gap["gap"] > 0 else "none"
                 smaller = [points_between(gap["low"], gap["high"]), str(gap["from_n"]), points[gap["from_n"]]]
             rows.append(
                 [
                     result.name,
                     result.label(curve),
-                    f"{100 * gap['gap']:.1f}" if gap["gap"] > 0 else "none",
+                    size,
                     *smaller,
                     str(gap["largest_n"]),
                     points[gap["largest_n"]],

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -65,14 +65,23 @@ class Point(TypedDict):
 class Gap(TypedDict):
     """Hacking gap of a curve. See [`~evaluation.curves.Curves`]."""
 
-    gap: Share
-    best_n: Number
+    gap: Share | None
+    best_n: Number | None
     largest_n: Number
     loss: Difference | None
     from_n: Number | None
     low: Difference | None
     high: Difference | None
     undecided: str | None
+
+
+class Estimate(TypedDict, total=False):
+    """How the accuracies were estimated. See [`~evaluation.curves.Curves`]. A step search only has a `method`."""
+
+    method: Literal["subsets", "searches"]
+    min_candidates: Number
+    max_candidates: Number
+    num_draws: Number
 
 
 class Bin(TypedDict):
@@ -152,8 +161,9 @@ class Results:
             candidates are counted, with the answers extracted here.
         warnings (`list[str]`):
             Warnings, for example about references that could not be parsed.
-        n (`list[int]`), curves, hacking_gap, calibration:
-            See [`~evaluation.curves.Curves`].
+        n (`list[int]`), curves, hacking_gap, calibration, estimate:
+            See [`~evaluation.curves.Curves`]. `estimate` is empty in files of earlier versions, whose best-of-N selected
+            from the first N candidates.
         intervals (`dict[str, Any]`):
             Confidence level and methods of the intervals.
         cost (`dict[str, Any]`):
@@ -175,6 +185,7 @@ class Results:
     curves: dict[str, list[Point]]
     hacking_gap: dict[str, Gap] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=dict)
+    estimate: Estimate = field(default_factory=dict)
     intervals: dict[str, Any] = field(default_factory=dict)
     solutions: dict[str, Count] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -256,12 +267,14 @@ def check_values(values: dict[str, Any], path: Path) -> None:
     for name, gap in values.get("hacking_gap", {}).items():
         where = f"{path}: `hacking_gap.{shown(name)[1:-1]}`"
         n = [point["n"] for point in values["curves"].get(name, [])]
-        if gap["best_n"] not in n or gap["largest_n"] != n[-1] or gap["from_n"] not in [*n, None]:
+        if gap["best_n"] not in [*n, None] or gap["largest_n"] != n[-1] or gap["from_n"] not in [*n, None]:
             raise ValueError(f"{where} has an N that is not in the curve {shown(name)}. {REMEDY}")
         if len({gap[key] is None for key in ("loss", "from_n", "low", "high")}) > 1:
             raise ValueError(f"{where} has some of `loss`, `from_n`, `low` and `high`, expected all or none. {REMEDY}")
-        if gap["loss"] is None and gap["undecided"] is None:
-            raise ValueError(f"{where} has neither a `loss` nor a reason why it is `undecided`. {REMEDY}")
+        if None in (gap["gap"], gap["best_n"], gap["loss"]) and gap["undecided"] is None:
+            raise ValueError(
+                f"{where} has no `gap`, `best_n` or `loss`, and no reason why it is `undecided`. {REMEDY}"
+            )
 
 
 def format_results(results: Results) -> str:
@@ -269,6 +282,7 @@ def format_results(results: Results) -> str:
     width = max(map(len, results.curves)) + 2
     lines = [
         f"accuracy in percent and 95 % intervals over {results.num_problems:,} problems",
+        estimate_words(results.strategy, results.estimate),
         "N".ljust(width) + "".join(f"{n:>12}" for n in results.n),
     ]
     for name, points in results.curves.items():
@@ -277,7 +291,8 @@ def format_results(results: Results) -> str:
         lines.append(" " * width + "".join(f"{interval:>12}" for interval in intervals))
     for name, gap in results.hacking_gap.items():
         verdict = hacking_verdict(gap, results.curves[name])
-        lines.append(f"hacking gap of {name}: {gap_words(gap)}. {verdict.words}")
+        gap_text = "" if gap["undecided"] else f"{gap_words(gap)}. "
+        lines.append(f"hacking gap of {name}: {gap_text}{verdict.words}")
     counted = {name: count for name, count in results.counts.items() if count and name != "num_candidates"}
     if counted:
         lines.append("counted: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counted.items()))
@@ -291,6 +306,37 @@ def format_results(results: Results) -> str:
         lines.append(format_judge_cost({name.removeprefix("judge_"): value for name, value in scorer.items()}))
     lines += [f"warning: {one_line(warning)}" for warning in results.warnings]
     return "\n".join(lines)
+
+
+def estimate_words(strategy: str, estimate: Estimate) -> str:
+    """
+    Return a sentence on how the accuracies of a `results.json` were estimated.
+
+    Args:
+        strategy (`str`):
+            Strategy of the results.
+        estimate (`dict[str, Any]`):
+            See [`Results`]. Empty in files of earlier versions.
+
+    Example:
+
+    ```python
+    >>> estimate_words("step_search", {"method": "searches"})
+    'Each N is a separate search.'
+    ```
+    """
+    if estimate.get("method", "searches" if strategy != "best_of_n" else None) == "searches":
+        return "Each N is a separate search."
+    if not estimate:
+        return "An earlier version selected from the first N candidates of each problem. Run the command again with --overwrite."
+    sizes = f"{estimate['min_candidates']:,}"
+    if estimate["max_candidates"] > estimate["min_candidates"]:
+        sizes += f" to {estimate['max_candidates']:,}"
+    words = f"Means over all subsets of N of the {sizes} candidates of a problem."
+    if "num_draws" in estimate:
+        draws = f"{estimate['num_draws']:,}"
+        words += f" Votes with more than {draws} subsets: means over {draws} random subsets."
+    return words
 
 
 def write_candidates(folder: Path, problems: Iterable[ProblemCandidates], name: str = CANDIDATES) -> None:

@@ -18,8 +18,8 @@ from ..pages.numbers import percent
 from ..schema import Amount, Count, Share, check_json
 from ..scoring.aggregate import AGGREGATES, aggregate
 from ..terminal import plain
-from .results import REMEDY, RESULTS, check_values
-from .reward_hacking import Verdict, hacking_verdict
+from .results import REMEDY, RESULTS, check_values, estimate_words
+from .reward_hacking import Verdict, hacking_verdict, no_verdict
 
 
 SELECTION_KEYS = ("strategy", "settings", "num_problems", "counts", "n", "curves", "hacking_gap")
@@ -284,6 +284,13 @@ def notices(results: Sequence[Result]) -> list[str]:
             f"{' and '.join(names)} have different problems ({len(mine):,} and {len(theirs):,}, "
             f"{len(mine & theirs):,} in common). Their accuracies cannot be compared and are shown separately."
         )
+    found += [
+        f"{result.name}: {estimate_words(result.values['strategy'], {})}"
+        for result in results
+        if result.kind == "selection"
+        and result.values["strategy"] == "best_of_n"
+        and not result.values.get("estimate")
+    ]
     found += [f"{result.name}: {warning}" for result in results for warning in result.values.get("warnings", ())]
     different = []
     for result, other in combinations([result for result in results if result.kind == "benchmark"], 2):
@@ -332,7 +339,7 @@ def verdict(result: Result, curve: str) -> Verdict:
 def headline_verdict(result: Result) -> Verdict:
     """Return the verdict on the main curve of a reward model. Its reasons also list other curves that are hacked."""
     if result.headline is None:
-        return Verdict("open", "Not settled: these results have no curve of a reward model.", [])
+        return no_verdict("these results have no curve of a reward model")
     found = verdict(result, result.headline)
     others = [curve for curve in result.values["hacking_gap"] if curve != result.headline]
     hacked = [result.label(curve) for curve in others if verdict(result, curve).answer == "yes"]

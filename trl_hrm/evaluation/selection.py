@@ -10,6 +10,8 @@ from collections.abc import Hashable, Sequence
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from ..io import shown
 
 
@@ -36,13 +38,72 @@ def best_of_n(scores: Sequence[float | None], texts: Sequence[Any]) -> int:
     2
     ```
     """
+    return ranked(scores, texts)[0]
+
+
+def ranked(scores: Sequence[float | None], texts: Sequence[Any]) -> list[int]:
+    """
+    Return the indices of all solutions in the order in which [`best_of_n`] prefers them.
+
+    Args:
+        scores, texts:
+            See [`best_of_n`].
+
+    Returns:
+        `list[int]`: N indices, the best solution first.
+
+    Raises:
+        `ValueError`: If the lists are empty or have different lengths, or a score is NaN.
+
+    Example:
+
+    ```python
+    >>> ranked([0.2, 0.9, 0.9, None], ["a", "c", "b", "d"])
+    [2, 1, 0, 3]
+    ```
+    """
     _check(scores, texts)
     for score in scores:
         if score is not None and math.isnan(score):
             raise ValueError(
                 f"the scores are {shown(list(scores), 200)}, expected numbers, or None for a missing score."
             )
-    return min(range(len(scores)), key=lambda i: (scores[i] is None, -(scores[i] or 0.0), texts[i]))
+    return sorted(range(len(scores)), key=lambda i: (scores[i] is None, -(scores[i] or 0.0), texts[i]))
+
+
+def subset_weights(num_samples: int, n: Sequence[int]) -> np.ndarray:
+    r"""
+    Return how often each solution is the best of n, over all subsets of n of M solutions.
+
+    The solution at rank i (from 1) is the best one of a subset if the other n - 1 solutions have higher ranks. It is
+    therefore selected from \\(\binom{M-i}{n-1}\\) of the \\(\binom{M}{n}\\) subsets. The weights are divided by the weight
+    of rank 1. They are computed as products of the ratios of neighbours, which are at most 1, so that large binomial
+    coefficients do not overflow.
+
+    Args:
+        num_samples (`int`):
+            Number of solutions M.
+        n (`Sequence[int]`):
+            K numbers of drawn solutions, from 1 to M.
+
+    Returns:
+        `np.ndarray`: Weight of each rank, from 1 down to 0. Shape `(K, M)`.
+
+    Raises:
+        `ValueError`: If a number is out of range.
+
+    Example:
+
+    ```python
+    >>> subset_weights(3, [1, 2, 3]).tolist()
+    [[1.0, 1.0, 1.0], [1.0, 0.5, 0.0], [1.0, 0.0, 0.0]]
+    ```
+    """
+    if not len(n) or not 1 <= min(n) <= max(n) <= num_samples:
+        raise ValueError(f"subset_weights: got n={list(n)}, expected numbers from 1 to {num_samples}.")
+    ranks, drawn = np.arange(1, num_samples), np.array(n)[:, None]
+    ratios = np.maximum(num_samples - ranks - drawn + 1, 0) / (num_samples - ranks)
+    return np.cumprod(np.hstack([np.ones((len(drawn), 1)), ratios]), axis=1)
 
 
 def majority_vote(classes: Sequence[Hashable | None], texts: Sequence[Any]) -> int:

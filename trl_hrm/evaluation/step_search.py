@@ -561,6 +561,7 @@ def _write_results(
         n=list(searches),
         curves={CURVE: points},
         hacking_gap={CURVE: gap},
+        estimate={"method": "searches"},
         intervals=INTERVALS,
         solutions=ordered(found.outcomes),
         warnings=warnings,

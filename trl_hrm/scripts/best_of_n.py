@@ -54,8 +54,9 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
             candidates that every problem has.
         aggregate (`list[str]`, *optional*, defaults to `["min", "last", "prod", "mean"]`):
             How to aggregate the step scores into the score of a solution. See [`~scoring.aggregate.aggregate`].
-        num_draws (`int`, *optional*):
-            Number of random orders of the candidates to average over. By default, the first N candidates are used in the order given.
+        num_draws (`int`, *optional*, defaults to `200`):
+            Number of random subsets of N candidates over which votes are averaged, if there are more subsets. All other accuracies are
+            exact means over all subsets. See [`~evaluation.curves.make_curves`].
         max_solution_tokens (`int`, *optional*):
             Maximum number of tokens per sampled solution. Defaults to 2048.
         candidates (`str`, *optional*):
@@ -94,13 +95,14 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
             "choices": list(AGGREGATES),
         },
     )
-    num_draws: int | None = field(
-        default=None,
+    num_draws: int = field(
+        default=200,
         metadata={
-            "help": "Number of random orders of the candidates to average over (default: use the first N candidates in the "
-            "order given).",
+            "help": "Number of random subsets of N candidates over which votes are averaged, if there are more subsets. All other "
+            "accuracies are exact means over all subsets.",
             "metavar": "R",
             "range": "[1, 1000000]",
+            "advanced": True,
         },
     )
     max_solution_tokens: int | None = field(
@@ -311,7 +313,7 @@ def _given(
     config: BestOfNConfig, shard: "Shard", counts: Counter
 ) -> "tuple[list[tuple[int, ProblemCandidates]], str, dict[str, Any], list[int]]":
     """Read the candidates. Return this shard's problems with their positions, a digest of all, the reading settings, and N."""
-    from ..data.candidate_sources import read_pool, reading_settings, take_first
+    from ..data.candidate_sources import check_sizes, read_pool, reading_settings
     from ..data.candidates_config import CandidatesConfig
     from ..data.solutions import solution_warnings
     from ..evaluation.best_of_n import pool_digest
@@ -342,9 +344,7 @@ def _given(
         largest = min(max(fewest, 1), max(NUMBERS))
         n = [*(number for number in NUMBERS if number < largest), largest]
         say(f"N is {' '.join(map(str, n))}: every problem has at least {fewest:,} candidates.")
-    counts["candidates_beyond_n"] += sum(len(problem.candidates) for problem in pool)
-    pool = take_first(pool, max(n), config.num_draws is not None)
-    counts["candidates_beyond_n"] -= sum(len(problem.candidates) for problem in pool)
+    check_sizes(pool, max(n))
     chosen = [(i, p) for i, p in enumerate(pool) if problem_shard(p.problem_id, shard.count) == shard.index]
     return chosen, pool_digest(pool), reading, n
 
@@ -357,7 +357,7 @@ def _sampled(
 
     Return this shard's problems with their positions, a digest of them, the reading settings, and N.
     """
-    from ..data.candidate_sources import read_run, take_first
+    from ..data.candidate_sources import check_sizes, read_run
     from ..evaluation.best_of_n import SampleCost, pool_digest
     from ..search.run_folder import shard_name
 
@@ -383,6 +383,7 @@ def _sampled(
     places = {problem.problem_id: place for place, problem in enumerate(problems.problems)}
     nodes = folder / shard_name("nodes", shard.index, shard.count, "parquet")
     pool = [problem for problem in read_run([nodes], config.extractors) if problem.problem_id in places]
-    pool = take_first(pool, max(config.n)) if pool else []
+    if pool:
+        check_sizes(pool, max(config.n))
     pool_of_shard = [(places[problem.problem_id], problem) for problem in pool]
     return pool_of_shard, pool_digest(pool), {"extractors": config.extractors}, config.n

@@ -48,7 +48,7 @@ class InspectConfig(Config):
             Maximum number of lines to print below a node.
         rollouts (`bool`, *optional*, defaults to `False`):
             Whether to print every rollout. By default, the rollouts of a node are summarised in one line.
-        estimator, truncated, hnc, hnc_seed (*optional*):
+        estimator, truncated, hnc, hnc_rule, hnc_seed (*optional*):
             Same as in [`ExportConfig`]: how MC scores are estimated, how solutions without an answer count, and whether to show the
             tree after node compression.
 
@@ -246,7 +246,7 @@ def _inspect(tree: "SearchTree", config: InspectConfig) -> "Inspection":
         basis = "recorded in the source; for the prompt, their mean"
     if config.hnc:
         tree = compress(tree, config.hnc_seed, rule=config.hnc_rule)
-        basis += f"; after node compression ({config.hnc_rule}) with seed {config.hnc_seed}, which moved {count_moves(tree)} nodes"
+        basis += f"; node compression ({config.hnc_rule}, seed {config.hnc_seed}) moved {count_moves(tree)} nodes"
     scores = mc_scores(tree, config.estimator, config.truncated)
     return Inspection(tree, scores, leaf_counts(tree), totals, run=config.input, basis=basis)
 

@@ -2,15 +2,25 @@
 
 from dataclasses import dataclass, field
 
-from ..terminal import printable
-from .training import USAGE, DatasetArguments, check_inputs, finish, load_splits, model_init_kwargs, run_script
+from ..terminal import printable, say
+from .training import (
+    USAGE,
+    TrainingScriptArguments,
+    check_inputs,
+    end_together,
+    finish,
+    load_splits,
+    model_init_kwargs,
+    run_script,
+    say_plan,
+)
 
 
 CONFIG = "HRMRewardConfig"
 
 
 @dataclass
-class ScriptArguments(DatasetArguments):
+class ScriptArguments(TrainingScriptArguments):
     """
     Arguments of this script, next to [`HRMRewardConfig`] and [`~trl.ModelConfig`].
 
@@ -34,6 +44,8 @@ def main(script_args, training_args, model_args):
     from trl import get_peft_config
 
     from trl_hrm import HRMRewardTrainer
+    from trl_hrm.loading import load_tokenizer
+    from trl_hrm.trainer.hrm_reward_trainer import find_step_format, prepare_rows
 
     if script_args.make_tiny_model:
         from trl_hrm.tiny_model import make_tiny_model, read_texts
@@ -52,6 +64,16 @@ def main(script_args, training_args, model_args):
     check_inputs(script_args, training_args, model_args)
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
     train_dataset, eval_dataset = load_splits(script_args, training_args)
+    if script_args.plan:
+        name, revision = model_args.model_name_or_path, training_args.model_init_kwargs["revision"]
+        step_format, _ = find_step_format(name, training_args, revision)
+        tokenizer = load_tokenizer(name, revision, training_args.trust_remote_code)
+        step_format.check(tokenizer)
+        rows, report = prepare_rows(train_dataset, tokenizer, step_format, training_args, "train_dataset")
+        if training_args.process_index == 0:
+            say(f"train_dataset: {report}")
+        say_plan(training_args, rows)
+        return end_together(training_args)
     trainer = HRMRewardTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
@@ -62,6 +84,7 @@ def main(script_args, training_args, model_args):
     trainer.dataset_name = script_args.dataset_name  # for the model card
     for name, report in trainer.reports.items():
         trainer.accelerator.print(printable(f"{name}: {report}"))
+    say_plan(trainer.args, trainer.train_dataset)
 
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     finish(trainer)

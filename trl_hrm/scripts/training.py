@@ -38,15 +38,17 @@ The options of `transformers.TrainingArguments` and `trl.ModelConfig` are also a
 
 
 @dataclass
-class DatasetArguments:
+class TrainingScriptArguments:
     """
-    The data of a training script.
+    Arguments of a training script, next to the config of its trainer and [`~trl.ModelConfig`].
 
     Args:
         dataset_name (`str`): Path or Hub id of the dataset.
         dataset_config (`str`, *optional*): Configuration of the dataset.
         dataset_train_split (`str`, *optional*, defaults to `"train"`): Split to train on.
         dataset_test_split (`str`, *optional*, defaults to `"test"`): Split to evaluate on, if `eval_strategy` is set.
+        plan (`bool`, *optional*, defaults to `False`): Whether to print the training plan (optimizer steps, evaluations
+            and checkpoints) and exit. The weights of the model are not loaded.
     """
 
     dataset_name: str = field(metadata={"help": "Path or Hub id of the dataset."})
@@ -54,6 +56,13 @@ class DatasetArguments:
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str = field(
         default="test", metadata={"help": "Split to evaluate on, if `eval_strategy` is set."}
+    )
+    plan: bool = field(
+        default=False,
+        metadata={
+            "help": "Print the training plan (optimizer steps, evaluations and checkpoints) and exit. The weights of the "
+            "model are not loaded."
+        },
     )
 
 
@@ -207,7 +216,9 @@ def model_init_kwargs(model_args: "ModelConfig", training_args: "TrainingArgumen
     }
 
 
-def check_inputs(script_args: DatasetArguments, training_args: "TrainingArguments", model_args: "ModelConfig") -> None:
+def check_inputs(
+    script_args: TrainingScriptArguments, training_args: "TrainingArguments", model_args: "ModelConfig"
+) -> None:
     """
     Check that the trained model does not replace an input.
 
@@ -224,13 +235,13 @@ def check_inputs(script_args: DatasetArguments, training_args: "TrainingArgument
 
 
 def load_splits(
-    script_args: DatasetArguments, training_args: "TrainingArguments"
+    script_args: TrainingScriptArguments, training_args: "TrainingArguments"
 ) -> tuple["Dataset", "Dataset | None"]:
     """
     Load the training and evaluation splits. Without an `eval_strategy`, the evaluation split is `None`.
 
     Args:
-        script_args ([`DatasetArguments`]):
+        script_args ([`TrainingScriptArguments`]):
             Dataset and splits to load.
         training_args ([`~transformers.TrainingArguments`]):
             Training arguments, for their `eval_strategy`.
@@ -253,6 +264,15 @@ def load_splits(
     return dataset[script_args.dataset_train_split], dataset[script_args.dataset_test_split] if evaluates else None
 
 
+def say_plan(args: "TrainingArguments", rows: "Dataset") -> None:
+    """Print the training plan once, on the main process. `rows` is the prepared training dataset."""
+    from trl_hrm import plan_training
+
+    plan = plan_training(args, rows)
+    if args.process_index == 0:
+        say(plan)
+
+
 def finish(trainer: "Trainer") -> None:
     """
     Save, evaluate and push a trained model, and exit. Last call of a training script.
@@ -272,7 +292,7 @@ def finish(trainer: "Trainer") -> None:
         trainer.accelerator.print(printable(f"Pushed to {trainer.hub_model_id}."))
     else:
         trainer.create_model_card()  # with the metrics
-    end_together(trainer)
+    end_together(trainer.args, trainer)
 
 
 def run_script(
@@ -350,17 +370,20 @@ def _check_settings(file: str, parser: "TrlParser") -> None:
             raise ValueError(f"{file}: `{action.dest}` is {shown(value)}. It must be {kind}.")
 
 
-def end_together(trainer: "Trainer") -> None:
+def end_together(args: "TrainingArguments", trainer: "Trainer | None" = None) -> None:
     """
-    Wait for all processes, then end the trackers and the process group, and exit.
+    Wait for all processes, then end the trackers of the trainer and the process group, and exit.
 
     With gloo (several processes on CPU), a thread of the process group may still be freeing tensors when the interpreter shuts down.
     The process then sometimes hangs, or aborts with "terminate called without an active exception". To avoid this, it exits without
     shutting down the interpreter.
     """
-    trainer.accelerator.wait_for_everyone()
-    trainer.end()
-    if trainer.accelerator.num_processes > 1 and trainer.args.device.type == "cpu":
+    args.distributed_state.wait_for_everyone()
+    if trainer is None:
+        args.distributed_state.destroy_process_group()
+    else:
+        trainer.end()
+    if args.world_size > 1 and args.device.type == "cpu":
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

@@ -26,7 +26,14 @@ from ..pages.papers import HRM_PAPER
 from ..step_format import StepFormat, published_name
 from ..step_metrics import METRICS, judged_steps, step_metrics
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
-from .forest_dataset import STEP_COLUMNS, TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder, flat_column
+from .forest_dataset import (
+    STEP_COLUMNS,
+    TOKEN_COLUMNS,
+    DataCollatorForForest,
+    ForestBuilder,
+    ForestReport,
+    flat_column,
+)
 from .hrm_reward_config import HRMRewardConfig
 from .step_trainer import StepTrainer, set_up_model, warn_of_another_format
 
@@ -178,32 +185,9 @@ class HRMRewardTrainer(StepTrainer):
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: PreTrainedTokenizerBase, args: HRMRewardConfig, name: str
     ) -> Dataset:
-        if not isinstance(dataset, Dataset):
-            raise TypeError(
-                f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because rows are joined by "
-                "prompt and packed before training. Load the dataset without `streaming=True`."
-            )
-        if set(TOKEN_COLUMNS + STEP_COLUMNS) <= set(dataset.column_names):
+        if isinstance(dataset, Dataset) and set(TOKEN_COLUMNS + STEP_COLUMNS) <= set(dataset.column_names):
             return dataset  # already prepared
-        builder = ForestBuilder(
-            tokenizer=processing_class,
-            step_format=self.step_format,
-            max_length=args.max_length,
-            shared_prefix=args.shared_prefix,
-            packing=args.packing,
-            label_weighting=args.label_weighting,
-            error_weight=args.error_weight,
-            train_on_last_step_only=args.train_on_last_step_only and name == "train_dataset",
-        )
-        with global_then_local_main_first():
-            rows, report = builder(dataset, name, num_proc=args.dataset_num_proc)
-        self.reports[name] = report
-        dropped = report.labels_too_long or report.labels_contradicting or report.trees_without_labels
-        dropped = dropped or report.prompts_with_control_text or report.steps_with_control_text
-        logger.log(logging.WARNING if dropped else logging.INFO, f"{name}: {report}")
-        too_long = report.dropped_by_length(args.max_length)
-        if too_long is not None:
-            logger.warning(f"{name}: {too_long}")
+        rows, self.reports[name] = prepare_rows(dataset, processing_class, self.step_format, args, name)
         return rows
 
     def _step_logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -281,6 +265,73 @@ def _metrics(scores: np.ndarray, labels: np.ndarray, num_merged: np.ndarray) -> 
     return metrics
 
 
+def prepare_rows(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, step_format: StepFormat, args: HRMRewardConfig, name: str
+) -> tuple[Dataset, ForestReport]:
+    """
+    Encode a dataset of step trees as rows to train or evaluate on, and log what was kept and dropped.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Dataset in the format of [`StepTree.from_row`].
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        step_format ([`StepFormat`]):
+            How prompts and steps are encoded.
+        args ([`HRMRewardConfig`]):
+            Arguments of the training.
+        name (`str`):
+            Name of the dataset in messages. `train_on_last_step_only` applies to `"train_dataset"`.
+
+    Raises:
+        `TypeError`: If the dataset is not a [`~datasets.Dataset`].
+        `ValueError`: If a row is malformed, a prompt leaves no room for a step, or no label is left.
+    """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because rows are joined by "
+            "prompt and packed before training. Load the dataset without `streaming=True`."
+        )
+    builder = ForestBuilder(
+        tokenizer=tokenizer,
+        step_format=step_format,
+        max_length=args.max_length,
+        shared_prefix=args.shared_prefix,
+        packing=args.packing,
+        label_weighting=args.label_weighting,
+        error_weight=args.error_weight,
+        train_on_last_step_only=args.train_on_last_step_only and name == "train_dataset",
+    )
+    with global_then_local_main_first():
+        rows, report = builder(dataset, name, num_proc=args.dataset_num_proc)
+    dropped = report.labels_too_long or report.labels_contradicting or report.trees_without_labels
+    dropped = dropped or report.prompts_with_control_text or report.steps_with_control_text
+    logger.log(logging.WARNING if dropped else logging.INFO, f"{name}: {report}")
+    too_long = report.dropped_by_length(args.max_length)
+    if too_long is not None:
+        logger.warning(f"{name}: {too_long}")
+    return rows, report
+
+
+def find_step_format(
+    model: str, args: HRMRewardConfig, revision: str | None = None
+) -> tuple[StepFormat, StepFormat | None]:
+    """
+    Return the step format to train a model with, and the one that it was trained with before (`None` for a base model).
+
+    A reward model keeps its step format unless `args` defines another one, which gives a warning.
+    """
+    step_format = args.make_step_format()
+    try:
+        trained_format = read_step_format(model, revision)
+    except FileNotFoundError:  # a base model
+        return step_format, None
+    if args.step_format is None and not args.changed_text_format():
+        return trained_format, trained_format
+    warn_of_another_format(model, trained_format, step_format)
+    return step_format, trained_format
+
+
 def load_model(
     model: "str | PreTrainedModel | PeftModel", args: HRMRewardConfig
 ) -> tuple["PreTrainedModel | PeftModel", str | None, StepFormat, bool]:
@@ -298,8 +349,8 @@ def load_model(
         `ValueError`: If `args.model_init_kwargs` is given with a model that is already instantiated, or if the weights of
         the checkpoint do not fit the model.
     """
-    step_format = args.make_step_format()
     if not isinstance(model, str):
+        step_format = args.make_step_format()
         if args.model_init_kwargs is not None:
             raise ValueError(
                 "You passed `model_init_kwargs` with a model that is already instantiated. Pass the model's name as a "
@@ -316,15 +367,7 @@ def load_model(
     if args.distributed_state.distributed_type != DistributedType.NO:
         kwargs["device_map"] = None
     revision = kwargs.pop("revision", None)
-    try:
-        trained_format = read_step_format(model, revision)
-    except FileNotFoundError:  # a base model
-        trained_format = None
-    if trained_format is not None:
-        if args.step_format is None and not args.changed_text_format():
-            step_format = trained_format
-        else:
-            warn_of_another_format(model, trained_format, step_format)
+    step_format, trained_format = find_step_format(model, args, revision)
     if step_format.head in ("classification", "mlp"):  # names of the classes in pipelines
         kwargs |= {"id2label": LABEL_NAMES, "label2id": {name: i for i, name in LABEL_NAMES.items()}}
     if trained_format is not None or find_adapter_config_file(model, revision=revision) is not None:

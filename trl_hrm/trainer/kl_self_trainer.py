@@ -1,14 +1,15 @@
+import copy
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from .._compat import ForwardRedirection, FusedCausalLMOutput, get_config_model_id
@@ -154,10 +155,12 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         """
-        Prepare a dataset as [`~trl.SFTTrainer`] does, after dropping rows with an empty completion.
+        Prepare a dataset as [`~trl.SFTTrainer`] does, after dropping rows with an empty completion. Rows whose column
+        `is_complete` is false are not trained on the end of sequence, or the end of turn, after their completion.
 
         Raises:
-            `ValueError`: If no row is left to train on, or a row of a streaming dataset has an empty completion.
+            `ValueError`: If no row is left to train on, a row of a streaming dataset has an empty completion, or the end of an
+                unfinished row cannot be told from its text.
         """
         template = self.chat_template
         if template is None and getattr(processing_class, "chat_template", None):
@@ -166,6 +169,17 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
             self.chat_template = dated_template(template, args.chat_template_date)
         if formatting_func is None:
             dataset = drop_empty_completions(dataset, dataset_name, args.dataset_text_field)
+        if has_unfinished_rows(dataset):
+            if formatting_func is not None:
+                raise ValueError(
+                    f"{dataset_name}: some rows are unfinished (`is_complete` is false), and `formatting_func` may end them. "
+                    "Remove `formatting_func`, or the unfinished rows."
+                )
+            whole = copy.copy(args)  # truncated, packed and shuffled below, once the ends are masked
+            whole.max_length, whole.shuffle_dataset = None, False
+            rows = super()._prepare_dataset(dataset, processing_class, whole, False, None, dataset_name)
+            mask = partial(mask_ends, tokenizer=self._tokenizer, chat_template=self.chat_template, name=dataset_name)
+            dataset = rows.map(mask)
         rows = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         cuts_rows = packing and args.packing_strategy != "bfd"
         if not isinstance(dataset, Dataset) or cuts_rows or "labels" not in rows.column_names:
@@ -403,6 +417,59 @@ def drop_empty_completions(
         )
         return kept
     return dataset
+
+
+def has_unfinished_rows(dataset: Dataset | IterableDataset) -> bool:
+    """Return whether a dataset of texts or messages has rows with `is_complete` false, as `export --prefixes` writes them."""
+    if isinstance(dataset, IterableDataset):
+        row = next(iter(dataset), {})
+        return "is_complete" in row and "input_ids" not in row
+    columns = dataset.column_names
+    return "is_complete" in columns and "input_ids" not in columns and False in dataset["is_complete"]
+
+
+def mask_ends(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, chat_template: str | None, name: str
+) -> dict[str, list[int]]:
+    """
+    Return the labels of a tokenized row. After an unfinished completion, the end of sequence or the end of turn has the label
+    -100.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            Row with `input_ids` and `labels`, not truncated, and the columns that it was tokenized from.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the policy.
+        chat_template (`str`, *optional*):
+            Chat template of the rows. Defaults to the template of the tokenizer.
+        name (`str`):
+            Name of the dataset in messages.
+
+    Raises:
+        `ValueError`: If the text of the row is not the beginning of its tokens.
+    """
+    ids, labels = list(row["input_ids"]), list(row["labels"])
+    if row["is_complete"] is not False:
+        return {"labels": labels}
+    if isinstance(row["prompt"], str):
+        text_ids = list(ids)
+        while text_ids and text_ids[-1] == tokenizer.eos_token_id:
+            text_ids.pop()
+    else:
+        text_ids = tokenizer.apply_chat_template(
+            row["prompt"] + row["completion"],
+            chat_template=chat_template,
+            continue_final_message=True,
+            return_dict=True,
+            **(row.get("chat_template_kwargs") or {}),
+        )["input_ids"]
+    if not text_ids or ids[: len(text_ids)] != text_ids:
+        raise ValueError(
+            f"{name}: the end of the unfinished completion {shown(row['completion'], 200)} cannot be told from its text, so "
+            "training would teach the policy to stop there. Remove the rows whose `is_complete` is false, or use a chat template "
+            "that renders a message the same way with and without its end."
+        )
+    return {"labels": labels[: len(text_ids)] + [-100] * (len(ids) - len(text_ids))}
 
 
 def _refuse_empty(row: Mapping[str, Any], name: str, text_field: str) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, fields
@@ -37,6 +36,7 @@ from .checkpoints import (
     why_incomplete,
     write_record,
 )
+from .plan import check_length
 
 
 logger = get_logger(__name__)
@@ -130,12 +130,7 @@ class SafeTrainingMixin:
     # Nothing to train on
 
     def _check_length(self) -> None:
-        if self.args.max_steps == 0 or not math.isfinite(self.args.max_steps):
-            raise ValueError(
-                f"`max_steps` is {self.args.max_steps}. It must be at least 1, or -1 to train for `num_train_epochs`."
-            )
-        if self.args.max_steps < 0 and not 0 < self.args.num_train_epochs < math.inf:
-            raise ValueError(f"`num_train_epochs` is {self.args.num_train_epochs}. It must be greater than 0.")
+        check_length(self.args)
         if isinstance(self.train_dataset, Dataset) and not len(self.train_dataset):
             raise ValueError("`train_dataset` has no rows. It must have at least one.")
 
