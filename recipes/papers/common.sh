@@ -71,7 +71,7 @@ declare -A DRY=(
     [step-search]="$POLICY $SCORER --limit 2 --n 2 4 --max_depth 3 --max_step_tokens 40 --segmentation sentence"
     [select-raft]="$SCORER --num_candidates 2"
     [reward]=$TRAIN
-    [kl-self]=$TRAIN
+    [kl-self]="$TRAIN --max_steps 3" # the KL is 0 in the first two steps
 )
 # The option with the model that a command samples from or trains
 declare -A MODEL_OPTION=(
