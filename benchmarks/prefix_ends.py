@@ -141,7 +141,9 @@ def report(results: dict[str, Any]) -> str:
         f"{results['date']}, {versions}.",
         "Solutions of the test problems in percent, mean over seeds (lowest to highest):",
         Table(["trained on", "rows", "whole solutions", *MEASURES.values()], rows).markdown(),
-        "Without `is_complete`, the policy learns to stop in the middle of a solution.",
+        "Without `is_complete`, the policy learns to stop in the middle of a solution. A whole solution is a row only if each of its "
+        "steps has the score, a prefix if its last step has it. Prefixes therefore include errors that a later step corrects, and the "
+        "policy learns to write them. A tenth of the problems is held out of training.",
     ]
     return "\n\n".join(parts) + "\n"
 

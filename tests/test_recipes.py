@@ -133,7 +133,7 @@ class TestSettings:
             )
 
     def test_the_papers_settings(self):
-        """HRM paper, sections 4.1 and 4.2 and appendix A.1. The paper does not state the epochs. They are those of the authors' code."""
+        """HRM paper, sections 4.1 and 4.2 and appendix A.1. The epochs are from the code, because the paper does not state them."""
         for name in ("hrm", "prm", "orm", "hrm_mc", "prm_mc"):
             values = settings_of(f"qwen2.5-math-1.5b/{name}_reward.yaml")
             assert values["model_name_or_path"] == "Qwen/Qwen2.5-Math-1.5B"

@@ -32,6 +32,8 @@ from trl_hrm.search.tree import ROOT, Problem, SearchTree
 from trl_hrm.search.values import make_label
 from trl_hrm.step_tree import StepTree
 
+from ..fakes import byte_level
+from ..helpers import HEADS, tiny_model
 from ..search.random_trees import (
     add_node,
     empty_tree,
@@ -44,6 +46,7 @@ from ..search.random_trees import (
 )
 from ..search.scripted import FINAL, PROMPT, SEARCHES, ExactGrader, make_problems, run_scripted
 from ..search.scripted import read_trees as read_scripted
+from ..trainer.kl_training import make_kl_trainer
 
 
 NAMES = ("mc_correct", "mc_total", "mc_unresolved")
@@ -1242,6 +1245,32 @@ class TestPrompts:
         with pytest.raises(ValueError, match="plain, .*chat"):
             export(tmp_path, [str(run_folder), other, chat], view="sft")
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("style", ["plain", "chat"])
+def test_training_on_prefixes(tmp_path, run_folder, style):
+    """From the run to the labels of the trainer: the text of every row, and an end only where the solution ends."""
+    folder = str(run_folder) if style == "plain" else other_run(run_folder, "chat", style="chat")
+    rows, _, report = export(
+        tmp_path, folder, view="sft", prefixes=True, min_mc_score=0.6, max_solutions=4, test_size=0
+    )
+    tokenizer = byte_level()
+    tokenizer.chat_template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    tokenizer.chat_template += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    tokenizer.add_special_tokens({"eos_token": "<|end|>", "pad_token": "<|pad|>"})
+    model = tiny_model(HEADS["lm"], vocab_size=len(tokenizer))
+    trainer = make_kl_trainer(
+        tmp_path / "model",
+        load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache")),
+        model=model,
+        max_length=None,
+        trainer_args={"processing_class": tokenizer},
+    )
+    found = [tokenizer.decode([label for label in row["labels"] if label != -100]) for row in trainer.train_dataset]
+    texts = [row["completion"] if style == "plain" else row["completion"][0]["content"] for row in rows]
+    ends = ["<|end|>" if row["is_complete"] else "" for row in rows]
+    assert found == [text + end for text, end in zip(texts, ends, strict=True)]
+    assert 0 < report["notes"]["complete_solutions"] == sum(map(bool, ends)) < len(rows)
 
 
 @pytest.mark.parametrize("option", ["--min_mc_score", "--min_value"])
