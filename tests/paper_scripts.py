@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,13 @@ def listed(script: str, *options: str) -> list[Stage]:
             start = words.index("trl_hrm.cli")
             launch = launch_command_parser().parse_args([*words[2 : start + 1], "x"])
             num_processes, words = launch.num_processes, words[start:]
-        stages.append(Stage(name, words[1], settings(words[1], words[2:]), words[2:], num_processes))
+        stages.append(Stage(name, words[1], settings(words[1], (*words[2:],)), words[2:], num_processes))
     return stages
 
 
-def settings(command: str, words: list[str]) -> dict[str, Any]:
+@cache
+def settings(command: str, words: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings of a command, by name. Scripts share stages, so many command lines occur several times."""
     if command in COMMANDS:
         config, _ = CommandParser(getattr(trl_hrm, COMMANDS[command].config)).read(words)
         return {field.name: getattr(config, field.name) for field in fields(config)}

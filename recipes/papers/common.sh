@@ -5,6 +5,9 @@ set -euo pipefail
 
 PAPER=$(basename "$(dirname "$0")")
 
+# Options of a script with lists of values, which it declares before this file is sourced: LISTS[NAME]=DEFAULT
+declare -p LISTS &> /dev/null || declare -A LISTS=()
+
 usage() {
     cat << END
 usage: bash $0 [--dry_run] [--list] [--data DIR] [--runs DIR] [--num_gpus N]
@@ -14,6 +17,7 @@ usage: bash $0 [--dry_run] [--list] [--data DIR] [--runs DIR] [--num_gpus N]
   --data DIR    folder of the raw files (default: data/papers; with --dry_run, they are made in the folder of the outputs)
   --runs DIR    folder of all outputs (default: runs/papers/$PAPER or runs/papers-dry-run/$PAPER). Scripts of a paper share it
   --num_gpus N  number of GPUs (default: all)
+$(for name in "${!LISTS[@]}"; do printf '  --%s "VALUE ..." (default: "%s")\n' "$name" "${LISTS[$name]}"; done)
 
 A finished stage is not run again, and a stopped stage is resumed. The variable MODEL sets the model of a dry run (default:
 HuggingFaceTB/SmolLM2-135M-Instruct).
@@ -31,7 +35,15 @@ while [ $# -gt 0 ]; do
             shift
             ;;
         -h | --help) usage; exit ;;
-        *) echo "$1 is not an option. bash $0 --help lists all options." >&2; exit 2 ;;
+        *)
+            if [[ $1 != --?* ]] || [ -z "${LISTS[${1#--}]+found}" ]; then
+                echo "$1 is not an option. bash $0 --help lists all options." >&2
+                exit 2
+            fi
+            [ $# -ge 2 ] || { echo "$1 needs a value" >&2; exit 2; }
+            LISTS[${1#--}]=$2
+            shift
+            ;;
     esac
     shift
 done

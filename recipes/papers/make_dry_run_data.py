@@ -70,9 +70,9 @@ def main(output_dir: Path, seed: int) -> None:
             "problem": text,
             "generated_solution": f"{' '.join(steps)} The answer is \\boxed{{{x}}}.",
             "expected_answer": str(x),
-            "problem_source": "augmented_gsm8k",
+            "problem_source": ("augmented_gsm8k", "augmented_math")[i % 2],
         }
-        for text, steps, x in problems(rng, 20)
+        for i, (text, steps, x) in enumerate(problems(rng, 20))
     )
     write(output_dir / "openmathinstruct2/train.jsonl", rows)
 
