@@ -14,6 +14,7 @@ source "$(dirname "$0")/../common.sh" "$@"
 source "$(dirname "$0")/stages.sh"
 
 layout=$RUNS/sweep.yaml
+$LIST || mkdir -p "$RUNS"
 $LIST || cat > "$layout" << END
 title: "ER-PRM: search for eta and the learning rate"
 source: https://huggingface.co/papers/2412.11006
