@@ -14,14 +14,12 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 
 from trl_hrm import (
     BuildPRM800KConfig,
-    ExportConfig,
     HRMRewardConfig,
     KLSelfConfig,
     StepTree,
     build_prm800k,
     plan_training,
 )
-from trl_hrm.command_parser import CommandParser
 from trl_hrm.demo.world import make_problem, solve
 from trl_hrm.search.policies import FullTree
 from trl_hrm.tiny_model import make_tiny_model, make_tokenizer
@@ -144,7 +142,7 @@ class TestSettings:
             assert {key: values[key] for key in best} == best
 
     def test_the_papers_settings_of_er_prm(self):
-        """ER-PRM paper, sections 4 and 6.1: 64 sequences of at most 512 tokens on 4 GPUs, and η 2 and 10."""
+        """ER-PRM paper, sections 4 and 6.1: 64 sequences of at most 512 tokens on 4 GPUs."""
         models = set()
         for path in REWARD_MODELS:
             values = settings_of(path)
@@ -159,11 +157,6 @@ class TestSettings:
             ("meta-llama/Llama-3.2-3B-Instruct", "lm"),
             ("meta-llama/Llama-3.2-1B-Instruct", "lm"),
         }
-        for name, eta in (("mistral", 2), ("deepseek", 10)):
-            config, _ = CommandParser(ExportConfig).read(
-                ["run", "--config", str(ROOT / "recipes" / "er_prm" / f"{name}_labels.yaml"), "--output_dir", "out"]
-            )
-            assert (config.labels, config.eta) == ("entropy", eta)
 
     @pytest.mark.parametrize("path", REWARD_MODELS, ids=name_of)
     def test_reward_models_train(self, path):
@@ -195,26 +188,12 @@ class TestSettings:
         rows = load_dataset(str(tmp_path / "orm"))["train"]
         assert len(set(rows["prompt"])) == ROWS_PER_RECORD * 106
 
-    def test_reward_models_of_the_tables(self):
-        """Each table's reward model is the output of a recipe, and was trained on the labels that the paper states."""
-        trained = {settings_of(path)["output_dir"]: settings_of(path) for path in REWARD_MODELS}
-        expected = {
-            "qwen2.5-math-72b/step_search.yaml": "data/prm800k-hrm",  # HRM, table 3
-            "qwen2.5-math-72b/best_of_n.yaml": "data/prm800k-orm",  # HRM, table 3
-            "qwen2.5-math-7b/step_search.yaml": "data/prm800k-mcts-hrm",  # HRM, tables 4 and 5
-            "deepseek-math-7b/step_search.yaml": "data/prm800k-mcts-hrm",  # HRM, table 4
-            "qwen2.5-math-7b/step_search_table6.yaml": "data/prm800k-mcts-hrm",  # HRM, table 6
-            "metamath-mistral-7b/best_of_n.yaml": "data/er-prm-mistral",  # ER-PRM, table 5
-        }
-        for name, dataset in expected.items():
-            assert trained[settings_of(name)["reward_model"]]["dataset_name"] == dataset, name
-        # Every model that a recipe uses, in its settings or in its comments, is the output of a recipe
+    def test_models_of_recipes(self):
+        """Every model that a recipe uses, in its settings or in its comments, is the output of a recipe."""
         text = "\n".join(path.read_text(encoding="utf-8") for path in RECIPES)
         made = set(re.findall(r"output_dir:? (outputs/[\w.-]+)", text))
         used = set(re.findall(r"(?:reward_model|policy|model_name_or_path):? (outputs/[\w.-]+)", text))
-        assert {"outputs/qwen2.5-math-1.5b-prm-mc", "outputs/er-prm-deepseek"} <= used <= made
-        for name in ("deepseek-math-7b-instruct", "openmath2-llama3.1-8b"):  # ER-PRM, tables 4 and 6
-            assert settings_of(f"{name}/best_of_n.yaml")["reward_model"] == "outputs/er-prm-deepseek"
+        assert {"outputs/qwen2.5-math-1.5b-hrm-mc", "outputs/qwen2.5-math-7b-kl-self-hrm"} <= made and used <= made
 
     def test_the_papers_settings_of_self_training(self):
         """λ and the logarithm are in the HRM paper, sections 3.3 and 4.3, the rest in its code. RAFT has no KL term."""

@@ -30,11 +30,11 @@ def problems(rng: random.Random, count: int) -> list[tuple[str, list[str], int]]
 def prm800k_row(rng: random.Random, problem: str, steps: list[str], answer: int) -> dict:
     """Return a solution with a rating for each step. In half of the rows, the last step is wrong."""
     is_right = rng.random() < 0.5
-    last = steps[-1] if is_right else steps[-1].replace(f"= {answer}", f"= {answer + 1}")
+    found = answer if is_right else answer + 1
+    steps = [*steps[:-1], f"{steps[-1].replace(f'= {answer}', f'= {found}')}\n\n# Answer\n\n{found}"]
     ratings = [1] * (len(steps) - 1) + [1 if is_right else -1]
     completions = [
-        [{"text": text, "rating": rating, "flagged": False}]
-        for text, rating in zip([*steps[:-1], last], ratings, strict=True)
+        [{"text": text, "rating": rating, "flagged": False}] for text, rating in zip(steps, ratings, strict=True)
     ]
     return {
         "question": {"problem": problem, "ground_truth_answer": str(answer)},
@@ -70,9 +70,9 @@ def main(output_dir: Path, seed: int) -> None:
             "problem": text,
             "generated_solution": f"{' '.join(steps)} The answer is \\boxed{{{x}}}.",
             "expected_answer": str(x),
-            "problem_source": "augmented_gsm8k",
+            "problem_source": ("augmented_gsm8k", "augmented_math")[i % 2],
         }
-        for text, steps, x in problems(rng, 20)
+        for i, (text, steps, x) in enumerate(problems(rng, 20))
     )
     write(output_dir / "openmathinstruct2/train.jsonl", rows)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from trl_hrm.data.build_config import BuildStepwiseConfig
-from trl_hrm.data.candidate_sources import read_candidates
+from trl_hrm.data.candidate_sources import read_candidates, read_pool
 from trl_hrm.data.candidates import ProblemCandidates
 from trl_hrm.data.candidates_config import CandidatesConfig
+from trl_hrm.data.problem_sets import read_problems
 from trl_hrm.data.problems import problem_of
 from trl_hrm.data.solutions import (
     ALL,
@@ -64,6 +65,29 @@ def test_outputs_of_search_and_learn_are_read_with_their_own_keys(tmp_path):
     assert [list(map(len, steps_of(group))) for group in groups] == [[2, 1], [1, 1]]
     [warning] = solution_warnings(counts)
     assert warning.startswith("2 rows have `problem` and `completions`")
+
+
+def test_rows_of_openmathinstruct_are_read_with_their_own_columns(tmp_path):
+    """Each row has one solution, and the rows of a problem are its candidates."""
+    row = {"problem": "3 + 4?", "expected_answer": "7", "problem_source": "augmented_gsm8k"}
+    rows = [row | {"generated_solution": text} for text in ("3 + 4 = 7.\n\nSo \\boxed{7}.", "So \\boxed{8}.")]
+    older = {"question": "1 + 1?", "expected_answer": "2", "is_correct": True, "generated_solution": "\\boxed{2}"}
+    source = write_rows(tmp_path / "in.jsonl", *rows, older)
+    config = CandidatesConfig(candidates=source, segmentation="blank_line")
+    first, second = read_pool(config, None, None, Counter())
+    assert (first.problem, first.prompt, first.answer) == ("3 + 4?", "3 + 4?", "7")
+    assert steps_of(first) == [["3 + 4 = 7.", "So \\boxed{7}."], ["So \\boxed{8}."]]
+    assert [candidate.answer for candidate in first.candidates] == ["7", "8"] and not first.graded
+    assert (second.problem, second.answer, second.graded) == ("1 + 1?", "2", True)
+    problems = read_problems(source).problems
+    assert [(problem.prompt, problem.answer) for problem in problems] == [("3 + 4?", "7"), ("1 + 1?", "2")]
+
+
+def test_other_answers_of_a_problem_of_openmathinstruct_are_refused(tmp_path):
+    row = {"problem": "3 + 4?", "generated_solution": "\\boxed{7}", "expected_answer": "7"}
+    source = write_rows(tmp_path / "in.jsonl", row, row | {"expected_answer": "8"})
+    with pytest.raises(ValueError, match="in.jsonl:2: `answer` is '8', but .*in.jsonl:1 has '7'"):
+        read_pool(CandidatesConfig(candidates=source), None, None, Counter())
 
 
 @pytest.mark.parametrize("column", ["pred", "agg_scores", "completion_tokens"])

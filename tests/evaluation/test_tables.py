@@ -84,6 +84,19 @@ def test_points_in_rows_in_percent_with_a_named_point(runs):
     assert "warning: hrm has 90 problems, the paper 1,319." in text
 
 
+def test_one_key_for_all_numbers(runs):
+    """The paper's numbers are not rounded, although they have more decimals."""
+    series = {
+        "label": "Ours",
+        "results": {"N": "hrm", "Top1": "policy"},
+        "curve": {"N": "best_of_n/min", "Top1": "greedy"},
+        "paper": [55, 74.85, 50.0],
+    }
+    path = layout_file(runs, points=[1, 4, "Top1"], unit="percent", series=[series])
+    expected = ["Ours", "50.0 [40.0, 60.0] (55.0)", "75.0 [65.0, 83.0] (74.85)", "50.0 [40.0, 60.0] (50.0)"]
+    assert rows_of(format_table(fill_table(read_layout(path), runs)))[2] == expected
+
+
 def test_keys_of_points_may_be_numbers(runs):
     """YAML reads `4: hrm` as a number."""
     path = layout_file(runs, points=[4], series=[{"label": "a", "results": {4: "hrm"}, "curve": "best_of_n/min"}])

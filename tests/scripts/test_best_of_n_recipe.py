@@ -1,6 +1,5 @@
 """The settings files of the best-of-N and step-search recipes, as the parser of the commands reads them."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ CONFIGS = {"best_of_n*.yaml": BestOfNConfig, "step_search*.yaml": StepSearchConf
 
 @pytest.mark.parametrize(
     "path",
-    sorted(path for name in CONFIGS for path in (ROOT / "recipes").rglob(name)),
+    sorted(path for name in CONFIGS for path in (ROOT / "recipes").glob(f"*/{name}")),
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_settings_of_recipes(path):
@@ -28,8 +27,6 @@ def test_settings_of_recipes(path):
     assert {name: getattr(config, name) for name in values} == values
     if config_class is StepSearchConfig:
         StepSearchSettings("out", config.n, config.strategy, config.branching)
-    if path.parent.name != "tiny":
-        assert path.read_text().startswith("# Not tested")
 
 
 def test_settings_on_the_command_line_win(tmp_path):
@@ -41,27 +38,3 @@ def test_settings_on_the_command_line_win(tmp_path):
     config, _ = CommandParser(StepSearchConfig).read(words)
     assert config.n == [8] and config.output_dir == "p" and config.overwrite is True
     assert config.limit is None and config.engine_args == {"a": 1} and config.max_step_tokens == 5
-
-
-def test_the_papers_settings():
-    """N, policies, problems and aggregates as in HRM, tables 3, 4 and 6, and ER-PRM, section 4 and tables 4 to 6."""
-    found = {
-        (path.parent.name, path.stem): yaml.safe_load(path.read_text())
-        for name in CONFIGS
-        for path in (ROOT / "recipes").glob(f"*/{name}")
-        if path.parent.name != "tiny"
-    }
-    names = [("qwen2.5-math-7b", "step_search"), ("deepseek-math-7b", "step_search")]
-    names += [("qwen2.5-math-7b", "step_search_table6")]
-    searches = [found.pop(name) for name in names]
-    for values in searches:
-        assert values["n"] == [2, 4, 8, 16, 24, 32, 64, 128, 256, 512]
-        assert (values["prompt"], values["max_depth"], values["aggregate"]) == ("steps", 8, "last")
-    large = [found.pop(("qwen2.5-math-72b", name)) for name in ("step_search", "best_of_n")]
-    assert all(values["n"] == [2, 4, 8, 16, 24] and values["prompt"] == "formulas" for values in large)
-    assert large[0]["max_depth"] == 100
-    assert all(math.isclose(values["temperature"], 0.1) for values in searches + large)
-    assert {name for name, _ in found} == {"deepseek-math-7b-instruct", "metamath-mistral-7b", "openmath2-llama3.1-8b"}
-    for values in found.values():
-        assert values["n"] == [1, 4, 8, 16, 32, 64] and values["aggregate"] == ["min"]
-    assert all(values["max_in_flight"] >= 512 for values in searches)

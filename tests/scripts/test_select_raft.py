@@ -25,9 +25,10 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_hrm import SelectRaftConfig, StepFormat, StepScorer
 from trl_hrm.cli import main
+from trl_hrm.command_parser import CommandParser
 from trl_hrm.data import raft
 from trl_hrm.data.candidate_sources import finished_solutions, read_candidates
-from trl_hrm.data.candidates_config import RaftConfig
+from trl_hrm.data.candidates_config import CandidatesConfig, RaftConfig
 from trl_hrm.data.problems import problem_split
 from trl_hrm.data.step_labels import unite_steps
 from trl_hrm.pages.pictures import draw_scores
@@ -644,12 +645,74 @@ def test_options_without_effect(tmp_path, run_folder, planted, capsys):
         assert main(["select-raft", *words, *more]) == 1
         assert re.search(message, capsys.readouterr().err)
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": "p?", "completions": ["a"]}])
-    config = RaftConfig(output_dir=str(tmp_path / "raft"), candidates=source, segmentation="sentence")
+    config = CandidatesConfig(candidates=source, segmentation="sentence")
     with pytest.raises(ValueError, match="`segmentation` .*lists of steps"):
         read_candidates(config, Counter())
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="empty.jsonl"):
-        read_candidates(RaftConfig(output_dir="out", candidates=str(tmp_path / "empty.jsonl")), Counter())
+        read_candidates(CandidatesConfig(candidates=str(tmp_path / "empty.jsonl")), Counter())
+
+
+def test_several_inputs(tmp_path, planted):
+    """The questions of RAFT come from several sources. A problem that is in two of them has the candidates of both."""
+    first = [{"prompt": "1?", "completion": steps_text(0.5)}, {"prompt": "2?", "completion": steps_text(0.4)}]
+    second = [{"prompt": "2?", "completion": steps_text(0.6)}, {"prompt": "3?", "completion": steps_text(0.2)}]
+    sources = [write_rows(tmp_path / f"{i}.jsonl", rows) for i, rows in enumerate((first, second))]
+    rows, report = select(tmp_path, sources[0], "--candidates", *sources)
+    assert {row["problem"]: (row["score"], row["num_candidates"]) for row in rows} == {
+        "1?": (0.5, 1),
+        "2?": (0.6, 2),
+        "3?": (0.2, 1),
+    }
+    assert report["inputs"] == sources and report["records_in"] == 4 and report["dropped"] == {"beyond_top_k": 1}
+    assert report["notes"]["problems_in_several_inputs"] == 1 and report["notes"]["problems"] == 3
+    assert report["facts"]["steps"] == "step_header"
+    words = shlex.split(report["command"])[1:]
+    assert words[words.index("--candidates") + 1 :][:2] == sources
+    parsed, _ = CommandParser(SelectRaftConfig).read(words[1:])
+    assert parsed.candidates == sources
+
+
+def test_a_run_and_a_file(tmp_path, run_folder, planted, monkeypatch):
+    """The steps of a run stay as they are, and texts of a file are split."""
+    monkeypatch.setattr(planted, "score", lambda p, c, **_: [[[0.5] * len(steps) for steps in one] for one in c])
+    alone, _ = select(tmp_path, str(run_folder))
+    row = {"prompt": [{"role": "user", "content": "1?"}], "completion": [{"role": "assistant", "content": "a. b."}]}
+    source = write_rows(tmp_path / "in.jsonl", [row])
+    rows, report = select(tmp_path, source, "--candidates", str(run_folder), source)
+    assert rows[:-1] == alone and rows[-1]["completion"] == row["completion"]
+    assert report["warnings"][0].startswith(f"{run_folder}: ") and report["facts"]["steps"] == "given, step_header"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"problem_id": "a", "prompt": "1?"}, {"problem_id": "a", "prompt": "2?"}],
+            "1.jsonl:1: `prompt` is '2\\?'.*0.jsonl:1",
+        ),
+        (
+            [{"prompt": "1?"}, {"prompt": [{"role": "user", "content": "2?"}]}],
+            "text at .*0.jsonl:1, but messages at .*1.jsonl:1",
+        ),
+    ],
+)
+def test_inputs_that_contradict_each_other(tmp_path, planted, capsys, rows, message):
+    sources = [
+        write_rows(tmp_path / f"{i}.jsonl", [row | {"completion": steps_text(0.5)}]) for i, row in enumerate(rows)
+    ]
+    words = [
+        "select-raft",
+        "--candidates",
+        *sources,
+        "--reward_model",
+        "planted",
+        "--output_dir",
+        str(tmp_path / "raft"),
+    ]
+    assert main(words) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "raft").exists()
 
 
 def test_output_that_exists_is_found_before_scoring(tmp_path, capsys):
@@ -753,6 +816,7 @@ def test_the_dataset_outlives_a_full_disk(tmp_path, monkeypatch, planted, capsys
 SLEEPER = """
 import sys, time
 from trl_hrm.cli import main
+from trl_hrm.command_parser import CommandParser
 from trl_hrm.data import raft
 raft.draw_scores = lambda *args: time.sleep(600)
 main(sys.argv[1:])

@@ -19,8 +19,8 @@ from ..search.nodes import read_trees
 from ..search.run_folder import MANIFEST, node_files, read_manifest, read_summary
 from ..search.steps import StepRule, cut_text
 from ..search.tree import ROOT, SearchTree
-from .candidates import THINKING, Candidate, CandidateRows, ProblemCandidates
-from .candidates_config import CandidatesConfig
+from .candidates import THINKING, Candidate, CandidateRows, ProblemCandidates, check_same_problem
+from .candidates_config import CandidatesConfig, RaftConfig
 from .problem_sets import ProblemSet
 from .problems import problem_key
 from .self_training import asked, prompt_of
@@ -77,13 +77,46 @@ def read_candidates(
         problems = CandidateRows(config, notes, answers, grades).read(rows)
     if not problems:
         raise ValueError(f"{path}: no candidates found. Check the path, or remove the empty input.")
+    _check_prompts(problems)
+    return problems
+
+
+def read_all_candidates(config: RaftConfig, notes: Counter) -> list[ProblemCandidates]:
+    """
+    Read the candidates of all inputs, grouped by problem as in [`read_candidates`].
+
+    Args:
+        config ([`RaftConfig`]):
+            Options of the candidates.
+        notes (`Counter`):
+            Counter, see [`read_candidates`]. It also counts `problems_in_several_inputs`. It is updated in place.
+
+    Raises:
+        `FileNotFoundError`, `ValueError`: See [`read_candidates`]. Also if two inputs have different problems with the same id, or
+        different prompts for the same problem.
+    """
+    found: dict[str, ProblemCandidates] = {}
+    for source in config.sources():
+        for problem in read_candidates(source, notes):
+            first = found.setdefault(problem.problem_id, problem)
+            if first is problem:
+                continue
+            check_same_problem(first, problem, "id")
+            notes["problems_in_several_inputs"] += 1
+            first.candidates += problem.candidates
+            first.num_cut += problem.num_cut
+    problems = list(found.values())
+    _check_prompts(problems)
+    return problems
+
+
+def _check_prompts(problems: Sequence[ProblemCandidates]) -> None:
     forms = {isinstance(problem.prompt, str): problem.where for problem in reversed(problems)}
     if len(forms) > 1:
         raise ValueError(
             f"`prompt` is a text at {forms[True]}, but messages at {forms[False]}. A dataset cannot mix both. Use separate inputs for "
             "text prompts and messages."
         )
-    return problems
 
 
 def read_pool(

@@ -15,7 +15,8 @@ Grades are in a column `correct` or `is_correct`. For several candidates, the co
 {"prompt": "1+2+3?", "candidates": ["It is 6.", "It is 7."], "correct": [true, false]}
 ```
 
-Rows written by search-and-learn, with `problem` and whole solutions as `completions`, are also supported.
+Rows written by search-and-learn, with `problem` and whole solutions as `completions`, and rows of OpenMathInstruct, with
+`generated_solution` and `expected_answer`, are also supported.
 """
 
 from collections import Counter
@@ -194,7 +195,7 @@ class CandidateRows:
         """
         found = ((before + where, row) for where, row in all_rows(rows))
         for where, row in read_whole_solutions(found, self.notes):
-            self._add(row, where)
+            self._add(_named_as_candidate(row), where)
         check_answers(self.notes, self.num_lists, self.config.candidates)
         if self.config.segmentation is not None and self.num_lists and not self.num_texts:
             raise ValueError("`segmentation` has no effect, because all candidates are lists of steps. Remove it.")
@@ -306,12 +307,7 @@ class CandidateRows:
                 f"{lacks.where}: the candidates have no grades, but {has.where} has grades for the same problem. Add `correct` to both "
                 "rows, or remove it from both."
             )
-        for name in ("prompt", "problem"):
-            if _normalized(getattr(first, name)) != _normalized(getattr(new, name)):
-                raise ValueError(
-                    f"{new.where}: `{name}` is {shown(getattr(new, name))}, but {first.where} has {shown(getattr(first, name))} "
-                    f"for the same {same}. Both rows must have the same {name}. Different problems need different ids."
-                )
+        check_same_problem(first, new, same)
 
     def _candidate(self, value: Any, name: str, problem: ProblemCandidates, where: str) -> Candidate:
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
@@ -349,6 +345,25 @@ class CandidateRows:
         if not self.config.keep_thinking and thinking_spans(written):
             self.notes[THINKING] += 1
         return Candidate(text, steps)
+
+
+def check_same_problem(first: ProblemCandidates, new: ProblemCandidates, same: str) -> None:
+    """Raise an error if the prompts or the problems of two rows or runs with the same problem or id (`same`) differ."""
+    for name in ("prompt", "problem"):
+        if _normalized(getattr(first, name)) != _normalized(getattr(new, name)):
+            raise ValueError(
+                f"{new.where}: `{name}` is {shown(getattr(new, name))}, but {first.where} has {shown(getattr(first, name))} "
+                f"for the same {same}. Both must have the same {name}. Different problems need different ids."
+            )
+
+
+def _named_as_candidate(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of OpenMathInstruct-1 or -2 with the column names of candidates. Its prompt is the bare problem."""
+    problem = row.get("problem", row.get("question"))
+    if row.get("generated_solution") is None or problem is None or any(row.get(name) is not None for name in FORMS):
+        return row
+    named = {"prompt": problem, "completion": row["generated_solution"], "answer": row.get("expected_answer")}
+    return {name: value for name, value in named.items() if value is not None} | row
 
 
 def _is_message(value: Any) -> bool:

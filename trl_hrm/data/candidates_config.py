@@ -1,6 +1,6 @@
 """Configurations for reading candidate solutions and selecting among them with a reward model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from ..config import COUNT, Config
@@ -119,6 +119,9 @@ class RaftConfig(CandidatesConfig, BuildConfig):
     `test_size`, `seed`, `exclude` and `overwrite` of [`BuildConfig`].
 
     Args:
+        candidates (`list[str]`):
+            Solutions to select from: one or more of the inputs of [`CandidatesConfig`]. A problem that is in several inputs has the
+            candidates of all of them.
         aggregate (`str`, *optional*, defaults to `"min"`):
             How to aggregate the step scores into the score of a solution: `"min"`, `"prod"`, `"last"`, `"mean"` or `"max"`. See
             [`~scoring.aggregate.aggregate`].
@@ -133,6 +136,14 @@ class RaftConfig(CandidatesConfig, BuildConfig):
         `ValueError`: If an option is out of range.
     """
 
+    candidates: list[str] = field(
+        metadata={
+            "help": "Solutions to select from: JSON Lines or JSON files, or dataset folders, with the columns `prompt` and either "
+            "`completion` (a text), `completions` (a list of steps) or `candidates` (a list of either); outputs of "
+            "search-and-learn; or folders of `trl-hrm annotate`.",
+            "metavar": "INPUT",
+        }
+    )
     aggregate: Aggregate = field(
         default="min", metadata={"help": "How to aggregate the step scores into the score of a solution."}
     )
@@ -157,3 +168,8 @@ class RaftConfig(CandidatesConfig, BuildConfig):
     max_merge: int = field(default=2, init=False)
     num_proc: int | None = field(default=None, init=False)
     strict: bool = field(default=False, init=False)
+
+    def sources(self) -> list[CandidatesConfig]:
+        """Return a configuration for reading each of the inputs."""
+        shared = {field.name: getattr(self, field.name) for field in fields(CandidatesConfig)}
+        return [CandidatesConfig(**shared | {"candidates": source}) for source in self.candidates]

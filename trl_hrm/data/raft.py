@@ -121,18 +121,19 @@ def build_raft(
         options["join_steps"] = config.join_steps.replace("\n", "\\n").replace("\t", "\\t")
     options |= {REPORTED.get(name, name): value for name, value in reward_model.items()}
     command = build_command("select-raft", [], options, config)
-    rule, has_cut = rule_of(config), any(problem.num_cut for problem in problems)
+    has_cut = any(problem.num_cut for problem in problems)
+    rules = [rule_of(source) for source in config.sources() if has_cut or is_run(source)]
     warnings = list(warnings)
     if not any(len(candidate.steps) > 1 for problem in problems for candidate in problem.candidates):
         advice = " Check whether --segmentation matches the format of the candidates." if has_cut else ""
         warnings.append(f"every candidate has a single step, so all aggregates are the same.{advice}")
-    report = make_report("raft", [config.candidates], command, config, counts, warnings)
+    report = make_report("raft", config.candidates, command, config, counts, warnings)
     report["facts"] = {
         "reward model": reward_model,
         "selection": {
             name: getattr(config, name) for name in ("aggregate", "num_candidates", "max_kept", "min_score")
         },
-        "steps": rule.name if rule is not None and (is_run(config) or has_cut) else "given",
+        "steps": ", ".join(dict.fromkeys("given" if rule is None else rule.name for rule in rules)) or "given",
         "candidates of a problem, mean": sum(problem.num_considered for problem in problems) / len(problems),
         "mean score": {"all judged candidates": sum(scored) / len(scored), "chosen": sum(chosen) / len(chosen)},
     }
@@ -143,7 +144,7 @@ def build_raft(
     parts.mkdir()
     dataset.mkdir()
     for split in report["rows"]:
-        write_part(make_table(rows[split], types, config.candidates), parts, split, 0)
+        write_part(make_table(rows[split], types, ", ".join(config.candidates)), parts, split, 0)
     draw_scores(scored, chosen, f"{config.aggregate} of step scores", dataset / PICTURE)
     finish_dataset(ABOUT, report, output)
     return report

@@ -51,8 +51,8 @@ class Series:
         label (`str` or `list[str]`):
             Title, or titles from the outer to the inner heading.
         results (`str` or `dict[str, str]`):
-            Output folder of a run, below the folder of all runs, or one folder per point. Points that are not in the dictionary are
-            empty.
+            Output folder of a run, below the folder of all runs, or one folder per point. The key `"N"` stands for all points that are
+            numbers. Points that are not in the dictionary are empty.
         curve (`str` or `dict[str, str]`, *optional*):
             Curve in the `results.json` of the run, such as `best_of_n/min`, or one curve per point. Not needed for the logs of a
             training.
@@ -73,7 +73,7 @@ class Series:
     def at(self, name: Literal["results", "curve"], point: str) -> str | None:
         """Return the folder or the curve of a point, or `None`."""
         value = getattr(self, name)
-        return value if isinstance(value, str) else value.get(point)
+        return value if isinstance(value, str) else value.get(point, value.get("N") if point.isdecimal() else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class Layout:
                 )
             for key in ("results", "curve"):
                 value = getattr(series, key)
-                unknown = set(value) - set(names) if isinstance(value, dict) else ()
+                unknown = set(value) - {*names, "N"} if isinstance(value, dict) else ()
                 if unknown:
                     raise ValueError(
                         f"`series[{i}].{key}` has the points {sorted(unknown)}, which are not in `points`."
@@ -353,7 +353,8 @@ def _format_cell(cell: Cell, layout: Layout) -> str:
         return f"{value:.{UNITS[layout.unit][1]}f}" if layout.kind == "accuracy" else f"{value:.4g}"
 
     text = MISSING if cell.value is None else f"{number(cell.value)} [{number(cell.low)}, {number(cell.high)}]"
-    return text if cell.paper is None else f"{text} ({number(cell.paper)})"
+    # the paper may have more decimals
+    return text if cell.paper is None else f"{text} ({max(number(cell.paper), str(cell.paper), key=len)})"
 
 
 def draw_table(filled: FilledTable) -> list[Picture]:

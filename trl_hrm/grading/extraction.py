@@ -65,7 +65,10 @@ _BOX_JOINT = re.compile(
 )
 _BOX_NAME = re.compile(r"(?<![\w\\])([A-Za-z](?:_\w)?)[$\s]*(?:=|\bis)(?:[$\s]|\\[()\[])*$")
 _STATEMENT = re.compile(
-    r"(?<!#)(?<!# )\banswers?(?:\s+(?:to|of|for)\s[^.:\n]{1,80}?)?[*_\s]{0,4}(?:(?:is|are)\b(?!\s+not\b)[*\s]*[:：]?|[:：=])"
+    r"(?<!#)(?<!# )\banswers?(?:\s+(?:to|of|for)\s[^.:\n]{1,80}?)?[*_\s]{0,4}(?:(?:is|are)\b(?!\s+not\b)[*\s]*[:：]?|[:：=]"
+    # these verbs also describe an answer ("the answer should be positive"), so a value must follow
+    r"|(?:(?:would|will|should|must)\s+be|comes?\s+(?:out\s+)?to(?:\s+be)?|equals)\b[*\s]*[:：]?"
+    r"(?=[*\s]*(?:[-−+]?[\d.$\\]|\([A-Z]\)|\([-\d\\])))"
     r"|^[*_ \t]*(?:final\s+)?answer[*_ \t]*$|答案\s*应?(?:[是为]\s*[:：]?|[:：])|^答\s*[:：]",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -215,7 +218,8 @@ def extract_answer(text: str, extractors: Sequence[str] = DEFAULT_EXTRACTORS) ->
             - `"tag"`: text in the last `<answer>...</answer>`.
             - `"boxed"`: text in the last `\boxed{...}` or `\fbox{...}`, or in several boxes joined by commas, `and` or `or`.
             - `"hash"`: text after the last `####` at the start of a line.
-            - `"answer_is"`: text after the last `the answer is`, `Answer:` or `答案是`, up to the end of the sentence.
+            - `"answer_is"`: text after the last `the answer is`, `Answer:`, `答案是` or, before a value, `the answer should be`, up to
+              the end of the sentence.
             - `"last_number"`: the last number, such as `-3`, `1,234.5`, `.5` or `3/4`. From a LaTeX fraction, it only extracts the
               denominator.
 

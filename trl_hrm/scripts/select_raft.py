@@ -3,7 +3,7 @@ Build a dataset of the best solutions of each problem, selected with a step rewa
 
 ```bash
 trl-hrm select-raft --candidates samples.jsonl --reward_model outputs/tiny-hrm --aggregate min --output_dir data/raft
-trl-hrm select-raft --candidates runs/mcts --reward_model outputs/tiny-hrm --num_candidates 16 --output_dir data/raft
+trl-hrm select-raft --candidates runs/gsm8k runs/math --reward_model outputs/tiny-hrm --num_candidates 16 --output_dir data/raft
 ```
 """
 
@@ -42,7 +42,7 @@ def select_raft(config: SelectRaftConfig) -> "BuildReport":
         `FileExistsError`: If the output exists and may not be replaced.
         `ValueError`: If the candidates are invalid, or no row is left for training.
     """
-    from ..data.candidate_sources import read_candidates, source_warnings
+    from ..data.candidate_sources import read_all_candidates, source_warnings
     from ..data.output import Output, claimed_output
     from ..data.problems import unused_warnings
     from ..data.raft import build_raft, format_scores, shortlist
@@ -50,12 +50,16 @@ def select_raft(config: SelectRaftConfig) -> "BuildReport":
     from ..scoring.candidate_scores import score_candidates
     from ..scoring.generative_scorer import GenerativeScorer, format_judge_cost
 
-    with claimed_output(config, [config.candidates, *config.exclude]) as output:
+    with claimed_output(config, [*config.candidates, *config.exclude]) as output:
         notes = Counter()
-        problems = read_candidates(config, notes)
+        problems = read_all_candidates(config, notes)
         counts = Counter({("notes", name): count for name, count in notes.items()})
         problems = shortlist(problems, config, counts)
-        warnings = [*source_warnings(config), *solution_warnings(notes), *unused_warnings(notes)]
+        warnings = [
+            *(warning for source in config.sources() for warning in source_warnings(source)),
+            *solution_warnings(notes),
+            *unused_warnings(notes),
+        ]
         scorer = config.load_scorer()
         scores = score_candidates(
             scorer,

@@ -286,8 +286,7 @@ def finish(trainer: "Trainer") -> None:
     """
     Save, evaluate and push a trained model, and exit. Last call of a training script.
 
-    The push comes last. If it fails, the model and metrics are already saved, and the script fails with a
-    [`~trl_hrm.hub.PushError`].
+    The model and metrics are saved before the push. If the push fails, the script fails with a [`~trl_hrm.hub.PushError`].
     """
     trainer.save_model(_internal_call=True)  # otherwise `save_model` would push before the card has metrics
     trainer.accelerator.print(printable(f"Model saved to {trainer.args.output_dir}."))
@@ -300,6 +299,7 @@ def finish(trainer: "Trainer") -> None:
         trainer.accelerator.print(printable(f"Pushed to {trainer.hub_model_id}."))
     else:
         trainer.create_model_card()  # with the metrics
+    trainer.save_state()  # the logs, for `trl-hrm table`. A push would upload them
     end_together(trainer.args, trainer)
 
 
