@@ -3,7 +3,7 @@
 #
 #   bash recipes/papers/er_prm/table1.sh
 #   bash recipes/papers/er_prm/table1.sh --learning_rates "1e-6"     # one iteration
-#   bash recipes/papers/er_prm/table1.sh --dry_run
+#   bash recipes/papers/er_prm/table1.sh --dry_run --learning_rates "5e-7 3e-7"
 
 declare -A LISTS=(
     [learning_rates]="5e-7 3.33e-7 1.67e-7" # code: one per iteration, 5e-7 times 3/3, 2/3 and 1/3
