@@ -64,6 +64,8 @@ def test_points_in_columns(runs):
         ["HRM", "0.500 [0.400, 0.600] (0.550)", "0.750 [0.650, 0.830] (0.800)", "– (0.900)"],
     ]
     assert "The interval contains the paper's number in 2 of 2 cells." in text
+    assert text.count("warning: ") == 1
+    assert "warning: hrm has best_of_n/min at N = 1, 4 only. The other cells are empty." in text
     assert "`hrm`: policy me/policy; reward model me/hrm; 90 problems; 2026-01-01" in text
     assert f"`prm`: no results, `{runs / 'prm' / 'results.json'}` is missing" in text
 

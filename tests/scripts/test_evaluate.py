@@ -11,11 +11,12 @@ from PIL import Image
 
 from trl_hrm import BestOfNConfig, EvaluateConfig, ReportConfig, StepFormat, best_of_n, evaluate, report
 from trl_hrm.cli import main
+from trl_hrm.evaluation import policy_evaluation
 from trl_hrm.evaluation.intervals import difference_interval, mean_interval
 from trl_hrm.evaluation.policy_evaluation import measures
 from trl_hrm.evaluation.results import load_candidates, load_results
 from trl_hrm.scripts import evaluate as script
-from trl_hrm.search.engines.base import Sample, ScriptedEngine
+from trl_hrm.search.engines.base import EngineError, Sample, ScriptedEngine
 from trl_hrm.search.policy_config import PolicyConfig
 
 from ..fakes import write_rows
@@ -257,13 +258,17 @@ class TestSeveralPolicies:
         assert "over the 2 of 4 problems in which all solutions of both are graded" in str(found)
 
     def test_no_answers(self, work, monkeypatch):
-        """A policy that answers nothing has no majority vote, and the difference counts it as 0."""
+        """The majority vote of a policy that answers nothing is 0, for the first policy and for others."""
         monkeypatch.setitem(ANSWERS, "tuned", dict.fromkeys("abcd", [None] * 4))
         monkeypatch.setitem(GREEDY, "tuned", dict.fromkeys("abcd"))
-        found = evaluate(config(policy=["base", "tuned"], n=[4]))
-        [compared] = found.comparison["policies"].values()
-        assert compared["differences"]["majority@4"]["difference"] == -0.5
+        for policies, difference in ((["base", "tuned"], -0.5), (["tuned", "base"], 0.5)):
+            found = evaluate(config(policy=policies, n=[4], overwrite=True))
+            [compared] = found.comparison["policies"].values()
+            assert compared["differences"]["majority@4"]["difference"] == difference
         assert load_results("out/tuned").solutions == {"without_answer": 16}
+        low, high = mean_interval(np.zeros(4))
+        expected = [{"n": n, "accuracy": 0.0, "low": low, "high": high} for n in (1, 4)]
+        assert load_results("out/tuned").curves["majority_vote"] == expected
 
 
 class TestResume:
@@ -311,6 +316,21 @@ class TestResume:
         assert graded == [*"abcd", *"abcd"]  # the samples, then greedy decoding
         assert accuracies(load_results("out")) == pytest.approx(EXPECTED["base"])
         assert Engine.num_samples == {("base", "samples"): 16, ("base", "greedy"): 4}
+
+    def test_a_stop_while_writing(self, work, monkeypatch):
+        """Results are written last, because the command refuses to replace them."""
+
+        def stop(*args):
+            write_comparison(*args)
+            raise KeyboardInterrupt
+
+        write_comparison = policy_evaluation.write_comparison
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(policy_evaluation, "write_comparison", stop)
+            evaluate(config(policy=["base", "tuned"]))
+        found = evaluate(config(policy=["base", "tuned"]))
+        assert Engine.num_samples.total() == 40
+        assert [accuracies(one.results) for one in found.policies] == list(map(pytest.approx, EXPECTED.values()))
 
     def test_finished_results(self, work):
         evaluate(config(policy=["base", "tuned"]))
@@ -383,3 +403,28 @@ class TestErrors:
         Path("out/candidates.jsonl").write_text("{}")
         with pytest.raises(FileExistsError, match="was not written by"):
             evaluate(config())
+
+
+class TestFaults:
+    def test_failed_requests(self, work, monkeypatch):
+        """Problems without solutions are missing in the accuracies, which the command says."""
+
+        class Failing(Engine):
+            async def sample(self, prefix_ids, *args, **kwargs):
+                is_greedy = self.config.temperature == 0
+                if f"What is {'d' if is_greedy else 'a'}?" in self.tokenizer.decode(prefix_ids):
+                    raise EngineError("the server is gone")
+                return await super().sample(prefix_ids, *args, **kwargs)
+
+        monkeypatch.setattr(PolicyConfig, "load_engine", lambda config, shard=None: Failing(config))
+        printed = str(evaluate(config()))
+        remedy = "Run the same command with --overwrite to retry failed requests. Finished samples are kept."
+        assert f"warning: 1 problems without samples do not count: 1 with failed requests. {remedy}" in printed
+        assert (
+            f"warning: 1 problems without a greedy solution do not count: 1 with failed requests. {remedy}" in printed
+        )
+        assert accuracies(load_results("out"))["pass@1"] == pytest.approx((1 + 0 + 4) / 12)
+        monkeypatch.setattr(PolicyConfig, "load_engine", lambda config, shard=None: Engine(config))
+        assert "do not count" not in str(evaluate(config(overwrite=True)))
+        assert accuracies(load_results("out")) == pytest.approx(EXPECTED["base"])
+        assert Engine.num_samples == {("base", "samples"): 16, ("base", "greedy"): 4}

@@ -18,7 +18,7 @@ from ..pages.pictures import MARKERS, Picture, Theme, band_picture, draw, legend
 from ..search.outcomes import describe_outcomes
 from ..terminal import one_line
 from .best_of_n import collect_results
-from .curves import NUM_DRAWS, ScoredProblem, make_curves
+from .curves import NUM_DRAWS, ScoredProblem, curve_with_gap, make_curves
 from .intervals import difference_interval
 from .results import Results
 from .saved_results import curve_label
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 SAMPLES, GREEDY = "samples", "greedy"  # run folders of the solutions, in the folder of the results
 PICTURE = "accuracy.png"
 COMPARISON = ("comparison.md", "comparison.json", "comparison.png")  # of several policies
+LOST = {
+    "error": "failed requests",
+    "prompt_too_long": "a prompt that is too long",
+}  # problems without solutions, by status
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,12 @@ def collect_policy(
     results, samples = collect_results(folder, sample_parts, folder / SAMPLES, n=n, **shared)
     greedy, decoded = collect_results(folder / GREEDY, greedy_parts, folder / GREEDY, n=[1], **shared)
     results.curves = {"greedy": greedy.curves["pass_at_n"], **results.curves}
+    if "majority_vote" not in results.curves:  # no solution has an answer, so all are wrong
+        wrong = np.zeros((len(results.n), results.num_problems))
+        results.curves["majority_vote"], _ = curve_with_gap("majority_vote", wrong, results.n)
     results.counts |= {f"greedy_{name}": count for name, count in greedy.counts.items()}
     results.warnings += [f"Greedy decoding: {warning}" for warning in greedy.warnings]
+    results.warnings += [*_lost_problems("samples", results), *_lost_problems("a greedy solution", greedy)]
     first, second = results.cost["policy"], greedy.cost["policy"]
     results.cost = {
         "policy": {key: None if None in (first[key], second[key]) else first[key] + second[key] for key in first},
@@ -109,6 +117,18 @@ def collect_policy(
     name = Path(policy).resolve().name if Path(policy).is_dir() else policy
     values = problem_values(samples, decoded, n, seed)
     return PolicyResults(policy, one_line(name, 40), results, greedy.solutions, values)
+
+
+def _lost_problems(kind: str, results: Results) -> list[str]:
+    """Return a warning if problems have no solutions, and are therefore missing in the accuracies."""
+    lost = {reason: results.counts.get(f"problems_{status}") for status, reason in LOST.items()}
+    if not any(lost.values()):
+        return []
+    reasons = ", ".join(f"{count:,} with {reason}" for reason, count in lost.items() if count)
+    warning = f"{sum(filter(None, lost.values())):,} problems without {kind} do not count: {reasons}."
+    if results.counts.get("problems_error"):
+        warning += " Run the same command with --overwrite to retry failed requests. Finished samples are kept."
+    return [warning]
 
 
 def measures(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Mapping[str, float]]:

@@ -245,7 +245,11 @@ def fill_table(layout: Layout, runs: str | Path) -> FilledTable:
             if folder not in loaded:
                 row.append(Cell(paper=paper))
             elif layout.kind == "accuracy":
-                row.append(_accuracy(loaded[folder], series.at("curve", str(point)), point, paper, layout.unit))
+                curve = series.at("curve", str(point))
+                row.append(_accuracy(loaded[folder], curve, point, paper, layout.unit))
+                if row[-1].value is None:
+                    measured = ", ".join(str(one["n"]) for one in loaded[folder].curves[curve])
+                    warnings.append(f"{folder} has {curve} at N = {measured} only. The other cells are empty.")
                 warnings += _unequal_problems(layout, series, loaded[folder], folder)
             else:
                 row.append(_logged(loaded[folder], str(point), paper, runs / folder / name))

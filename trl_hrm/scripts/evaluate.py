@@ -192,7 +192,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation | None:
         if len(folders) > 1:
             root = stack.enter_context(claimed_run(config.output_dir, shard, COMPARISON))
             existing = next((root / name for name in COMPARISON if (root / name).exists()), None)
-            if existing is not None and not config.overwrite:
+            is_stopped = any(any(folder.glob("part*-of-*.jsonl")) for folder in folders.values())
+            if existing is not None and not config.overwrite and not is_stopped:
                 raise FileExistsError(
                     f"{existing} exists. Choose another --output_dir, or pass --overwrite to replace it."
                 )
@@ -229,9 +230,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation | None:
         comparison = comparison_of(found) if len(found) > 1 else None
         for policy, folder in zip(found, folders.values(), strict=True):
             write_curves(policy, folder / PICTURE)
-            finish_results(folder, policy.results)
         if comparison is not None:
             write_comparison(found, comparison, root)
+        for policy, folder in zip(found, folders.values(), strict=True):  # last, since results end the run
+            finish_results(folder, policy.results)
     return Evaluation(found, comparison, config.output_dir)
 
 
