@@ -463,6 +463,12 @@ class TestWhere:
         for where in ({"Gold": "1"}, {"answer": "1"}, {"level": "1"}, {"Level.n": "1"}):
             assert [one.prompt for one in read(tmp_path, *rows, columns=columns, where=where).problems] == ["1?"]
 
+    def test_columns_below_a_renamed_one(self, tmp_path):
+        rows = [{"Task": {"problem": f"{i}?", "kind": "ab"[i % 2]}, "gold": str(i)} for i in range(4)]
+        columns = {"extra": "Task", "problem": "Task.problem", "answer": "gold"}
+        found = read(tmp_path, *rows, columns=columns, where={"Task.kind": "a"})
+        assert [one.prompt for one in found.problems] == ["0?", "2?"]
+
     def test_invalid_records(self, tmp_path):
         """An invalid record with the value is reported, one without it is not needed."""
         rows = [

@@ -271,8 +271,11 @@ class _Where:
 
     def __init__(self, found: ProblemSet, columns: Mapping[str, str]):
         self.found = found
-        renamed = {column: name for name, column in columns.items()}  # the reader has renamed the columns
-        self.columns = {name: renamed.get(name, name) for name in found.where}
+        self.columns = {name: name for name in found.where}
+        for name in found.where:  # the reader has renamed the columns
+            for new, column in sorted(columns.items(), key=lambda pair: len(pair[1])):  # the longest match wins
+                if name == column or name.startswith(f"{column}."):
+                    self.columns[name] = new + name.removeprefix(column)
         self.values: dict[str, dict[str, None]] = {name: {} for name in found.where}  # the first values of each column
         self.first: dict[str, Any] | None = None
 
