@@ -549,6 +549,11 @@ FAULTS = {
     "no curves": (("curves",), {}, "`curves` is empty"),
     "a gap without a curve": (("hacking_gap", "best_of_n/max"), None, "`hacking_gap.best_of_n/max` is None"),
     "a gap of another N": ((*GAP, "best_n"), 3, "`hacking_gap.best_of_n/min` has an N that is not in the curve"),
+    "a missing gap without a curve": (
+        ("hacking_gap", "best_of_n/max"),
+        dict.fromkeys(("gap", "best_n", "loss", "from_n", "low", "high")) | {"largest_n": 8, "undecided": "why"},
+        "`hacking_gap.best_of_n/max` has an N that is not in the curve",
+    ),
     "half a loss": ((*GAP, "low"), None, "has some of `loss`, `from_n`, `low` and `high`, expected all or none"),
     "no gap and no reason": ((*GAP, "gap"), None, "has no `gap`, `best_n` or `loss`, and no reason why it is `undecided`"),
     "an unknown estimate": (("estimate", "method"), "guess", "`estimate.method` is 'guess'"),

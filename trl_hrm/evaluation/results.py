@@ -269,7 +269,7 @@ def check_values(values: dict[str, Any], path: Path) -> None:
     for name, gap in values.get("hacking_gap", {}).items():
         where = f"{path}: `hacking_gap.{shown(name)[1:-1]}`"
         n = [point["n"] for point in values["curves"].get(name, [])]
-        if gap["best_n"] not in [*n, None] or gap["largest_n"] != n[-1] or gap["from_n"] not in [*n, None]:
+        if gap["best_n"] not in [*n, None] or n[-1:] != [gap["largest_n"]] or gap["from_n"] not in [*n, None]:
             raise ValueError(f"{where} has an N that is not in the curve {shown(name)}. {REMEDY}")
         if len({gap[key] is None for key in ("loss", "from_n", "low", "high")}) > 1:
             raise ValueError(f"{where} has some of `loss`, `from_n`, `low` and `high`, expected all or none. {REMEDY}")
