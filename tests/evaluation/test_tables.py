@@ -1,6 +1,7 @@
 """Tables of papers: cells, intervals, missing runs, and layouts that are refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -144,8 +145,15 @@ def test_logs_of_a_training(tmp_path):
     ],
 )
 def test_layouts_that_are_refused(runs, changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{message}.*tables.Layout.* lists the keys"):
         read_layout(layout_file(runs, **changes))
+
+
+def test_the_layout_of_the_docs(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (tmp_path / "layout.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    [series] = read_layout(tmp_path / "layout.yaml").series
+    assert (series.labels, series.curve) == (["Mistral", "PRM"], "best_of_n/min")
 
 
 def test_a_curve_that_does_not_exist(runs):

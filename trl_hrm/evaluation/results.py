@@ -242,7 +242,9 @@ def load_results(folder: str | Path) -> Results:
     """
     path = Path(folder) / RESULTS
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Pass the --output_dir of `trl-hrm best-of-n`.")
+        raise FileNotFoundError(
+            f"{path} does not exist. Pass the --output_dir of `trl-hrm best-of-n`, `step-search` or `evaluate`."
+        )
     values = read_json(path, REMEDY)
     check_values(values, path)
     return Results(**values | {"output_dir": str(folder)})

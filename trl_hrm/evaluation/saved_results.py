@@ -1,4 +1,4 @@
-"""Read and compare the results of `trl-hrm best-of-n`, `trl-hrm step-search` and `trl-hrm benchmark`."""
+"""Read and compare the results of `trl-hrm best-of-n`, `step-search`, `evaluate` and `benchmark`."""
 
 import hashlib
 import json
@@ -136,7 +136,7 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
 
     Args:
         folders (`Sequence[str]` or `Sequence[Path]`):
-            Output folders of `trl-hrm best-of-n`, `trl-hrm step-search` or `trl-hrm benchmark`.
+            Output folders of `trl-hrm best-of-n`, `step-search`, `evaluate` or `benchmark`.
 
     Returns:
         `list[Result]`: Results of each folder, in the same order.
@@ -157,15 +157,15 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
         if not file.is_file():
             found = "no such folder" if not path.is_dir() else ", ".join(sorted(p.name for p in path.iterdir())[:8])
             raise FileNotFoundError(
-                f"{path}: found {found or 'an empty folder'}, expected {RESULTS} of `trl-hrm best-of-n`, `trl-hrm step-search` or "
-                "`trl-hrm benchmark`. If the run was stopped, start it again to complete it."
+                f"{path}: found {found or 'an empty folder'}, expected {RESULTS} of `trl-hrm best-of-n`, `step-search`, "
+                "`evaluate` or `benchmark`. If the run was stopped, start it again to complete it."
             )
         values = read_json(file, REMEDY)
         is_benchmark = values.get("kind") == "benchmark"
         if missing := [key for key in (BENCHMARK_KEYS if is_benchmark else SELECTION_KEYS) if key not in values]:
             raise ValueError(
-                f"{file}: found the keys {shown(sorted(values), 200)}, but {missing} are missing. Expected results of `trl-hrm best-of-n` or "
-                f"`trl-hrm step-search` ({', '.join(SELECTION_KEYS)}) or of `trl-hrm benchmark` (kind, "
+                f"{file}: found the keys {shown(sorted(values), 200)}, but {missing} are missing. Expected results of `trl-hrm best-of-n`, "
+                f"`step-search` or `evaluate` ({', '.join(SELECTION_KEYS)}) or of `trl-hrm benchmark` (kind, "
                 f"{', '.join(BENCHMARK_KEYS)})."
             )
         read = _read_benchmark if is_benchmark else _read_selection

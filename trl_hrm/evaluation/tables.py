@@ -202,7 +202,7 @@ def read_layout(path: str | Path) -> Layout:
     Raises:
         `ValueError`: If the file is not a valid layout. The message names the key.
     """
-    return from_json(Layout, read_yaml(path), str(path), "See `trl-hrm table --help` for the keys.")
+    return from_json(Layout, read_yaml(path), str(path), "`help(trl_hrm.evaluation.tables.Layout)` lists the keys.")
 
 
 def fill_table(layout: Layout, runs: str | Path) -> FilledTable:

@@ -21,7 +21,7 @@ class ReportConfig(Config):
 
     Args:
         inputs (`list[str]`):
-            Output folders of `trl-hrm best-of-n`, `step-search` and `benchmark`. They can be mixed.
+            Output folders of `trl-hrm best-of-n`, `step-search`, `evaluate` and `benchmark`. They can be mixed.
         output (`str`, *optional*, defaults to `"report.html"`):
             Output file of the page. Pictures are saved in a folder next to it, such as `report_files` for `report.html`.
 
@@ -31,7 +31,7 @@ class ReportConfig(Config):
 
     inputs: list[str] = field(
         metadata={
-            "help": "Output folders of `trl-hrm best-of-n`, `step-search` and `benchmark`. They can be mixed.",
+            "help": "Output folders of `trl-hrm best-of-n`, `step-search`, `evaluate` and `benchmark`. They can be mixed.",
             "metavar": "RUN",
             "positional": True,
         }
