@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from real_model import replace_section, versions
+from real_model import save_section, versions
 
 from trl_hrm.demo.jobs import make_policy, make_world, measure_model
 from trl_hrm.demo.over_seeds import interval, signed, spread
@@ -82,12 +82,7 @@ def main(args: argparse.Namespace) -> None:
         "versions": versions(),
     }
     write_json(folder / "results.json", results)
-    section = report(results)
-    (folder / "results.md").write_text(section, encoding="utf-8")
-    if args.docs:
-        page = Path(args.docs)
-        page.write_text(replace_section(page.read_text(encoding="utf-8"), section, HEADING), encoding="utf-8")
-    print(section)
+    save_section(folder, report(results), args.docs, HEADING)
 
 
 def run_stages(runner: Runner, folder: Path, seed: int, seeds: list[int]) -> None:

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import load_dataset
-from hnc_rules import HNC
-from real_model import replace_section, versions
+from hnc_rules import HNC, N
+from real_model import save_section, versions
 
 from trl_hrm.data.export import export
 from trl_hrm.data.export_config import ExportConfig
@@ -54,12 +54,7 @@ def main(args: argparse.Namespace) -> None:
     results = collect(folder, study, args.seeds)
     results |= {"date": str(date.today()), "versions": versions(), "seeds": args.seeds}
     write_json(folder / "results.json", results)
-    section = report(results)
-    (folder / "results.md").write_text(section, encoding="utf-8")
-    if args.docs:
-        page = Path(args.docs)
-        page.write_text(replace_section(page.read_text(encoding="utf-8"), section, HEADING), encoding="utf-8")
-    print(section)
+    save_section(folder, report(results), args.docs, HEADING)
 
 
 def run_stages(runner: Runner, folder: Path, study: Path, seeds: Sequence[int]) -> None:
@@ -127,7 +122,9 @@ def report(results: dict[str, Any]) -> str:
         mean = f"{sum(values) / len(values):.1f}"
         return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
 
-    rows = [["nothing (before training)", "", "", *(shares([results["before"]], name) for name in MEASURES)]]
+    rows = [
+        [f"nothing ({N} solutions per problem)", "", "", *(shares([results["before"]], name) for name in MEASURES)]
+    ]
     for name, title in DATASETS.items():
         size, found = results["datasets"][name], results["policies"][name]
         cells = (shares(found, measure) for measure in MEASURES)

@@ -89,11 +89,7 @@ def main(args: argparse.Namespace) -> None:
             found = benchmark(folder / f"{suite}-{name}", folder / name, suite, data, args.seed)
             results["benchmarks"][f"{suite}, {MODELS[name]}"] = found
     write_json(folder / "results.json", results)
-    (folder / "results.md").write_text(report(results), encoding="utf-8")
-    print(report(results))
-    if args.docs:
-        page = Path(args.docs).read_text(encoding="utf-8")
-        Path(args.docs).write_text(replace_section(page, report(results)), encoding="utf-8")
+    save_section(folder, report(results), args.docs)
 
 
 def build(folder: Path, args: argparse.Namespace) -> None:
@@ -272,6 +268,15 @@ def find_section(page: str, heading: str = HEADING) -> str:
     """Return the section of a page with a heading, or an empty text."""
     found = re.search(rf"^{re.escape(heading)}\n.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
     return found.group().strip() + "\n" if found else ""
+
+
+def save_section(folder: Path, section: str, docs: str | None, heading: str = HEADING) -> None:
+    """Print a section, save it as `results.md` in a folder, and replace it in the page `docs`."""
+    (folder / "results.md").write_text(section, encoding="utf-8")
+    if docs:
+        page = Path(docs)
+        page.write_text(replace_section(page.read_text(encoding="utf-8"), section, heading), encoding="utf-8")
+    print(section)
 
 
 def replace_section(page: str, section: str, heading: str = HEADING) -> str:

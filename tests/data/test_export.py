@@ -777,7 +777,9 @@ class TestCompressedSolutions:
         options = self.OPTIONS | ({"prefixes": True, "min_mc_score": 0.5} if prefixes else {})
         alone = {name: value for name, value in options.items() if not name.startswith("hnc")}
         train, test, report = export(tmp_path, node_file, **options)
-        plain, plain_test, _ = export(tmp_path, node_file, **alone)
+        plain, plain_test, plain_report = export(tmp_path, node_file, **alone)
+        united = [found["notes"]["equal_siblings_united"] for found in (report, plain_report)]
+        assert united[0] == united[1] > 0  # the view is no row, so its nodes are not counted
         config = ExportConfig(inputs=["none"], output_dir="out", **options)
         low = replace(config, min_mc_score=1e-9)
         expected, raised = {}, 0

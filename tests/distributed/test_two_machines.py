@@ -64,6 +64,19 @@ def test_options_of_machines_go_to_accelerate(monkeypatch):
     assert len(launched) == 3
 
 
+@pytest.mark.parametrize(("name", "is_multi_gpu"), [("single_gpu", True), ("multi_gpu", False), ("zero3", False)])
+def test_machines_with_a_configuration(monkeypatch, name, is_multi_gpu):
+    """The configurations of TRL are for one machine: 8 processes would be 4 per machine, and `single_gpu` starts separate trainings."""
+    launched = []
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", launched.append)
+    options = ["--dataset_name", "data", "--accelerate_config", name, "--num_machines", "2"]
+    training = ["--output_dir", "out", "--use_cpu", "true", "--bf16", "false"]
+    with pytest.raises(ValueError, match="`num_processes` is None"):
+        launch("reward", [*options, *training])
+    launch("reward", [*options, "--num_processes", "16", *training])
+    assert (launched[0].num_processes, launched[0].multi_gpu) == (16, is_multi_gpu)
+
+
 @pytest.mark.slow  # four launchers and as many training processes
 def test_two_machines_train_what_one_machine_trains(tmp_path):
     Project.make(tmp_path)

@@ -73,6 +73,13 @@ def test_extrapolation_from_a_pilot(run, tmp_path):
     assert f"Extrapolated from 9 problems of {config.output_dir}" in text
     total = number(text, "# in total: [\\d.]+ GPU hours\\.$")
     assert total == pytest.approx(5 * totals["num_tokens"], abs=1)
+    assert "warning" not in text
+    summary = Path(config.output_dir, "summary-00000-of-00001.json")
+    whole = summary.read_text()
+    summary.write_text(whole.replace('"problems": {', '"problems": {"error": 2,'))
+    text = printed(more, pilot=config.output_dir)
+    assert text.endswith(f"warning: 2 problems of {config.output_dir} have failed requests and are left out.")
+    summary.write_text(whole)
     with pytest.raises(ValueError, match=r"search\.num_children was 3 and is 2"):
         printed(replace(more, num_children=2), pilot=config.output_dir)
     with pytest.raises(ValueError, match="search.root_filter was None and is"):

@@ -117,6 +117,30 @@ class TestUnfinishedRows:
         assert prefix["labels"] == whole["labels"][:-1] + [-100]
         assert complete["input_ids"] == prefix["input_ids"] == whole["input_ids"]
 
+    @pytest.mark.parametrize(("value", "kind"), [(False, "numpy"), (False, "torch"), (0, None)])
+    def test_other_forms_of_false(self, tmp_path, value, kind):
+        rows = Dataset.from_list([GOOD | {"is_complete": value}]).with_format(kind)
+        (row,) = make_kl_trainer(tmp_path, rows).train_dataset
+        assert row["labels"][-1] == -100 != row["labels"][-2]
+
+    def test_text_is_no_boolean(self, tmp_path):
+        with pytest.raises(ValueError, match="train: `is_complete` is 'false'"):
+            make_kl_trainer(tmp_path, [GOOD | {"is_complete": "false"}])
+
+    def test_one_column(self, tmp_path):
+        """Rows of texts or of conversations, in which the loss covers the prompt, too."""
+        (row,) = make_kl_trainer(tmp_path, [{"text": "add x = 3", "is_complete": False}]).train_dataset
+        assert row["labels"] == row["input_ids"][:-1] + [-100]
+        tokenizer = byte_level()
+        tokenizer.chat_template = CHAT
+        tokenizer.add_special_tokens({"eos_token": "<|end|>", "pad_token": "<|pad|>"})
+        both = messages("1+1?", "= 2")
+        rows = [{"messages": both["prompt"] + both["completion"], "is_complete": False}]
+        model = tiny_model(LM, vocab_size=len(tokenizer))
+        trainer = make_kl_trainer(tmp_path, rows, model=model, trainer_args={"processing_class": tokenizer})
+        trained = [label for label in trainer.train_dataset[0]["labels"] if label != -100]
+        assert tokenizer.decode(trained) == "<|user|>1+1?<|end|>\n<|assistant|>= 2"
+
     @pytest.mark.parametrize("trims", [False, True])
     def test_chat(self, tmp_path, trims):
         tokenizer = byte_level()
@@ -154,7 +178,7 @@ class TestUnfinishedRows:
         tokenizer.add_special_tokens({"eos_token": "<|end|>", "pad_token": "<|pad|>"})
         rows = [messages("1+1?", " = 2") | {"is_complete": False}]
         model = tiny_model(LM, vocab_size=len(tokenizer))
-        with pytest.raises(ValueError, match="end of the unfinished completion"):
+        with pytest.raises(ValueError, match="unfinished row .* ends is unknown"):
             make_kl_trainer(tmp_path, rows, model=model, trainer_args={"processing_class": tokenizer})
         with pytest.raises(ValueError, match="Remove `formatting_func`"):
             make_kl_trainer(

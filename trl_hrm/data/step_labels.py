@@ -194,7 +194,7 @@ def sft_rows(tree: SearchTree, config: ExportConfig, notes: Counter, view: Searc
     for source, searched in {"tree": tree, "hnc": view}.items():
         if searched is None:
             continue
-        judged, members_of = label_steps(searched, config, notes)
+        judged, members_of = label_steps(searched, config, notes if source == "tree" else Counter())
         worst: list[int | None] = []  # the first step with the lowest score up to each step
         for step, members in enumerate(members_of):
             lowest = None if judged.parents[step] == ROOT else worst[judged.parents[step]]

@@ -382,7 +382,7 @@ def describe_expected(config: AnnotateConfig, search: Any, num_problems: int, pr
 
 def describe_pilot(config: AnnotateConfig, search: Any, prompt: "Prompt", num_problems: int) -> list[str]:
     """
-    Return a line about the tokens that are extrapolated from a finished run.
+    Return lines about the tokens that are extrapolated from a finished run.
 
     Raises:
         `FileNotFoundError`: If the folder has no run.
@@ -391,7 +391,7 @@ def describe_pilot(config: AnnotateConfig, search: Any, prompt: "Prompt", num_pr
     import statistics
 
     from ..search.nodes import read_problem_tokens
-    from ..search.run_folder import node_files, read_manifest, unfinished_shards
+    from ..search.run_folder import node_files, read_manifest, read_summary, unfinished_shards
 
     found = read_manifest(config.pilot, ["search", "prompt", "engine"])
     asked = json.loads(json.dumps({"search": search.describe(), "prompt": asdict(prompt)}))
@@ -414,9 +414,12 @@ def describe_pilot(config: AnnotateConfig, search: Any, prompt: "Prompt", num_pr
         raise ValueError(f"{config.pilot} has {len(tokens)} searched problems. At least 2 are needed.")
     mean, error = statistics.mean(tokens), statistics.stdev(tokens) / len(tokens) ** 0.5
     total = mean * num_problems
+    failed = read_summary(config.pilot)["problems"].get("error", 0)
     return [
-        f"Extrapolated from {len(tokens):,} problems of {config.pilot}, sampled from {found['engine']['model']}: {mean:,.0f} sampled tokens per problem (standard error "
-        f"{error:,.0f}), {total:,.0f} in total{format_hours(total, config.tokens_per_second)}."
+        f"Extrapolated from {len(tokens):,} problems of {config.pilot}, sampled from {found['engine']['model']}: "
+        f"{mean:,.0f} sampled tokens per problem (standard error {error:,.0f}), {total:,.0f} in "
+        f"total{format_hours(total, config.tokens_per_second)}.",
+        *[f"warning: {failed:,} problems of {config.pilot} have failed requests and are left out."] * (failed > 0),
     ]
 
 

@@ -96,6 +96,7 @@ def launch(name: str, argv: Sequence[str]) -> None:
         return
 
     import torch
+    from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command, launch_command_parser
     from accelerate.utils import patch_environment
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -127,13 +128,18 @@ def launch(name: str, argv: Sequence[str]) -> None:
         # With `cpu` or without an accelerator, `accelerate launch` ignores `num_processes` without a warning
         args.multi_gpu, args.cpu, args.use_cpu = True, False, True
     machines = args.num_machines or 1
-    if machines > 1 and args.config_file is None:
+    if machines > 1:
+        # Even with a configuration, since its `num_processes` may be those of one machine
         if not args.num_processes or args.num_processes % machines:
             raise ValueError(
                 f"`num_machines` is {machines} and `num_processes` is {args.num_processes}. Set `num_processes` to the number of processes of "
                 f"all machines, a multiple of {machines}. No process was started."
             )
         # Otherwise machines with one GPU each would not wait for each other, and each would train alone
+        if args.config_file is not None and not any(
+            (args.use_deepspeed, args.use_fsdp, args.use_megatron_lm, args.tpu)
+        ):
+            is_plain = load_config_from_file(args.config_file).distributed_type == "NO"
         args.multi_gpu = args.multi_gpu or is_plain
     try:
         with patch_environment(**{LAUNCHER: os.getpid()}):

@@ -169,7 +169,7 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
             self.chat_template = dated_template(template, args.chat_template_date)
         if formatting_func is None:
             dataset = drop_empty_completions(dataset, dataset_name, args.dataset_text_field)
-        if has_unfinished_rows(dataset):
+        if has_unfinished_rows(dataset, dataset_name):
             if formatting_func is not None:
                 raise ValueError(
                     f"{dataset_name}: some rows are unfinished (`is_complete` is false), and `formatting_func` may end them. "
@@ -177,6 +177,7 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
                 )
             whole = copy.copy(args)  # truncated, packed and shuffled below, once the ends are masked
             whole.max_length, whole.shuffle_dataset = None, False
+            dataset = dataset.with_format(None)  # `is_complete` as Python booleans
             rows = super()._prepare_dataset(dataset, processing_class, whole, False, None, dataset_name)
             mask = partial(mask_ends, tokenizer=self._tokenizer, chat_template=self.chat_template, name=dataset_name)
             dataset = rows.map(mask)
@@ -419,13 +420,21 @@ def drop_empty_completions(
     return dataset
 
 
-def has_unfinished_rows(dataset: Dataset | IterableDataset) -> bool:
+def has_unfinished_rows(dataset: Dataset | IterableDataset, name: str) -> bool:
     """Return whether a dataset of texts or messages has rows with `is_complete` false, as `export --prefixes` writes them."""
     if isinstance(dataset, IterableDataset):
         row = next(iter(dataset), {})
         return "is_complete" in row and "input_ids" not in row
     columns = dataset.column_names
-    return "is_complete" in columns and "input_ids" not in columns and False in dataset["is_complete"]
+    if "is_complete" not in columns or "input_ids" in columns:
+        return False
+    return not all(_is_complete(value, name) for value in dataset.with_format(None).unique("is_complete"))
+
+
+def _is_complete(value: bool | None, name: str) -> bool:
+    if value not in (True, False, None):  # a text such as "false" counts as true in Python
+        raise ValueError(f"{name}: `is_complete` is {shown(value)}. It must be true, false or null.")
+    return value is None or bool(value)
 
 
 def mask_ends(
@@ -446,18 +455,21 @@ def mask_ends(
             Name of the dataset in messages.
 
     Raises:
-        `ValueError`: If the text of the row is not the beginning of its tokens.
+        `ValueError`: If the text of the row is not the beginning of its tokens, or `is_complete` is not a boolean.
     """
     ids, labels = list(row["input_ids"]), list(row["labels"])
-    if row["is_complete"] is not False:
+    if _is_complete(row["is_complete"], name):
         return {"labels": labels}
-    if isinstance(row["prompt"], str):
+    messages = row.get("messages")
+    if messages is None and isinstance(row.get("prompt"), list):
+        messages = row["prompt"] + row["completion"]
+    if messages is None:
         text_ids = list(ids)
         while text_ids and text_ids[-1] == tokenizer.eos_token_id:
             text_ids.pop()
     else:
         text_ids = tokenizer.apply_chat_template(
-            row["prompt"] + row["completion"],
+            messages,
             chat_template=chat_template,
             continue_final_message=True,
             return_dict=True,
@@ -465,7 +477,7 @@ def mask_ends(
         )["input_ids"]
     if not text_ids or ids[: len(text_ids)] != text_ids:
         raise ValueError(
-            f"{name}: the end of the unfinished completion {shown(row['completion'], 200)} cannot be told from its text, so "
+            f"{name}: where the text of the unfinished row {shown(messages or tokenizer.decode(ids), 200)} ends is unknown, so "
             "training would teach the policy to stop there. Remove the rows whose `is_complete` is false, or use a chat template "
             "that renders a message the same way with and without its end."
         )
