@@ -309,7 +309,8 @@ def _describe_results(results: Results) -> str:
     parts += [f"reward model {markdown(str(model))}"] if model else []
     parts += [f"{results.num_problems:,} problems", results.date[:10]]
     if results.warnings:
-        parts.append(f"{len(results.warnings)} warnings, the first: {markdown(results.warnings[0])}")
+        count = len(results.warnings)
+        parts.append(f"{f'{count} warnings, the first' if count > 1 else 'warning'}: {markdown(results.warnings[0])}")
     return "; ".join(parts)
 
 
