@@ -425,12 +425,13 @@ def test_a_failed_training_process_ends_the_command_with_its_exit_code(monkeypat
             assert f"error: A training process was ended by {name}." in capfd.readouterr().err
 
 
-def test_debug_shows_where_an_error_comes_from(rows_file, tmp_path):
-    command = [sys.executable, "-m", "trl_hrm.cli", "score", "none.jsonl", "--reward_model", str(tmp_path)]
-    short, whole = (
-        subprocess.run([*command, *more], capture_output=True, text=True).stderr for more in ([], ["--debug"])
-    )
-    assert short.startswith("error: ") and "Traceback" not in short and "Traceback" in whole
+def test_debug_shows_where_an_error_comes_from(tmp_path, capsys):
+    command = ["score", "none.jsonl", "--reward_model", str(tmp_path)]
+    assert main(command) == 1
+    short = capsys.readouterr().err
+    assert short.startswith("error: ") and "Traceback" not in short
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+        main([*command, "--debug"])
 
 
 def test_short_help_stays_short():

@@ -29,10 +29,8 @@ TRAINING = {
 FILES = {name: "adapter_model.safetensors" if name == "adapter" else "model.safetensors" for name in SCENARIOS}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, tuple[Run, Run]]:
+def make_runs(project: KLProject, names: list[str]) -> dict[str, tuple[Run, Run]]:
     """Each scenario of 8 steps twice: uninterrupted, and resumed after it was killed at step 5."""
-    project = KLProject(tmp_path_factory.mktemp("kl-resume"))
 
     def scenario(name: str, folder: str, resume: str = "") -> dict:
         return project.scenario(f"{name}-{folder}", resume=resume, **TRAINING, **SCENARIOS[name])
@@ -43,19 +41,37 @@ def runs(tmp_path_factory) -> dict[str, tuple[Run, Run]]:
         assert not (run.output_dir / "checkpoint-6").exists() and not (run.output_dir / FILES[name]).exists()
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(kill, SCENARIOS))
-    resumed = [scenario(name, "killed", "checkpoint-4") for name in SCENARIOS]
-    found = project.run(*resumed, *[scenario(name, "unbroken") for name in SCENARIOS])
-    return dict(zip(SCENARIOS, zip(found[3:], found[:3], strict=True), strict=True))
+        list(pool.map(kill, names))
+    resumed = [scenario(name, "killed", "checkpoint-4") for name in names]
+    found = project.run(*resumed, *[scenario(name, "unbroken") for name in names])
+    return dict(zip(names, zip(found[len(names) :], found[: len(names)], strict=True), strict=True))
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> KLProject:
+    return KLProject(tmp_path_factory.mktemp("kl-resume"))
+
+
+@pytest.fixture(scope="module")
+def runs(project) -> dict[str, tuple[Run, Run]]:
+    return make_runs(project, ["copy", "adapter"])
+
+
+@pytest.mark.parametrize("name", ["copy", "adapter"])
 def test_resuming_equals_an_uninterrupted_run(runs, name):
     """
     If the reference were made from the checkpoint instead of the initial model, the KL would be smaller and the policy
     different, without an error. The same holds for a different row order or a newly initialized adapter.
     """
-    unbroken, resumed = runs[name]
+    check_resumed(*runs[name], name)
+
+
+@pytest.mark.slow
+def test_resuming_with_precomputed_states(project):
+    check_resumed(*make_runs(project, ["states"])["states"], "states")
+
+
+def check_resumed(unbroken: Run, resumed: Run, name: str) -> None:
     for logged in LOGGED:
         assert resumed.logged(logged) == unbroken.logged(logged), logged
     kl = resumed.logged("kl")
