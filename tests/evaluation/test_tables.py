@@ -43,6 +43,7 @@ def runs(tmp_path):
             counts={},
             n=[1, 4],
             curves=curves,
+            estimate={"method": "subsets", "min_candidates": 4, "max_candidates": 4},
         )
         write_results(tmp_path / name, results)
     return tmp_path
@@ -85,6 +86,14 @@ def test_points_in_rows_in_percent_with_a_named_point(runs):
     assert rows_of(text)[0] == ["", "GSM8K / Ours"]
     assert rows_of(text)[2:] == [["N=4", "75.0 [65.0, 83.0] (74.9)"], ["Top1", "50.0 [40.0, 60.0] (50.0)"]]
     assert "warning: hrm has 90 problems, the paper 1,319." in text
+
+
+def test_results_of_an_earlier_version(runs):
+    """Their accuracies at a small N depend on few candidates."""
+    path = runs / "hrm" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"estimate": {}}))
+    text = format_table(fill_table(read_layout(layout_file(runs)), runs))
+    assert "warning: hrm: An earlier version selected from the first N candidates of each problem." in text
 
 
 def test_one_key_for_all_numbers(runs):

@@ -151,6 +151,8 @@ class TestOnePolicy:
         names = ("num_candidates", "candidates_without_answer", "candidates_cut_off")
         assert [counts[name] for name in names] == [16, 5, 1]
         assert [counts[f"greedy_{name}"] for name in names] == [4, 1, 0]
+        [line] = [line for line in str(load_results("out")).splitlines() if line.startswith("counted: ")]
+        assert line.endswith("5 candidates without answer, 1 candidates cut off, 1 greedy candidates without answer")
         assert load_results("out").solutions == {"right": 7, "wrong": 4, "cut_off_by_tokens": 1, "without_answer": 4}
         assert found.policies[0].greedy_solutions == {"right": 2, "wrong": 1, "without_answer": 1}
         assert "43.8 % correct" in str(found) and "greedy decoding, 4 solutions: 50.0 % correct" in str(found)

@@ -297,7 +297,7 @@ def format_results(results: Results) -> str:
         verdict = hacking_verdict(gap, results.curves[name])
         gap_text = "" if gap["undecided"] else f"{gap_words(gap)}. "
         lines.append(f"hacking gap of {name}: {gap_text}{verdict.words}")
-    counted = {name: count for name, count in results.counts.items() if count and name != "num_candidates"}
+    counted = {name: count for name, count in results.counts.items() if count and not name.endswith("num_candidates")}
     if counted:
         lines.append("counted: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counted.items()))
     given = results.counts.get("problems_with_given_grades")

@@ -29,7 +29,7 @@ from ..pages.page import Table, code, markdown
 from ..pages.pictures import MARKERS, Picture, band_picture, draw, legend, shown_label
 from ..schema import Count, check_json, from_json
 from ..terminal import one_line
-from .results import RESULTS, Results, load_results
+from .results import RESULTS, Results, estimate_words, load_results
 
 
 if TYPE_CHECKING:
@@ -237,6 +237,9 @@ def fill_table(layout: Layout, runs: str | Path) -> FilledTable:
             f"{next(iter(missing.values()))}. Run the commands that write them first, or set --runs."
         )
     cells, warnings, logs = [], [], []
+    if layout.kind == "accuracy":
+        old = [folder for folder, one in loaded.items() if one.strategy == "best_of_n" and not one.estimate]
+        warnings += [f"{folder}: {estimate_words('best_of_n', {})}" for folder in old]
     for series in layout.series:
         row = []
         for i, point in enumerate(layout.points):
