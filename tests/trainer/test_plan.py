@@ -285,7 +285,7 @@ class TestCommands:
         weights.unlink()
         settings["output_dir"] = str(tmp_path / "planned")
         shown = self.run(reward, capsys, plan=True, **settings)
-        assert self.plan_of(shown) == trained_plan and "warning: 2 optimizer steps are few" in shown
+        assert self.plan_of(shown) == trained_plan and "warning: The training has only 2 optimizer steps, and" in shown
         assert not (tmp_path / "planned").exists()
         with pytest.raises(OSError, match=r"model\.safetensors"):
             self.run(reward, capsys, **settings)

@@ -194,7 +194,8 @@ def _warnings(args: TrainingArguments, plan: TrainingPlan) -> list[str]:
         more = "`max_steps`" if args.max_steps > 0 else "`num_train_epochs`"
         packing = ", or set `packing=False`" if getattr(args, "packing", False) else ""
         found.append(
-            f"{plan.max_steps:,} optimizer steps are few: a model hardly learns in fewer than {FEW_STEPS}. Raise {more}, lower "
+            f"The training has only {plan.max_steps:,} optimizer step{'s' * (plan.max_steps != 1)}, and a model hardly learns in fewer "
+            f"than {FEW_STEPS}. Raise {more}, lower "
             f"`per_device_train_batch_size` or `gradient_accumulation_steps`{packing}, or use more data."
         )
     for name, strategy in (("eval_steps", args.eval_strategy), ("save_steps", args.save_strategy)):
