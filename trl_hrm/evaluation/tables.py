@@ -349,8 +349,8 @@ def format_table(filled: FilledTable) -> str:
     if both and layout.kind == "accuracy":
         inside = sum(cell.low <= cell.paper <= cell.high for cell in both)
         lines.append(f"The interval contains the paper's number in {inside} of {len(both)} cells.")
-    lines += [f"warning: {one_line(warning)}" for warning in filled.warnings]
     lines.append("")
+    lines += [f"- warning: {one_line(warning)}" for warning in filled.warnings]
     lines += [f"- {code(folder)}: {line}" for folder, line in filled.found.items()]
     lines += [f"- {code(folder)}: no results, {code(path)} is missing" for folder, path in filled.missing.items()]
     return "\n".join(lines)
