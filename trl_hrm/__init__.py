@@ -61,6 +61,7 @@ _NAMES = {
     "Scheduler": "search.scheduler",
     "score": "scripts.score",
     "ScoreConfig": "scripts.score",
+    "ScoredCompletion": "rewards",
     "SearchTree": "search.tree",
     "select_raft": "scripts.select_raft",
     "SelectRaftConfig": "scripts.select_raft",
@@ -96,7 +97,7 @@ if TYPE_CHECKING:
     from .grading.extraction import extract_answer
     from .grading.grader import AnswerGrader
     from .hub import PushError
-    from .rewards import StepReward
+    from .rewards import ScoredCompletion, StepReward
     from .scoring.generative_scorer import GenerativeScorer
     from .scoring.http_scorer import ServerScorer
     from .scoring.judge_templates import JudgeTemplate
