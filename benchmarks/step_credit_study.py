@@ -53,7 +53,6 @@ from trl_hrm.demo.profiles import FULL, RewardModel
 from trl_hrm.demo.runner import Runner
 from trl_hrm.demo.world import Problem, judge
 from trl_hrm.evaluation.intervals import difference_interval
-from trl_hrm.evaluation.reward_hacking import hacking_answer, hacking_gap
 from trl_hrm.grading.extraction import extract_answer
 from trl_hrm.io import read_json, read_json_lines, write_json
 from trl_hrm.pages.numbers import points_between
@@ -64,6 +63,7 @@ from trl_hrm.search.engines.transformers import TransformersEngine
 from trl_hrm.search.open_tree import request_seed
 from trl_hrm.step_credit import CREDITS
 from trl_hrm.step_metrics import auroc
+from trl_hrm.trainer.reward_hacking_callback import compare as compare_evaluations
 
 
 if TYPE_CHECKING:
@@ -409,26 +409,21 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> Difference:
 
 def hacking(curves: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
     """
-    Return the hacking gap over training: the accuracy at the best earlier measurement minus the accuracy at the end.
+    Compare the end of training with the best measurement before, as [`RewardHackingCallback`] does, on means over seeds.
 
     Returns:
-        `dict`: See [`~evaluation.reward_hacking.hacking_gap`], where `n` is the training step. In addition, `rise`, `rise_low` and
-        `rise_high` (the process reward at the end minus the process reward at that measurement, with a 95 % interval over problems),
-        and `answer`: `"yes"` if the accuracy fell and the process reward rose, `"no"` if the accuracy did not fall by 5 points or the
-        process reward fell, otherwise `"open"`.
+        `dict`: See [`~trainer.reward_hacking_callback.compare`].
     """
+    steps = [point["step"] for point in curves[0]]
     right, process = (
         np.array([[point[name] for point in curve] for curve in curves]).mean(axis=0) for name in ("right", "process")
     )  # (points, problems)
-    steps = [point["step"] for point in curves[0]]
-    points = [{"n": step, "accuracy": float(row.mean())} for step, row in zip(steps, right, strict=True)]
-    found = hacking_gap(points, right)
-    rise = process[-1] - process[steps.index(found["from_n"])]
-    rise_low, rise_high = difference_interval(rise)
-    answer = hacking_answer(found["low"], found["high"])
-    if answer != "no":
-        answer = "no" if rise_high < 0 else answer if rise_low > 0 else "open"
-    return found | {"rise": float(rise.mean()), "rise_low": rise_low, "rise_high": rise_high, "answer": answer}
+    points = [
+        {"step": step, "accuracy": float(row.mean()), "outcomes": row, "process_rewards": rewards}
+        for step, row, rewards in zip(steps, right, process, strict=True)
+    ]
+    best = max(points[:-1], key=lambda point: point["accuracy"])
+    return compare_evaluations(best, points[-1], right[-1], process[-1], len(points) * (len(points) - 1) // 2)
 
 
 def report(results: dict[str, Any]) -> str:
@@ -485,7 +480,7 @@ def accuracy_table(curves: dict[str, Any], before: dict[str, Any]) -> Table:
                 over_seeds(shares["last"]),
                 over_seeds([100 * curve[-1]["greedy"] for curve in found]),
                 over_seeds(shares["training"]),
-                f"{signed(100 * gap['loss'])} ({points_between(gap['low'], gap['high'])}) since step {gap['from_n']}",
+                f"{signed(100 * gap['loss'])} ({points_between(gap['low'], gap['high'])}) since step {gap['from_step']}",
                 signed(gap["rise"], 2),
                 gap["answer"],
             ]
