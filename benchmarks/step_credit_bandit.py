@@ -250,8 +250,7 @@ def group_advantages(
     if credit not in CREDITS:
         return [[value] * len(steps) for value, steps in zip(outcome, scores, strict=True)]
     return [
-        [value + weight * one for one in steps]
-        for value, steps in zip(outcome, CREDITS[credit](scores), strict=True)
+        [value + weight * one for one in steps] for value, steps in zip(outcome, CREDITS[credit](scores), strict=True)
     ]
 
 
