@@ -30,6 +30,10 @@ def accuracy(completions, **columns):
     return [1.0] * len(completions)
 
 
+class Trainer(SimpleNamespace):
+    eval_rewards = None
+
+
 class World:
     """The parts of a trainer that the callback uses, with planted rewards instead of evaluations."""
 
@@ -40,7 +44,7 @@ class World:
         self.args = TrainingArguments(str(folder), eval_strategy="steps", eval_steps=10, report_to=[], seed=seed)
         self.state = TrainerState(is_world_process_zero=True) if state is None else state
         self.control = TrainerControl()
-        self.trainer = SimpleNamespace(
+        self.trainer = Trainer(
             args=self.args,
             state=self.state,
             control=self.control,
@@ -49,7 +53,6 @@ class World:
             num_generations_eval=group,
             reward_funcs=[accuracy, step_reward],
             reward_func_names=list(NAMES),
-            eval_rewards=None,
             callback_handler=CallbackHandler([DefaultFlowCallback()], None, None, None, None),
         )
         self.group = group
@@ -388,8 +391,7 @@ class TestTraining:
 
 class TestBadInput:
     def test_another_trainer(self, world):
-        trainer = world().trainer
-        del trainer.eval_rewards
+        trainer = SimpleNamespace(**vars(world().trainer))
         with pytest.raises(TypeError, match="Use a StepGRPOTrainer"):
             RewardHackingCallback(trainer)
 

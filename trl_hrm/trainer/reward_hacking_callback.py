@@ -72,7 +72,7 @@ class RewardHackingCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer, outcome: str | None = None, process: str | None = None, stop: bool = False):
-        if not hasattr(trainer, "eval_rewards"):
+        if not hasattr(type(trainer), "eval_rewards"):  # a property, which has no value yet
             raise TypeError(
                 f"`trainer` is a {type(trainer).__name__}, which does not keep the rewards of every problem. Use a StepGRPOTrainer."
             )
@@ -272,8 +272,10 @@ def draw_training(records: list[dict[str, Any]], outcome: str, process: str, pat
     panels = figure.subplots(2, 1, sharex=True)
     steps = [one["step"] for one in records]
     hacked = [one for one in records if one["answer"] == "yes"]
-    bounds = np.array([one["accuracy_interval"] for one in records]) * 100
-    panels[0].fill_between(steps, *bounds.T, color=theme.right, alpha=0.15, linewidth=0)
+    low, high = 100 * np.array([one["accuracy_interval"] for one in records]).T
+    panels[0].fill_between(steps, low, high, color=theme.right, alpha=0.15, linewidth=0)
+    if len(steps) == 1:  # nothing to fill
+        panels[0].vlines(steps, low, high, color=theme.right, alpha=0.4)
     for panel, key, factor, title in (
         (panels[0], "accuracy", 100, f"accuracy on held-out problems ({outcome}), %"),
         (panels[1], "process_reward", 1, f"process reward ({process})"),
@@ -288,7 +290,8 @@ def draw_training(records: list[dict[str, Any]], outcome: str, process: str, pat
     if hacked:
         panels[0].legend(frameon=False, fontsize=8.5, labelcolor=theme.text)
     panels[1].set_xlabel("training step")
-    panels[1].get_xaxis().get_major_locator().set_params(integer=True)
+    if len(steps) <= 8:
+        panels[1].set_xticks(steps)
     remove_partial(path)
     with replacing(path, "wb") as file:
         figure.savefig(file, format="png", dpi=120, facecolor=theme.page, metadata={"Software": None})
