@@ -1,3 +1,4 @@
+from collections import deque
 from collections.abc import Callable
 from copy import copy
 from dataclasses import asdict
@@ -16,8 +17,10 @@ from ..scoring.aggregate import aggregate_name
 from ..token_steps import token_steps
 from .hub_push import HubPushMixin
 from .model_card import save_policy_card
+from .reward_hacking_callback import RewardHackingCallback
 from .safe_training import SafeTrainingMixin
 from .step_grpo_config import StepGRPOConfig
+from .step_table import coloured_steps, log_steps_page
 
 
 if TYPE_CHECKING:
@@ -72,8 +75,9 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
             Other arguments of [`~trl.GRPOTrainer`], such as `train_dataset`, `eval_dataset`, `processing_class`, `callbacks`,
             `peft_config` and `tools`.
 
-    With an evaluation dataset and an `eval_strategy`, a [`RewardHackingCallback`] compares the process reward with the first of
-    the `reward_funcs`.
+    With `log_completions=True`, the table of completions has a column `steps`, and `completions/steps_XXXXX.html` in `output_dir`
+    shows the steps coloured by their reward. A [`RewardHackingCallback`] compares the process reward with the accuracy on held-out
+    problems.
 
     Attributes:
         eval_rewards (`torch.Tensor`):
@@ -124,6 +128,9 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
         self._step_column = len(funcs)
         self._eval_batches: list[torch.Tensor] = []
         super().__init__(model=model, reward_funcs=[*funcs, step_reward], args=args, **kwargs)
+        self._logs["steps"] = deque(maxlen=args.generation_batch_size)  # like the other columns of the table
+        if args.stop_on_reward_hacking:
+            self.add_callback(RewardHackingCallback(self, stop=True))
 
     @property
     def eval_rewards(self) -> torch.Tensor:
@@ -156,6 +163,10 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
                 for j, value in enumerate((row or [])[:SHOWN_STEPS], 1):
                     self._log_metric(f"{name}/{kind}/step_{j}", value)
         self._scored_batch = list(zip(scored, completion_ids_list, advantages, strict=True))
+        if self.log_completions:
+            steps = list(zip(scored, advantages, strict=True))
+            self._log_completion_extra("steps", [coloured_steps(*pair) for pair in steps])
+            self._logs["steps"].extend(gather_object(steps))
         return rewards
 
     def _step_advantages(
@@ -189,6 +200,11 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
             advantages[i, : len(ids)] += self.args.step_reward_weight * of_tokens
         output["advantages"] = advantages
         return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if self.log_completions and self.accelerator.is_main_process:
+            log_steps_page(self)
 
     @cached_property
     def _content(self) -> dict[str, Any]:
