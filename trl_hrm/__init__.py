@@ -63,7 +63,6 @@ _NAMES = {
     "ScoreConfig": "scripts.score",
     "ScoredCompletion": "rewards",
     "SearchTree": "search.tree",
-    "ScoredCompletion": "rewards",
     "select_raft": "scripts.select_raft",
     "SelectRaftConfig": "scripts.select_raft",
     "ServerScorer": "scoring.http_scorer",

@@ -15,10 +15,11 @@ from .._compat import get_config_model_id
 from ..rewards import StepReward
 from ..scoring.aggregate import aggregate_name
 from ..token_steps import token_steps
+from .checkpoints import plain
 from .hub_push import HubPushMixin
 from .model_card import save_policy_card
 from .reward_hacking_callback import RewardHackingCallback
-from .safe_training import SafeTrainingMixin
+from .safe_training import SafeTrainingMixin, identity_in_memory, model_identity
 from .step_grpo_config import StepGRPOConfig
 from .step_table import coloured_steps, log_steps_page
 
@@ -208,10 +209,25 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
 
     @cached_property
     def _content(self) -> dict[str, Any]:
-        reward = self.step_reward
-        settings = {
-            "step_format": asdict(reward.scorer.step_format),
-            "aggregate": aggregate_name(reward.aggregate),
-            **asdict(reward.scoring),
+        reward, scorer = self.step_reward, self.step_reward.scorer
+        if isinstance(model := getattr(scorer, "model", None), PreTrainedModel):
+            identity = model_identity(model)
+            if identity.keys() == {"config"}:
+                identity = identity_in_memory(model)
+        else:  # a name on a server, or an engine
+            identity = {"name": model or type(scorer).__name__}
+        return super()._content | {
+            "reward_model": identity,
+            "step_reward": {
+                "aggregate": aggregate_name(reward.aggregate),
+                "guard_reward": reward.guard_reward,
+                **{
+                    guard: getattr(reward, guard)
+                    for guard in ("min_steps", "max_steps", "max_repeated", "max_blank", "max_tokens")
+                },
+                "keep_thinking": reward.keep_thinking,
+                "problem_column": reward.problem_column,
+                **asdict(reward.scoring),
+                **plain(asdict(scorer.step_format)),
+            },
         }
-        return super()._content | {"step_reward": settings}
