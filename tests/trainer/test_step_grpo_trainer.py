@@ -131,15 +131,15 @@ class TestAdvantages:
 
     def test_min_form_by_hand(self, tmp_path):
         """
-        The first group. With a low temperature, the return of a step is the lowest reward from it on, and 0 after the lowest:
-        [.8, .8], [.1, .1, 0], [.6, 0, 0, 0]. The baseline of a step is the mean return of the others at its position.
+        The first group. With a low temperature, the return of a step is the lowest reward, mapped to −1 to 1, up to the step with
+        the lowest reward, and 0 after it: [.6, .6], [-.8, -.8, 0], [.2, 0, 0, 0]. The baseline of a step is the mean return of the others at its position.
         """
         trainer = make_trainer(tmp_path, funcs=(), step_credit="min_form", min_form_temperature=1e-4)
         advantages = generate(trainer)["advantages"]
         by_hand = [
-            [0.8 - (0.1 + 0.6) / 2, 0.8 - (0.1 + 0) / 2],
-            [0.1 - (0.8 + 0.6) / 2, 0.1 - (0.8 + 0) / 2, 0 - (0 + 0) / 2],
-            [0.6 - (0.8 + 0.1) / 2, 0 - (0.8 + 0.1) / 2, 0, 0],
+            [0.6 - (-0.8 + 0.2) / 2, 0.6 - (-0.8 + 0) / 2],
+            [-0.8 - (0.6 + 0.2) / 2, -0.8 - (0.6 + 0) / 2, 0 - (0 + 0) / 2],
+            [0.2 - (0.6 - 0.8) / 2, 0 - (0.6 - 0.8) / 2, 0, 0],
         ]
         for row, values, text in zip(advantages[:3], by_hand, COMPLETIONS["1+2?"], strict=True):
             expected = expected_of_tokens(values, text)
