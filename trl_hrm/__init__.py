@@ -62,6 +62,7 @@ _NAMES = {
     "score": "scripts.score",
     "ScoreConfig": "scripts.score",
     "SearchTree": "search.tree",
+    "ScoredCompletion": "rewards",
     "select_raft": "scripts.select_raft",
     "SelectRaftConfig": "scripts.select_raft",
     "ServerScorer": "scoring.http_scorer",
@@ -75,6 +76,7 @@ _NAMES = {
     "StepTree": "step_tree",
     "table": "scripts.table",
     "TableConfig": "scripts.table",
+    "token_steps": "token_steps",
     "TrainingPlan": "trainer.plan",
     "TransformersEngine": "search.engines.transformers",
 }
@@ -96,7 +98,7 @@ if TYPE_CHECKING:
     from .grading.extraction import extract_answer
     from .grading.grader import AnswerGrader
     from .hub import PushError
-    from .rewards import StepReward
+    from .rewards import ScoredCompletion, StepReward
     from .scoring.generative_scorer import GenerativeScorer
     from .scoring.http_scorer import ServerScorer
     from .scoring.judge_templates import JudgeTemplate
@@ -122,6 +124,7 @@ if TYPE_CHECKING:
     from .search.values import entropy_label, mc_scores
     from .step_format import StepFormat
     from .step_tree import StepTree
+    from .token_steps import token_steps
     from .trainer.hrm_reward_config import HRMRewardConfig
     from .trainer.hrm_reward_trainer import HRMRewardTrainer
     from .trainer.kl_self_config import KLSelfConfig
