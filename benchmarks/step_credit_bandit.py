@@ -16,22 +16,13 @@ computed from the probabilities of the policy without sampling.
 The results are printed and saved as `results.md`, `results.json` and `step-credit.png`; `--docs` replaces their section of a page, and its picture.
 """
 
-import argparse
-import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import date
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from real_model import save_section, versions
 
-from trl_hrm.io import write_json
-from trl_hrm.pages.page import Table
-from trl_hrm.pages.pictures import MARKERS, Picture, draw, legend
 from trl_hrm.step_credit import clip_delta, min_form, progress, step_sum
 
 
@@ -250,8 +241,7 @@ def group_advantages(
     if credit not in CREDITS:
         return [[value] * len(steps) for value, steps in zip(outcome, scores, strict=True)]
     return [
-        [value + weight * one for one in steps]
-        for value, steps in zip(outcome, CREDITS[credit](scores), strict=True)
+        [value + weight * one for one in steps] for value, steps in zip(outcome, CREDITS[credit](scores), strict=True)
     ]
 
 
