@@ -1,3 +1,4 @@
+from collections import deque
 from collections.abc import Callable
 from copy import copy
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from .hub_push import HubPushMixin
 from .model_card import save_policy_card
 from .safe_training import SafeTrainingMixin
 from .step_grpo_config import StepGRPOConfig
+from .step_table import coloured_steps, log_steps_page
 
 
 if TYPE_CHECKING:
@@ -124,6 +126,7 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
         self._step_column = len(funcs)
         self._eval_batches: list[torch.Tensor] = []
         super().__init__(model=model, reward_funcs=[*funcs, step_reward], args=args, **kwargs)
+        self._logs["steps"] = deque(maxlen=self.args.generation_batch_size)  # like the other columns of the completions
 
     @property
     def eval_rewards(self) -> torch.Tensor:
@@ -156,7 +159,16 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
                 for j, value in enumerate((row or [])[:SHOWN_STEPS], 1):
                     self._log_metric(f"{name}/{kind}/step_{j}", value)
         self._scored_batch = list(zip(scored, completion_ids_list, advantages, strict=True))
+        if self.log_completions:
+            rows = list(zip(scored, advantages, strict=True))
+            self._log_completion_extra(f"{name}/steps", [coloured_steps(*row) for row in rows])
+            self._logs["steps"].extend(gather_object(rows))
         return rewards
+
+    def log(self, logs, start_time=None):
+        super().log(logs, start_time)
+        if self.log_completions and self.accelerator.is_main_process:
+            log_steps_page(self)
 
     def _step_advantages(
         self, step_rewards: list[list[float] | None], num_generations: int
