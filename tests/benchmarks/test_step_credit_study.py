@@ -40,7 +40,7 @@ def study(scripts):
 
 
 class PerfectScorer(StepScorer):
-    """A reward model without errors: 1 for a step on track, 0 for another one."""
+    """Reward model without errors: the score is 1 if the step is on track, otherwise 0."""
 
     def score(self, prompts, candidates, **settings):
         return [
@@ -62,7 +62,10 @@ class TestMeasure:
         file.write_text("".join(json.dumps({"problem": text, "answer": "3"}) + "\n" for text in problems))
         held_out = study.HeldOut(None, perfect_reward(), str(file))
         planted = [RIGHT, RIGHT, RIGHT, CORRECTED, UNCORRECTED, SPURIOUS, CUT_OFF, ONE_STEP] + 8 * [OTHER]
-        samples = [Sample([0] * len(text), text, "length" if text == CUT_OFF else "eos") for text in planted]
+        finish = ["length" if text == CUT_OFF else "eos" for text in planted[:-1]] + [
+            "length"
+        ]  # the last one has an answer
+        samples = [Sample([0] * len(text), text, reason) for text, reason in zip(planted, finish, strict=True)]
         rows = [row for row in held_out.problems for _ in range(study.NUM_SAMPLES)]
         monkeypatch.setattr(held_out, "sample", lambda model: list(zip(rows, samples, strict=True)))
         found = held_out.measure(None)
@@ -74,7 +77,8 @@ class TestMeasure:
         assert found["slips"] == pytest.approx(2 / (3 * 4 + 4 + 4 + 4 + 2 + 8 * 4))
         assert found["corrected"] == 1 / 2 and found["spurious"] == pytest.approx(1 / 56)
         assert found["waits"] == 2 / 16
-        assert found["unfinished"] == found["guarded"] == 1 / 16
+        assert found["unfinished"] == 2 / 16
+        assert found["guarded"] == 1 / 16
         assert found["example"] == RIGHT
 
     def test_outcome_reward(self, study):
