@@ -127,10 +127,15 @@ ARMS = (
     | {f"outcome+{credit}": Arm(credit) for credit in CREDITS}
     | {credit: Arm(credit, has_outcome=False) for credit in CREDITS}
 )
-# Both sides of each comparison: every arm against outcome only, and every step credit against one reward per completion
-PAIRS = [(name, "outcome_only") for name in ARMS if name != "outcome_only"] + [
-    (f"{kind}{credit}", f"{kind}outcome") for kind in ("outcome+", "") for credit in CREDITS if credit != "outcome"
-]
+STEP_CREDITS = [credit for credit in CREDITS if credit != "outcome"]
+COMPARISONS = {  # both sides of each difference
+    "outcome and process against outcome only": [(f"outcome+{credit}", "outcome_only") for credit in CREDITS],
+    "outcome and process, step credits against scalar": [
+        (f"outcome+{credit}", "outcome+outcome") for credit in STEP_CREDITS
+    ],
+    "process only against outcome only": [(credit, "outcome_only") for credit in CREDITS],
+    "process only, step credits against scalar": [(credit, "outcome") for credit in STEP_CREDITS],
+}
 MEASURES = {"last": "at the end", "training": "mean over training"}
 
 
@@ -441,8 +446,8 @@ def report(results: dict[str, Any]) -> str:
         f'reward both have weight 1. "scalar" is the credit `outcome`, one process reward per completion. Measured on {num_problems} held-out problems, {NUM_SAMPLES} solutions of each.',
         f"{results['date']}, {results['minutes']:.0f} minutes in {args['num_workers']} processes with one thread on a shared machine, "
         f"{results['cpu_minutes']:.0f} minutes of CPU time for the {len(curves) * len(seeds)} trainings and their measurements, {versions}.",
-        "Accuracy in percent, mean over seeds (lowest to highest), and the hacking gap: points lost since the best measurement before the end, "
-        "with a 95 % interval over problems, and the change of the process reward since then:",
+        "Accuracy in percent, mean over seeds (lowest to highest). The hacking gap is the accuracy lost since the best measurement before the "
+        'end, in points, as `RewardHackingCallback` computes it on means over seeds. "change" is the change of the process reward since then:',
         accuracy_table(curves, before).markdown(),
         f"![Accuracy and process reward during training]({PICTURE})",
         'What the policies do at the end: steps, tokens and corrections ("Wait,") per solution. Rates in percent: errors of all steps, '
@@ -485,7 +490,7 @@ def accuracy_table(curves: dict[str, Any], before: dict[str, Any]) -> Table:
                 gap["answer"],
             ]
         )
-    head = ["rewards", "at the end", "greedy", "mean over training", "hacking gap", "process reward", "hacked"]
+    head = ["rewards", "at the end", "greedy", "mean over training", "hacking gap", "change", "hacked"]
     return Table(head, rows)
 
 
@@ -516,28 +521,37 @@ def behaviour_table(curves: dict[str, Any], before: dict[str, Any]) -> Table:
 
 
 def comparison(curves: dict[str, Any]) -> list[str]:
-    """Return the table of differences and what they settle."""
+    """Return the table of differences, and what they settle."""
     rows: list[list[str]] = []
-    verdicts: dict[str, list[str]] = {"above": [], "below": [], "": []}
-    for ours, theirs in PAIRS:
-        if ours not in curves or theirs not in curves:
-            continue
-        name, cells = f"{ARMS[ours].title} − {ARMS[theirs].title}", []
-        for measure, title in MEASURES.items():
-            found = compare(accuracies(curves[ours], measure), accuracies(curves[theirs], measure))
-            cells.append(
-                f"{signed(100 * found.mean)} ({points_between(found.low, found.high)}; {interval(found.seeds)})"
-            )
-            verdicts[found.direction].append(f"{name}, {title}")
-        rows.append([name, *cells])
-    number = sum(map(len, verdicts.values()))
-    settled = number - len(verdicts[""])
-    lines = [
-        f"{settled} of the {number} differences are settled: neither interval contains 0. The others are not settled.",
-        "",
-        *(f"- {direction} 0: {name}" for direction in ("above", "below") for name in verdicts[direction]),
-    ]
-    return [Table(["", *MEASURES.values()], rows).markdown(), "\n".join(lines).strip()]
+    verdicts: list[str] = []
+    for title, pairs in COMPARISONS.items():
+        kept = [(ours, theirs) for ours, theirs in pairs if ours in curves and theirs in curves]
+        found = {
+            measure: [
+                compare(accuracies(curves[ours], measure), accuracies(curves[theirs], measure))
+                for ours, theirs in kept
+            ]
+            for measure in MEASURES
+        }
+        for i, (ours, theirs) in enumerate(kept):
+            differences = [found[measure][i] for measure in MEASURES]
+            shown = [
+                f"{signed(100 * one.mean)} ({points_between(one.low, one.high)}; {interval(one.seeds)})"
+                for one in differences
+            ]
+            rows.append([f"{ARMS[ours].title} − {ARMS[theirs].title}", *shown])
+        for measure, words in MEASURES.items() if kept else ():
+            parts = []
+            for direction, name in (("above", "higher"), ("below", "lower"), ("", "not settled")):
+                credits = [
+                    TITLES[ARMS[ours].credit]
+                    for (ours, _), one in zip(kept, found[measure], strict=True)
+                    if one.direction == direction
+                ]
+                parts += [f"{name}: {', '.join(credits)}"] if credits else []
+            verdicts.append(f"- {title}, {words}: {'; '.join(parts)}")
+    introduction = "A difference is settled if neither interval contains 0:"
+    return [Table(["", *MEASURES.values()], rows).markdown(), introduction, "\n".join(verdicts)]
 
 
 def examples_table(curves: dict[str, Any], before: dict[str, Any]) -> Table:
