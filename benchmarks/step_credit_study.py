@@ -48,16 +48,16 @@ from trl_hrm.data.stepwise import build_stepwise
 from trl_hrm.demo.jobs import make_policy, make_world
 from trl_hrm.demo.over_seeds import interval, signed, spread
 from trl_hrm.demo.pipeline import DATASET, reward_job
-from trl_hrm.demo.policy import policy_rates
+from trl_hrm.demo.policy import policy_rates, solution_text
 from trl_hrm.demo.profiles import FULL, RewardModel
 from trl_hrm.demo.runner import Runner
-from trl_hrm.demo.world import Problem, judge
+from trl_hrm.demo.world import NAMES, Problem, judge
 from trl_hrm.evaluation.intervals import difference_interval
 from trl_hrm.grading.extraction import extract_answer
 from trl_hrm.io import read_json, read_json_lines, write_json
 from trl_hrm.pages.numbers import points_between
 from trl_hrm.pages.page import Table, code
-from trl_hrm.pages.pictures import THEMES, new_figure, style_axes
+from trl_hrm.pages.pictures import MARKERS, THEMES, new_figure, style_axes
 from trl_hrm.search.engines.base import Sample
 from trl_hrm.search.engines.transformers import TransformersEngine
 from trl_hrm.search.open_tree import request_seed
@@ -71,6 +71,20 @@ if TYPE_CHECKING:
 
 HEADING = "## Credit for steps in RL"
 PICTURE = "images/step-credit.png"  # in the folder of the page
+READING = """
+What this shows: the outcome reward is enough here, and no process reward improved on it. Next to it, `min_form` and `clip_delta` cost no
+accuracy. One reward per completion and `step_sum` slowed learning down. Without the outcome reward, all credits were hacked: accuracy rises in
+the first 5 to 10 steps, and then falls while the process reward rises. `min_form` lost least on average, but its difference to one reward per
+completion is not settled.
+
+Why: the reward model has learned that a correction is a good sign, because every correction in its training data is right. Policies learn to
+write corrections after right steps. With the outcome reward, these repeat the right value, and cost tokens but no accuracy. Without it, they
+become wrong. `clip_delta` with the outcome reward is the exception, because scores above 0.5 give no bonus, and most steps of correct solutions
+have them already.
+
+Not tested: other weights and learning rates, a KL penalty, a reward model that is trained again on the solutions of the policy, and problems
+that the policy cannot solve with greedy decoding, where an outcome reward is rare and a process reward could help more.
+"""
 NUM_TRAIN, NUM_RATED = 1200, 300  # problems of GRPO, and problems with labelled solutions for the reward model
 NUM_SAMPLES = 8  # solutions per held-out problem and measurement
 MEASURED_AT = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # shares of the training steps
@@ -219,7 +233,25 @@ def measure_before(policy: str, reward_model: str, test: str, output: str) -> No
     right = [step.on_track for problem, one in scored for step in judge(Problem.parse(problem), one.steps)]
     flat = [score for _, one in scored for score in one.scores]
     found["auroc"] = auroc(np.array(flat), np.array(right))
+    found["needless"] = reward_needless_corrections(held_out)
     write_json(Path(output), found)
+
+
+def reward_needless_corrections(held_out: "HeldOut") -> dict[str, float]:
+    """Return the mean process reward of right solutions, without and with corrections that repeat a right step."""
+    problems = [Problem.parse(row["problem"]) for row in held_out.problems]
+    found = {}
+    for name, places in (("none", ()), ("first", (0,)), ("every", range(len(NAMES)))):
+        texts = []
+        for problem in problems:
+            values, steps = problem.values(), []
+            for i in range(len(NAMES)):
+                steps.append(problem.step(i, values[i]))
+                if i in places:
+                    steps.append(problem.step(i, values[i], correction=True))
+            texts.append(solution_text([*steps, f"# Answer\n{values[-1]}"]))
+        found[name] = fmean(held_out.reward([problem.text() for problem in problems], texts))
+    return found
 
 
 def describe_before(folder: Path) -> str:
@@ -458,18 +490,22 @@ def report(results: dict[str, Any]) -> str:
         *comparison(curves),
         "The most frequent solution of a problem at the end (first seed):",
         examples_table(curves, before).markdown(),
+        f"The process reward of right solutions of the held-out problems is {before['needless']['none']:.2f} on average. With a correction that "
+        f"repeats the first step, it is {before['needless']['first']:.2f}, and with one after every step {before['needless']['every']:.2f}. A "
+        "reward model without errors would give 1 to all of them. This was measured after the trainings, to explain them.",
+        *([READING.strip()] if list(curves) == list(ARMS) else []),  # about the full study
         "All arms have the learning rate of the outcome-only arm, although the advantages of the credits differ in scale. There is one policy "
         "and one reward model. The intervals do not cover their choice, and they do not correct for the number of "
         "comparisons or for choosing the best measurement. The policy before training answers "
-        f"{100 * before['greedy']:.0f} % correctly with greedy decoding, so RL only has to remove errors of sampling here. An outcome reward "
-        "does this quickly, and leaves little for a process reward to add.",
+        f'{100 * before["greedy"]:.0f} % correctly with greedy decoding, so RL only has to remove errors of sampling here. "hacked" is open '
+        "unless the interval excludes a loss of 5 points or 0.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def over_seeds(values: Sequence[float], digits: int = 1) -> str:
     mean = f"{fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return mean if min(values) == max(values) else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def accuracy_table(curves: dict[str, Any], before: dict[str, Any]) -> Table:
@@ -570,7 +606,7 @@ def draw(results: dict[str, Any]) -> "Figure":
         "with outcome reward": [name for name in curves if ARMS[name].has_outcome],
         "process reward only": [name for name in curves if not ARMS[name].has_outcome],
     }
-    colors = dict(zip([None, *CREDITS], theme.curves, strict=True))
+    styles = dict(zip([None, *CREDITS], zip(theme.curves, MARKERS, strict=False), strict=True))
     figure = new_figure()
     figure.set_size_inches(9, 6)
     figure.set_dpi(110)
@@ -580,12 +616,14 @@ def draw(results: dict[str, Any]) -> "Figure":
             style_axes(panel, theme)
         column[0].set_title(title, fontsize=10, color=theme.text)
         for name in names:
-            color, steps = colors[ARMS[name].credit], [point["step"] for point in curves[name][0]]
+            (color, marker), steps = styles[ARMS[name].credit], [point["step"] for point in curves[name][0]]
             for panel, key, scale in zip(column, ("right", "process"), (100, 1), strict=True):
                 values = scale * np.array([[fmean(point[key]) for point in curve] for curve in curves[name]])
                 panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.12, linewidth=0)
                 label = "no process reward" if ARMS[name].credit is None else TITLES[ARMS[name].credit]
-                panel.plot(steps, values.mean(axis=0), color=color, linewidth=1.8, label=label)
+                panel.plot(
+                    steps, values.mean(axis=0), color=color, marker=marker, markersize=4, linewidth=1.8, label=label
+                )
         column[1].set_xlabel("training step")
     panels[0, 0].set_ylabel("accuracy, %")
     panels[1, 0].set_ylabel("process reward")
