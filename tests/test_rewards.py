@@ -334,6 +334,7 @@ def test_parts_of_the_reward():
         "guarded/too_long": 0,
         "guarded/control_text": 0,
         "thinking_left_out": 0,
+        "tool_messages_left_out": 0,
     }
     assert logged == {f"hrm/{key}": value for key, value in reward.metrics.items()}
     reward([PROMPTS[0]], [""])
@@ -410,8 +411,11 @@ class TestFaults:
     def test_messages_that_cannot_be_judged(self):
         reward = StepReward(scorer_of())
         asked, answered = as_messages(PROMPTS, COMPLETIONS)
-        with pytest.raises(ValueError, match=r"\['assistant', 'tool'\]"):
-            reward(asked, [[*messages, {"role": "tool", "content": "3"}] for messages in answered])
+        for role in ("user", "system"):
+            with pytest.raises(ValueError, match=rf"\['assistant', '{role}'\]"):
+                reward(asked, [[*messages, {"role": role, "content": "3"}] for messages in answered])
+        with pytest.raises(ValueError, match=r"\['tool', 'assistant'\]"):
+            reward(asked, [[{"role": "tool", "content": "3"}, *messages] for messages in answered])
         with pytest.raises(ValueError, match=r"\['system'\]"):
             reward([messages[:1] for messages in asked], answered)
         with pytest.raises(ValueError, match=r"\['image'\]"):

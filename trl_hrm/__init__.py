@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _NAMES = {
+    "AccuracyReward": "accuracy_reward",
     "annotate": "scripts.annotate",
     "AnnotateConfig": "scripts.annotate",
     "AnswerGrader": "grading.grader",
@@ -54,17 +55,21 @@ _NAMES = {
     "QuickstartConfig": "scripts.quickstart",
     "report": "scripts.report",
     "ReportConfig": "scripts.report",
+    "RewardHackingCallback": "trainer.reward_hacking_callback",
     "Rollouts": "search.policies",
     "run_demo": "demo.pipeline",
     "Scheduler": "search.scheduler",
     "score": "scripts.score",
     "ScoreConfig": "scripts.score",
+    "ScoredCompletion": "rewards",
     "SearchTree": "search.tree",
     "select_raft": "scripts.select_raft",
     "SelectRaftConfig": "scripts.select_raft",
     "ServerScorer": "scoring.http_scorer",
     "step_search": "scripts.step_search",
     "StepFormat": "step_format",
+    "StepGRPOConfig": "trainer.step_grpo_config",
+    "StepGRPOTrainer": "trainer.step_grpo_trainer",
     "StepReward": "rewards",
     "StepScorer": "scoring.scorer",
     "StepSearchConfig": "scripts.step_search",
@@ -78,6 +83,7 @@ _NAMES = {
 __all__ = ["__version__", *_NAMES]
 
 if TYPE_CHECKING:
+    from .accuracy_reward import AccuracyReward
     from .data.build_config import BuildMathShepherdConfig, BuildPRM800KConfig, BuildStepwiseConfig
     from .data.export import export
     from .data.export_config import ExportConfig
@@ -91,7 +97,7 @@ if TYPE_CHECKING:
     from .grading.extraction import extract_answer
     from .grading.grader import AnswerGrader
     from .hub import PushError
-    from .rewards import StepReward
+    from .rewards import ScoredCompletion, StepReward
     from .scoring.generative_scorer import GenerativeScorer
     from .scoring.http_scorer import ServerScorer
     from .scoring.judge_templates import JudgeTemplate
@@ -122,6 +128,9 @@ if TYPE_CHECKING:
     from .trainer.kl_self_config import KLSelfConfig
     from .trainer.kl_self_trainer import KLSelfTrainer
     from .trainer.plan import TrainingPlan, plan_training
+    from .trainer.reward_hacking_callback import RewardHackingCallback
+    from .trainer.step_grpo_config import StepGRPOConfig
+    from .trainer.step_grpo_trainer import StepGRPOTrainer
 
 
 def __getattr__(name: str):

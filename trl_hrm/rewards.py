@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from accelerate import PartialState
@@ -11,7 +12,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .data.problems import content_text, problem_of
 from .encoding import find_control_text
-from .grading import opens_thinking, thinking_spans, visible_text, without_thinking_tags
+from .grading import opens_thinking, thinking_spans
 from .io import shown
 from .scoring.aggregate import aggregate as aggregate_scores
 from .scoring.candidate_scores import fits
@@ -19,11 +20,68 @@ from .scoring.generative_scorer import GenerativeScorer
 from .scoring.scorer import StepScorer
 from .scoring.scoring_config import ScoringConfig
 from .scoring.tree_scorer import TreeScorer
-from .search.steps import RULES, StepRule, cut_text, regex_rule
+from .search.steps import RULES, StepRule, read_text, regex_rule, step_spans
 
 
 GUARDS = ("too_few_steps", "too_many_steps", "repeated_steps", "blank_steps", "too_long", "control_text")
 _STEP_NUMBER = re.compile(r"^\W*(?:step\s*\d+\W*|\d+[.:)]\s+)", re.IGNORECASE)  # "Step 2: x", "(2) x", "2. x"
+
+
+@dataclass(frozen=True)
+class ScoredCompletion:
+    r"""
+    Steps of a completion and their scores. See [`~token_steps.token_steps`] for the tokens of each step.
+
+    Args:
+        texts (`list[str]`):
+            Text of the completion, or the contents of its assistant messages.
+        spans (`list[list[tuple[int, int]]]`):
+            Start and end of each non-blank step in its text, in characters, per text.
+        scores (`list[float]`, *optional*):
+            Scores of the steps of all texts, in order. `None` if a guard rejected the completion, or the row has no problem.
+        reward (`float`, *optional*):
+            Reward of the completion. `None` if the row has no problem.
+        guards (`list[str]`, *optional*):
+            Guards that rejected the completion.
+        thinking (`list[str]`, *optional*):
+            Thinking that TRL's parser of responses separated from each text. Empty texts if there is none.
+        keep_thinking (`bool`, *optional*, defaults to `False`):
+            Whether thinking in the texts is part of the steps.
+
+    Example:
+
+    ```python
+    >>> reward = StepReward("me/my-hrm")
+    >>> reward(["1 + 2 + 3?"], ["1 + 2 = 3.\n\n3 + 3 = 6."])
+    [0.81]
+    >>> reward.scored[0].spans, reward.scored[0].scores
+    ([[(0, 10), (12, 22)]], [0.93, 0.81])
+    ```
+    """
+
+    texts: list[str]
+    spans: list[list[tuple[int, int]]]
+    scores: list[float] | None = None
+    reward: float | None = None
+    guards: list[str] = field(default_factory=list)
+    thinking: list[str] = field(default_factory=list)
+    keep_thinking: bool = False
+
+    @property
+    def steps(self) -> list[str]:
+        """Steps of all texts, as the reward model reads them."""
+        return [
+            read_text(text[start:end], self.keep_thinking)
+            for text, spans in zip(self.texts, self.spans, strict=True)
+            for start, end in spans
+        ]
+
+    @property
+    def step_rewards(self) -> list[float] | None:
+        """Scores of the steps. A completion that a guard rejected has one reward for all of its text. `None` without a reward."""
+        if self.scores is None and self.reward is not None:
+            return [self.reward]
+        return self.scores
 
 
 class StepReward:
@@ -38,6 +96,9 @@ class StepReward:
     as `<|im_end|>`, or a `step_separator` with letters or digits, because these could imitate turns and ends of steps. Tags that are
     not special tokens, such as `<think>`, are allowed. One control token at the end of a completion is removed, since some
     trainers keep the EOS token in the text.
+
+    A completion with tool calls is a list of messages. Its steps are the steps of the contents of all assistant messages, in order, and
+    each message starts a new step. Tool calls and the results of tools are not shown to the reward model.
 
     Example:
 
@@ -82,16 +143,17 @@ class StepReward:
             Whether to score the thinking of a reasoning model like the rest of the completion. By default, the text up to
             `</think>` is removed before splitting and guards, and a completion that contains only thinking has no steps. In a
             conversation whose chat template adds the opening tag, a completion that ends before `</think>` cannot be distinguished
-            from one without thinking.
+            from one without thinking. Thinking that TRL's parser of responses removed from the content cannot be scored.
         name (`str`, *optional*, defaults to `"step_reward"`):
             Name of the reward in the logs. Must be unique if a run has several of these rewards.
         scorer_kwargs:
             Keyword arguments for [`StepScorer.from_pretrained`], such as `dtype="bfloat16"` or `max_length`.
 
     After a call, `metrics` (`dict[str, float]`) contains `step_score` (mean score of the scored steps), `num_steps` (mean number of
-    steps), `thinking_left_out` (share of completions whose thinking was removed), `guarded` (share of rejected completions), and
-    `guarded/{reason}` for each guard (a completion can have several reasons). They are logged under `{name}/` if the trainer
-    passes `log_metric`.
+    steps), `thinking_left_out` (share of completions whose thinking was removed), `tool_messages_left_out` (share of completions with
+    results of tools), `guarded` (share of rejected completions), and `guarded/{reason}` for each guard (a completion can have several
+    reasons). They are logged under `{name}/` if the trainer passes `log_metric`. `scored` (`list[ScoredCompletion]`) contains the steps
+    and scores of each completion.
 
     Raises:
         `FileNotFoundError`: If the checkpoint has no `step_format.json`.
@@ -161,6 +223,7 @@ class StepReward:
         self.keep_thinking = keep_thinking
         self.__name__ = name  # TRL logs the reward under this name
         self.metrics: dict[str, float] = {}
+        self.scored: list[ScoredCompletion] = []
 
     def __call__(
         self,
@@ -177,7 +240,7 @@ class StepReward:
             prompts (`Sequence[str]` or `Sequence[list[dict]]`):
                 B prompts: texts, or lists of messages.
             completions (`Sequence[str]` or `Sequence[list[dict]]`):
-                B completions: texts, or lists with one assistant message.
+                B completions: texts, or lists of messages with the roles assistant and tool.
             log_metric, log_extra (`Callable`, *optional*):
                 Functions of TRL that log the metrics, and a column of the completions table with the guards that rejected each
                 completion.
@@ -188,7 +251,8 @@ class StepReward:
             `list[float | None]`: B rewards. `None` for rows where the `problem_column` is `None`.
 
         Raises:
-            `ValueError`: If a prompt has no problem, a completion is not a single text, or a score or reward is not finite.
+            `ValueError`: If a prompt has no problem, a completion has messages with other roles or anything other than text, or a score
+            or reward is not finite.
         """
         problems: list[str | None] = []
         if self.problem_column is None:
@@ -205,8 +269,10 @@ class StepReward:
                 f"{sorted(name for name, value in columns.items() if isinstance(value, list))} in addition to the prompt. Set "
                 "`problem_column` to one of them."
             )
-        texts = [_completion_text(*pair) for pair in zip(prompts, completions, strict=True)]
-        steps = [self.steps(text) for text in texts]
+        read = [self._read(*pair) for pair in zip(prompts, completions, strict=True)]
+        texts = [seen for seen, _ in read]
+        scored = [completion for _, completion in read]
+        steps = [completion.steps for completion in scored]
         reasons = [
             [] if problem is None else self.guards(problem, text, solution)
             for problem, text, solution in zip(problems, texts, steps, strict=True)
@@ -216,24 +282,44 @@ class StepReward:
             if problem is not None and not reasons[i]:
                 trees.setdefault(problem, []).append(i)
         rewards: list[float | None] = [None if problem is None else self.guard_reward for problem in problems]
+        step_scores: list[list[float] | None] = [None] * len(problems)
         solutions = [[steps[i] for i in members] for members in trees.values()]
         scores = []
         if trees:
             spans, combine = self.scoring.spans, self.scoring.combine
             scores = self.scorer.score(list(trees), solutions, spans=spans, combine=combine)
         for members, values in zip(trees.values(), scores, strict=True):
-            for i, step_scores in zip(members, values, strict=True):
-                rewards[i] = aggregate_scores(step_scores, self.aggregate)
+            for i, found in zip(members, values, strict=True):
+                if len(found) != len(steps[i]) or not all(map(math.isfinite, found)):
+                    raise ValueError(
+                        f"{self.__name__}: the reward model returned the scores {found} for {len(steps[i])} steps. It must return one "
+                        "finite number per step. Check its weights and its dtype."
+                    )
+                step_scores[i] = list(found)
+                rewards[i] = aggregate_scores(found, self.aggregate)
                 if not math.isfinite(rewards[i]):  # it would make every advantage of its group NaN
                     raise ValueError(
-                        f"{self.__name__}: the aggregate of the step scores {step_scores} is {rewards[i]}. It must be finite."
+                        f"{self.__name__}: the aggregate of the step scores {found} is {rewards[i]}. It must be finite."
                     )
+        self.scored = [
+            replace(completion, scores=found, reward=reward, guards=guards)
+            for completion, found, reward, guards in zip(scored, step_scores, rewards, reasons, strict=True)
+        ]
         judged = [i for i, problem in enumerate(problems) if problem is not None]
-        flat = [score for values in scores for step_scores in values for score in step_scores]
+        flat = [score for values in scores for found in values for score in found]
         self.metrics = _metrics([len(steps[i]) for i in judged], [reasons[i] for i in judged], flat)
         if judged:
-            left_out = [not self.keep_thinking and bool(thinking_spans(texts[i])) for i in judged]
+            left_out = [
+                any(scored[i].thinking) or (not self.keep_thinking and any(map(thinking_spans, texts[i])))
+                for i in judged
+            ]
+            with_tools = [
+                any(message["role"] == "tool" for message in completions[i])
+                for i in judged
+                if not isinstance(completions[i], str)
+            ]
             self.metrics["thinking_left_out"] = sum(left_out) / len(judged)
+            self.metrics["tool_messages_left_out"] = sum(with_tools) / len(judged)
         if log_metric is not None:
             for key, value in self.metrics.items():
                 log_metric(f"{self.__name__}/{key}", value)
@@ -245,32 +331,41 @@ class StepReward:
         """
         Split a completion into non-blank steps, without thinking, separators, surrounding white space and the EOS token.
         """
-        end = find_control_text(self.scorer.tokenizer, text, tags=False)[-1:]
-        if end and text.rstrip().endswith(end[0]):
-            text = text.rstrip().removesuffix(end[0])
+        return [read_text(text[start:end], self.keep_thinking) for start, end in self.spans(text)]
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Return the start and end of each step of a completion in its text, in characters. See [`~rewards.StepReward.steps`]."""
+        control = find_control_text(self.scorer.tokenizer, text, tags=False)[-1:]
+        if control and text.rstrip().endswith(control[0]):
+            text = text.rstrip().removesuffix(control[0])
         separator = ""
         if self.scorer.step_format.prompt_style != "turns":  # a reply such as "+" is not part of a step
             separator = self.scorer.step_format.step_separator.strip()
-        pieces = cut_text(text, self.rule, self.keep_thinking)
-        steps = [piece.removesuffix(separator).strip() for piece in pieces]
-        return [step for step in steps if step]
+        spans = []
+        for start, end in step_spans(text, self.rule, self.keep_thinking):
+            step = read_text(text[start:end], self.keep_thinking).removesuffix(separator).strip()
+            while read_text(text[start:end], self.keep_thinking) != step:  # removes the separator
+                end -= 1
+            if step:
+                spans.append((start, end))
+        return spans
 
-    def guards(self, problem: str, text: str, steps: Sequence[str]) -> list[str]:
+    def guards(self, problem: str, text: str | Sequence[str], steps: Sequence[str]) -> list[str]:
         """
         Return the guards that reject a completion.
 
         Args:
             problem (`str`):
                 The problem.
-            text (`str`):
-                The completion.
+            text (`str` or `Sequence[str]`):
+                The completion, or the texts of its messages.
             steps (`Sequence[str]`):
                 Steps of the completion.
 
         Returns:
             `list[str]`: Subset of `GUARDS`, in the same order.
         """
-        text = without_thinking_tags(text) if self.keep_thinking else visible_text(text)
+        texts = [read_text(one, self.keep_thinking) for one in ([text] if isinstance(text, str) else text)]
         contents = {" ".join(_STEP_NUMBER.sub("", step).split()).casefold() for step in steps}
         num_repeated = len(steps) - len(contents)
         num_tokens = 0
@@ -281,12 +376,37 @@ class StepReward:
             len(steps) < self.min_steps,
             self.max_steps is not None and len(steps) > self.max_steps,
             self.max_repeated is not None and num_repeated > self.max_repeated * len(steps),
-            self.max_blank is not None and num_blank(text, self.separator) > self.max_blank,
+            self.max_blank is not None and sum(num_blank(one, self.separator) for one in texts) > self.max_blank,
             num_tokens > (math.inf if self.max_tokens is None else self.max_tokens)
             or not fits(self.scorer, problem, steps, range(-1, len(steps) - 1), self.scoring),
             any(self.scorer.step_format.find_markers(self.scorer.tokenizer, step) for step in steps),
         )
         return [guard for guard, stop in zip(GUARDS, stops, strict=True) if stop]
+
+    def _read(
+        self, prompt: str | list[dict[str, Any]], completion: str | list[dict[str, Any]]
+    ) -> tuple[list[str], ScoredCompletion]:
+        """Return the texts of a completion, with a leading `<think>` if the prompt ends with this tag, and its steps without scores."""
+        messages = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+        roles = [message["role"] for message in messages]
+        if roles[:1] != ["assistant"] or not {"assistant", "tool"}.issuperset(roles):
+            raise ValueError(
+                f"{self.__name__}: a completion has messages with the roles {roles}. It must start with an assistant message, and all "
+                "others must have the role assistant or tool. Remove the others in the rollout function or environment."
+            )
+        messages = [message for message in messages if message["role"] == "assistant"]
+        texts = [content_text(message.get("content")) for message in messages]
+        thinking = [message.get("reasoning_content") or message.get("thinking") or "" for message in messages]
+        if self.keep_thinking and any(thinking):
+            raise ValueError(
+                f"{self.__name__}: `keep_thinking` is True, but the `response_template` of the policy's tokenizer separates the thinking "
+                "from the content of a message, and only the content is scored. Set `keep_thinking=False`, or remove the template."
+            )
+        tag = "<think>" if isinstance(prompt, str) and opens_thinking(prompt) else ""
+        seen = [tag + texts[0], *texts[1:]]
+        spans = [self.spans(text) for text in seen]
+        spans[0] = [(start - len(tag), end - len(tag)) for start, end in spans[0]]
+        return seen, ScoredCompletion(texts, spans, thinking=thinking, keep_thinking=self.keep_thinking)
 
 
 def written_separator(scorer: TreeScorer) -> str:
@@ -331,20 +451,6 @@ def num_blank(text: str, separator: str) -> int:
     """
     pieces = text.split(separator)[:-1]
     return sum(not any(map(str.isalnum, piece)) for piece in pieces)
-
-
-def _completion_text(prompt: str | list[dict[str, Any]], completion: str | list[dict[str, Any]]) -> str:
-    """Return the text of a completion, with a leading `<think>` if the prompt ends with this tag."""
-    tag = "<think>" if isinstance(prompt, str) and opens_thinking(prompt) else ""
-    if isinstance(completion, str):
-        return tag + completion
-    roles = [message["role"] for message in completion]
-    if roles != ["assistant"]:
-        raise ValueError(
-            f"a completion has messages with the roles {roles}. It must have exactly one assistant message. Completions with "
-            "tool calls are not supported."
-        )
-    return tag + content_text(completion[0]["content"])
 
 
 def _metrics(num_steps: list[int], reasons: list[list[str]], scores: list[float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 # MATH contains boxes without braces: `$\boxed 5$`.
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)(?:(?=\d)|\s+)(-?\w+(?:[./]\w+)*)(?=[.,;]?\s*(?:\$|\\[)\]]|\n|\Z))")
 # DeepSeek-R1 and Qwen use <think>, Magistral [THINK], Kimi ◁think▷.
-_THINKING_TAG = re.compile(r"<(/?)think(?:ing)?>|\[(/?)think\]|◁(/?)think▷", re.IGNORECASE)
+THINKING_TAG = re.compile(r"<(/?)think(?:ing)?>|\[(/?)think\]|◁(/?)think▷", re.IGNORECASE)
 
 
 def thinking_spans(text: str) -> list[tuple[int, int]]:
@@ -33,7 +33,7 @@ def thinking_spans(text: str) -> list[tuple[int, int]]:
     """
     spans: list[tuple[int, int]] = []
     start = None
-    for tag in _THINKING_TAG.finditer(text):
+    for tag in THINKING_TAG.finditer(text):
         if not any(tag.groups()):
             start = tag.start() if start is None else start
         elif start is None:
@@ -234,7 +234,7 @@ def extract_answer(text: str, extractors: Sequence[str] = DEFAULT_EXTRACTORS) ->
     unknown = [name for name in extractors if name not in EXTRACTORS]
     if unknown:
         raise ValueError(f"The answer extractor {shown(unknown[0])} is unknown. Use some of {', '.join(EXTRACTORS)}.")
-    tags = _THINKING_TAG.findall(text)
+    tags = THINKING_TAG.findall(text)
     if tags and not any(tags[-1]):  # cut off while thinking
         return None
     text = visible_text(text)
@@ -243,10 +243,10 @@ def extract_answer(text: str, extractors: Sequence[str] = DEFAULT_EXTRACTORS) ->
 
 def opens_thinking(prompt: str) -> bool:
     """Return whether a prompt ends with an opening thinking tag, as with some chat templates of reasoning models."""
-    tags = list(_THINKING_TAG.finditer(prompt.rstrip()))
+    tags = list(THINKING_TAG.finditer(prompt.rstrip()))
     return bool(tags) and not any(tags[-1].groups()) and tags[-1].end() == len(prompt.rstrip())
 
 
 def without_thinking_tags(text: str) -> str:
     """Return a text without thinking tags. The thinking itself is kept."""
-    return _THINKING_TAG.sub("", text)
+    return THINKING_TAG.sub("", text)

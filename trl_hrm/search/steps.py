@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..encoding import find_control_text
 from ..grading import thinking_spans, visible_text, without_thinking_tags
+from ..grading.extraction import THINKING_TAG
 from ..io import shown
 from .engines.base import Tokenizer, continued_text
 
@@ -198,11 +199,47 @@ def cut_text(text: str, rule: StepRule, keep_thinking: bool = False) -> list[str
         keep_thinking (`bool`, *optional*, defaults to `False`):
             Whether to keep the thinking of a reasoning model. Its tags are always removed.
     """
+    return [read_text(text[start:end], keep_thinking) for start, end in step_spans(text, rule, keep_thinking)]
+
+
+def step_spans(text: str, rule: StepRule, keep_thinking: bool = False) -> list[tuple[int, int]]:
+    r"""
+    Return the start and end of each step of [`cut_text`] in the text, in characters.
+
+    A span starts and ends with characters of the step. It contains thinking, or tags if thinking is kept, only between two parts of
+    the same step: the step is `read_text(text[start:end], keep_thinking)`.
+
+    Args:
+        text (`str`):
+            The solution.
+        rule ([`StepRule`]):
+            Rule that decides where steps end.
+        keep_thinking (`bool`, *optional*, defaults to `False`):
+            Whether to keep the thinking of a reasoning model. Its tags are always removed.
+
+    Example:
+
+    ```python
+    >>> step_spans("<think>Hm.</think>1 + 2 = 3.\n\n3 + 3 = 6.\n", RULES["blank_line"])
+    [(18, 28), (30, 40)]
+    ```
+    """
+    place: Sequence[int] = range(len(text))  # of each character that is read
     if keep_thinking:
+        place = sorted(set(place).difference(*(range(*tag.span()) for tag in THINKING_TAG.finditer(text))))
         text = without_thinking_tags(text)
-    ends = rule.ends(text)
-    steps = [visible_text(text[start:end]).strip() for start, end in zip([0, *ends], ends, strict=False)]
-    return [step for step in steps if step.strip(_BLANK)]
+    masked, ends, spans = _masked(text), rule.ends(text), []
+    for start, end in zip([0, *ends], ends, strict=False):
+        piece = masked[start:end].rstrip()
+        if piece.strip().strip(_BLANK):
+            first = start + len(piece) - len(piece.lstrip())
+            spans.append((place[first], place[start + len(piece) - 1] + 1))
+    return spans
+
+
+def read_text(text: str, keep_thinking: bool = False) -> str:
+    """Return a text as the reward model reads it: without thinking, or only without its tags if thinking is kept."""
+    return visible_text(without_thinking_tags(text) if keep_thinking else text)
 
 
 def visible_steps(steps: Sequence[str], keep_thinking: bool = False) -> list[str]:

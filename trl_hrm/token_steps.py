@@ -1,0 +1,150 @@
+"""Align the tokens of a completion with its steps, for credit assignment per step."""
+
+import os
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from .grading import thinking_spans
+from .io import shown
+from .rewards import ScoredCompletion
+
+
+_WINDOW = 8  # tokens that are decoded as context of the next ones
+
+
+def token_steps(
+    tokenizer: Any, ids: Sequence[int], scored: ScoredCompletion, tool_mask: Sequence[int] | None = None
+) -> list[int]:
+    r"""
+    Return the index of the step of every token of a completion.
+
+    A token belongs to the step of its first character that is inside a step. A character whose bytes are split over several tokens
+    belongs to each of them. A token without such a character, such as a separator, the end of the sequence or a tool call, belongs to
+    the step before it, or to the first step if there is none. In a completion with several messages, all tokens of a message before its
+    first step, such as its thinking, belong to this step. Results of tools belong to the step before them.
+
+    The ids are decoded, not encoded again, so the alignment is exact for every tokenizer and sampled sequence of tokens. The reward
+    model can have another tokenizer.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the policy.
+        ids (`Sequence[int]`):
+            L token ids of the completion. They may end with EOS and padding, if padding is a special token.
+        scored ([`~rewards.ScoredCompletion`]):
+            Steps of the completion.
+        tool_mask (`Sequence[int]`, *optional*):
+            L values, 0 for tokens that the policy did not generate, such as results of tools.
+
+    Returns:
+        `list[int]`: L indices of steps, which never decrease. All 0 if a guard rejected the completion, or it has no steps.
+
+    Raises:
+        `ValueError`: If the texts of the completion are not in the decoded ids, or `tool_mask` has another length.
+
+    Example:
+
+    ```python
+    >>> ids = tokenizer.encode("1 + 2 = 3.\n\n3 + 3 = 6.")  # 1, +, 2, =, 3, .\n\n, 3, +, 3, =, 6, .
+    >>> token_steps(tokenizer, ids, scored)
+    [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
+    ```
+    """
+    ids = list(ids)
+    if tool_mask is not None and len(tool_mask) != len(ids):
+        raise ValueError(
+            f"`tool_mask` has {len(tool_mask)} values for {len(ids)} token ids. It must have one per token."
+        )
+    if scored.scores is None or not any(scored.spans):
+        return [0] * len(ids)
+    found: list[int] = []
+    num_steps = 0
+    for number, (start, end) in enumerate(_turns(tokenizer, ids, scored, tool_mask)):
+        spans = scored.spans[number]
+        found += [max(num_steps - 1, 0)] * (start - len(found))
+        if not spans:
+            continue
+        text, skip = scored.texts[number], True
+        thinking = scored.thinking[number] if scored.thinking else ""
+        decoded = tokenizer.decode(ids[start:end], skip_special_tokens=skip)
+        offset = _find(decoded, text, thinking)
+        if offset is None:  # the text contains special tokens
+            skip = False
+            decoded = tokenizer.decode(ids[start:end], skip_special_tokens=skip)
+            offset = _find(decoded, text, thinking)
+        if offset is None:
+            raise ValueError(
+                f"The text of a completion is {shown(text)}, but its token ids are decoded as {shown(decoded)}. The ids must contain the "
+                "text. Pass the tokenizer of the policy, and the completion ids that the text was decoded from."
+            )
+        step = 0
+        for first, last in _token_spans(tokenizer, ids[start:end], decoded, skip):
+            while step < len(spans) and spans[step][1] + offset <= first:
+                step += 1
+            inside = step < len(spans) and spans[step][0] + offset < last
+            found.append(num_steps + step if inside or step == 0 else num_steps + step - 1)
+        num_steps += len(spans)
+    return found + [max(num_steps - 1, 0)] * (len(ids) - len(found))
+
+
+def _turns(
+    tokenizer: Any, ids: list[int], scored: ScoredCompletion, tool_mask: Sequence[int] | None
+) -> list[tuple[int, int]]:
+    """Return the start and end of the tokens of each text."""
+    whole = [(0, len(ids))]
+    if tool_mask is None or all(tool_mask):
+        turns = whole
+    elif len(scored.texts) == 1 and tokenizer.decode(ids, skip_special_tokens=True) == scored.texts[0]:
+        turns = whole  # TRL decodes what an environment wrote together with what the policy wrote
+    else:
+        turns, end = [], 0
+        for mask, run in groupby(tool_mask, bool):
+            start, end = end, end + len(list(run))
+            turns += [(start, end)] if mask else []
+    if len(turns) != len(scored.texts):
+        raise ValueError(
+            f"A completion has {len(scored.texts)} assistant messages, but `tool_mask` has {len(turns)} runs of generated tokens. Each "
+            "message must be one run, with tokens of a tool or environment between two messages."
+        )
+    return turns
+
+
+def _find(decoded: str, text: str, thinking: str) -> int | None:
+    """Return where a text starts in the decoded tokens of its message. They may contain thinking before it and tool calls after it."""
+    trimmed = decoded if decoded.endswith(text) else decoded.rstrip()
+    if trimmed.endswith(text):
+        return len(trimmed) - len(text)
+    ends = [end for _, end in thinking_spans(decoded) if end < len(decoded)]
+    if thinking and thinking in decoded:
+        ends.append(decoded.index(thinking) + len(thinking))
+    found = decoded.find(text, max(ends, default=0))
+    return None if found < 0 else found
+
+
+def _token_spans(tokenizer: Any, ids: list[int], text: str, skip_special_tokens: bool) -> list[tuple[int, int]]:
+    """
+    Return the start and end of each token in the decoded text, in characters. Spans of tokens that share a character overlap.
+
+    The reference is the longest common beginning of the text and each decoded prefix of the ids. Decoding all prefixes takes quadratic
+    time, so a prefix is decoded from a few tokens before its end. This is exact if all decoded pieces fit the text to its end, since each
+    starts with text that is known. Otherwise, for example if bytes that are no characters change earlier characters, all prefixes are decoded.
+    """
+    for window in (_WINDOW, len(ids) + 1):
+        context, first, last = "", 0, 0  # the decoded ids[first:last]
+        known = reached = 0  # characters before ids[last], and before the current token
+        spans: list[tuple[int, int]] = []
+        for end in range(1, len(ids) + 1):
+            decoded = tokenizer.decode(ids[first:end], skip_special_tokens=skip_special_tokens)
+            expected = context + text[known : known + len(decoded)]
+            matched = len(os.path.commonprefix([decoded, expected]))
+            start, reached = reached, max(reached, known + matched - len(context))
+            is_partial = matched < len(decoded)  # the rest are bytes of the next character
+            spans.append((start, min(reached + is_partial, len(text))))
+            if reached == len(text):
+                return spans + [(reached, reached)] * (len(ids) - end)
+            if end - last >= window and not is_partial and not decoded.endswith("\ufffd"):
+                tail = tokenizer.decode(ids[last:end], skip_special_tokens=skip_special_tokens)
+                if tail and text.endswith(tail, 0, reached):
+                    context, first, last, known = tail, last, end, reached
+    raise AssertionError("the ids decode to the text")

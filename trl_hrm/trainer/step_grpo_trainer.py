@@ -1,0 +1,201 @@
+from collections.abc import Callable
+from copy import copy
+from dataclasses import asdict
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+
+from .. import step_credit
+from .._compat import get_config_model_id
+from ..rewards import StepReward
+from ..scoring.aggregate import aggregate_name
+from ..token_steps import token_steps
+from .hub_push import HubPushMixin
+from .model_card import save_policy_card
+from .safe_training import SafeTrainingMixin
+from .step_grpo_config import StepGRPOConfig
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+SHOWN_STEPS = 8  # positions of steps that have their own metrics
+
+
+class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
+    """
+    Trainer for [GRPO](https://huggingface.co/papers/2402.03300) with process rewards: each token gets the advantage of its step.
+
+    This class inherits from [`~trl.GRPOTrainer`] and changes only the advantages of its loss, from one number per completion,
+    shape `(B,)`, to one number per token, shape `(B, T)`:
+
+        advantage of a token = advantage of its completion, from `reward_funcs` (as in GRPO)
+                             + step_reward_weight * advantage of its step, from `step_reward`
+
+    `args.step_credit` chooses how the step rewards of a group become advantages. These functions center the advantages
+    themselves. `scale_rewards` applies to the first term only. With `step_credit="outcome"`, the trainer is GRPO with one more
+    reward function: the step rewards, aggregated, with the weight `step_reward_weight`.
+
+    A completion that a guard of [`StepReward`] rejects has one reward for all of its tokens, the `guard_reward`. A completion
+    whose problem is `None` (see `problem_column`) has no process reward and is left out of the baseline.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from trl_hrm import AccuracyReward, StepGRPOConfig, StepGRPOTrainer, StepReward
+
+    trainer = StepGRPOTrainer(
+        model="Qwen/Qwen2.5-Math-1.5B-Instruct",
+        reward_funcs=[AccuracyReward()],
+        step_reward=StepReward("me/my-hrm", spans=(1, 2)),
+        args=StepGRPOConfig(output_dir="outputs/grpo", step_credit="min_form", step_reward_weight=0.5),
+        train_dataset=load_dataset("me/problems", split="train"),
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy to be trained.
+        reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
+            Rewards of whole completions, as in [`~trl.GRPOTrainer`]. Without one, only the process reward trains the policy.
+        step_reward ([`StepReward`]):
+            The process reward.
+        args ([`StepGRPOConfig`], *optional*):
+            Configuration for this trainer. If `None`, a default configuration is used.
+        **kwargs:
+            Other arguments of [`~trl.GRPOTrainer`], such as `train_dataset`, `eval_dataset`, `processing_class`, `callbacks`,
+            `peft_config` and `tools`.
+
+    With an evaluation dataset and an `eval_strategy`, a [`RewardHackingCallback`] compares the process reward with the first of
+    the `reward_funcs`.
+
+    Attributes:
+        eval_rewards (`torch.Tensor`):
+            Rewards of the last evaluation, shape `(num_completions, num_reward_funcs)`, NaN for `None`, in the order of the rows. The
+            process reward follows the `reward_funcs`.
+
+    Raises:
+        `TypeError`: If `step_reward` is not a [`StepReward`], or `args` is not a [`StepGRPOConfig`].
+        `ValueError`: If the number of `reward_weights` differs from the number of `reward_funcs`.
+    """
+
+    _tag_names = ["trl", "trl-hrm", "grpo", "step-grpo"]
+    _name = "Step GRPO"
+    _save_card = save_policy_card
+    _card_settings = ("step_credit", "step_reward_weight", "num_generations", "loss_type", "beta", "scale_rewards")
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        reward_funcs: Callable | list[Callable] | None = None,
+        step_reward: StepReward | None = None,
+        args: StepGRPOConfig | None = None,
+        **kwargs,
+    ):
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = StepGRPOConfig(f"{model_name.split('/')[-1]}-StepGRPO")
+        if not isinstance(args, StepGRPOConfig):
+            raise TypeError(f"`args` is a `{type(args).__name__}`. It must be a `StepGRPOConfig`.")
+        if not isinstance(step_reward, StepReward):
+            raise TypeError(f"`step_reward` is a `{type(step_reward).__name__}`. It must be a `StepReward`.")
+        funcs = reward_funcs if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
+        if step_reward in funcs:
+            raise ValueError("`step_reward` is also one of the `reward_funcs`. Remove it from them.")
+        weights = [1.0] * len(funcs) if args.reward_weights is None else args.reward_weights
+        if len(weights) != len(funcs):
+            raise ValueError(
+                f"`reward_weights` has {len(weights)} weights for {len(funcs)} `reward_funcs`. Set one for each of them. The weight of "
+                "`step_reward` is `step_reward_weight`."
+            )
+        self._train_data, self._eval_data = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
+        # TRL calls and logs the process reward. In its sum of rewards, it has no weight if the steps have advantages
+        args = copy(args)
+        args.reward_weights = [*weights, args.step_reward_weight if args.step_credit == "outcome" else 0.0]
+        if isinstance(classes := kwargs.get("reward_processing_classes"), list):
+            kwargs["reward_processing_classes"] = [*classes, None]
+        self.step_reward = step_reward
+        self._step_column = len(funcs)
+        self._eval_batches: list[torch.Tensor] = []
+        super().__init__(model=model, reward_funcs=[*funcs, step_reward], args=args, **kwargs)
+
+    @property
+    def eval_rewards(self) -> torch.Tensor:
+        return torch.cat(self._eval_batches)
+
+    def evaluation_loop(self, *args, **kwargs):
+        self._eval_batches = []
+        return super().evaluation_loop(*args, **kwargs)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        mode = "train" if self.model.training else "eval"
+        if mode == "eval":
+            self._eval_batches.append(rewards.clone())
+        scored = self.step_reward.scored
+        if self.args.step_credit == "outcome":
+            advantages = [None] * len(scored)
+        else:
+            # Without this, a completion that has only a process reward would have the reward 0 in the baseline of the others
+            others = torch.arange(rewards.shape[1], device=rewards.device) != self._step_column
+            if others.any():
+                rewards[rewards[:, others].isnan().all(dim=1), self._step_column] = torch.nan
+            num_generations = self.num_generations if mode == "train" else self.num_generations_eval
+            all_rewards = gather_object([completion.step_rewards for completion in scored])
+            start = self.accelerator.process_index * len(scored)
+            advantages = self._step_advantages(all_rewards, num_generations)[start : start + len(scored)]
+        name = self.step_reward.__name__
+        for completion, values in zip(scored, advantages, strict=True):
+            for kind, row in (("score", completion.scores), ("advantage", values)):
+                for j, value in enumerate((row or [])[:SHOWN_STEPS], 1):
+                    self._log_metric(f"{name}/{kind}/step_{j}", value)
+        self._scored_batch = list(zip(scored, completion_ids_list, advantages, strict=True))
+        return rewards
+
+    def _step_advantages(
+        self, step_rewards: list[list[float] | None], num_generations: int
+    ) -> list[list[float] | None]:
+        """Return the advantages of the steps of all completions, `None` for completions without a process reward."""
+        args = self.args
+        given = {"temperature": args.min_form_temperature, "threshold": args.clip_threshold}
+        credit = partial(
+            getattr(step_credit, args.step_credit), **{name: v for name, v in given.items() if v is not None}
+        )
+        advantages: list[list[float] | None] = [None] * len(step_rewards)
+        for start in range(0, len(step_rewards), num_generations):
+            group = [i for i in range(start, start + num_generations) if step_rewards[i] is not None]
+            for i, values in zip(group, credit([step_rewards[i] for i in group]), strict=True):
+                advantages[i] = values
+        return advantages
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.args.step_credit == "outcome":
+            return output
+        # (B,) -> (B, T)
+        advantages = output["advantages"].unsqueeze(1).repeat(1, output["completion_ids"].shape[1])
+        for i, (completion, ids, values) in enumerate(self._scored_batch):
+            if values is None or not output["completion_mask"][i].any():  # `mask_truncated_completions`
+                continue
+            tool_mask = output["tool_mask"][i, : len(ids)].tolist() if "tool_mask" in output else None
+            steps = token_steps(self._tokenizer, ids, completion, tool_mask)
+            of_tokens = advantages.new_tensor(values)[torch.tensor(steps, device=advantages.device)]
+            advantages[i, : len(ids)] += self.args.step_reward_weight * of_tokens
+        output["advantages"] = advantages
+        return output
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        reward = self.step_reward
+        settings = {
+            "step_format": asdict(reward.scorer.step_format),
+            "aggregate": aggregate_name(reward.aggregate),
+            **asdict(reward.scoring),
+        }
+        return super()._content | {"step_reward": settings}
