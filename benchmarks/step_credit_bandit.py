@@ -21,7 +21,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -225,15 +225,16 @@ def normalised(rewards: np.ndarray) -> np.ndarray:
     return (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
 
 
-def signed_min_form(rewards: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Return the advantages of `min_form` with the scale of PURE: rewards from -1 to 1."""
-    return min_form([[2 * reward - 1 for reward in steps] for steps in rewards], temperature=0.1)
+def unsigned_min_form(rewards: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Return the advantages of `min_form` without its map from [0, 1] to [-1, 1], with the same weights."""
+    return min_form([[(1 + reward) / 2 for reward in steps] for steps in rewards], temperature=0.025)
 
 
+UNSIGNED = "min_form, rewards 0 to 1"
 CREDITS: dict[str, Callable[[Sequence[Sequence[float]]], list[list[float]]]] = {
     "step_sum": step_sum,
     "min_form": min_form,
-    "min_form, −1 to 1": signed_min_form,
+    UNSIGNED: unsigned_min_form,
     "progress": progress,
     "clip_delta": clip_delta,
 }
@@ -250,8 +251,7 @@ def group_advantages(
     if credit not in CREDITS:
         return [[value] * len(steps) for value, steps in zip(outcome, scores, strict=True)]
     return [
-        [value + weight * one for one in steps]
-        for value, steps in zip(outcome, CREDITS[credit](scores), strict=True)
+        [value + weight * one for one in steps] for value, steps in zip(outcome, CREDITS[credit](scores), strict=True)
     ]
 
 
@@ -293,31 +293,151 @@ def ascend(policy: Policy, found: Samples, advantages: np.ndarray) -> None:
 
 
 # name: world, weight of the outcome reward, weight of the process reward
-MAIN = "with the outcome reward"
+MAIN = "process weight 1"
 SETTINGS: dict[str, tuple[World, float, float]] = {
     MAIN: (World(), 1.0, 1.0),
-    "without the outcome reward": (World(), 0.0, 1.0),
     "process weight 0.25": (World(), 1.0, 0.25),
+    "process weight 2": (World(), 1.0, 2.0),
+    "no outcome reward": (World(), 0.0, 1.0),
     "padding scores 0.85": (World(padding=0.85), 1.0, 1.0),
-    "30 % of errors are missed": (World(missed=0.3), 1.0, 1.0),
+    "30 % of errors missed": (World(missed=0.3), 1.0, 1.0),
+    "needed steps fail in 30 %": (World(slip=0.3), 1.0, 1.0),
     "cut-off solutions count": (World(cut_off_counts=True), 1.0, 1.0),
     "value model": (World(reward_model="value"), 1.0, 1.0),
-    "value model, without the outcome reward": (World(reward_model="value"), 0.0, 1.0),
+    "value model, no outcome reward": (World(reward_model="value"), 0.0, 1.0),
+}
+OUTCOME_ONLY = "outcome reward only"
+MEASURES = {
+    "accuracy": "accuracy, %",
+    "length": "steps",
+    "padding": "padding steps",
+    "score": "score per step",
 }
 
 
-def names_of(setting: str) -> list[str]:
-    """Return the credits to train in a setting. Without any reward there is nothing to train."""
-    return [*(["outcome reward only"] if SETTINGS[setting][1] else []), "outcome", *CREDITS]
-
-
-def run(settings: Sequence[str], seeds: Sequence[int], num_updates: int = NUM_UPDATES) -> dict[str, Any]:
-    """Train with every credit in every setting, and return the points of each run."""
-    return {
-        setting: {
-            name: [train(*(world, name, outcome_weight, weight), seed, num_updates) for seed in seeds]
-            for name in names_of(setting)
-        }
-        for setting in settings
-        for world, outcome_weight, weight in [SETTINGS[setting]]
+def main(args: argparse.Namespace) -> None:
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    results = {
+        "runs": {setting: train_all(setting, args.seeds) for setting in SETTINGS},
+        "optima": {setting: world.optimum for setting, (world, _, _) in SETTINGS.items()},
+        "seeds": args.seeds,
+        "date": str(date.today()),
+        "minutes": (time.perf_counter() - start) / 60,
+        "versions": versions(),
     }
+    write_json(folder / "results.json", results)
+    image = length_picture(results["runs"][MAIN]).images["light"]
+    (folder / "step-credit.png").write_bytes(image)
+    if args.docs:
+        Path(args.docs).with_name("images").joinpath(Path(PICTURE).name).write_bytes(image)
+    save_section(folder, report(results), args.docs, HEADING)
+
+
+def train_all(
+    setting: str, seeds: Sequence[int], num_updates: int = NUM_UPDATES
+) -> dict[str, list[list[dict[str, float]]]]:
+    """Train with every credit in a setting. Return the points of [`train`] for each credit and seed."""
+    world, outcome_weight, weight = SETTINGS[setting]
+    names = [*([OUTCOME_ONLY] if outcome_weight else []), "outcome", *CREDITS]
+    return {name: [train(world, name, outcome_weight, weight, seed, num_updates) for seed in seeds] for name in names}
+
+
+def last(points: list[list[dict[str, float]]], measure: str) -> list[float]:
+    """Return a measure after training, one value per seed. Shares are in percent."""
+    return [(100 if measure == "accuracy" else 1) * run[-1][measure] for run in points]
+
+
+def report(results: dict[str, Any]) -> str:
+    """Return the section of `docs/evidence.md`."""
+    seeds, runs = results["seeds"], results["runs"]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    start = runs[MAIN]["outcome"][0][0]
+    rows = []
+    for name, points in runs[MAIN].items():
+        cells = []
+        for measure in MEASURES:
+            values, digits = last(points, measure), 1 if measure == "accuracy" else 2
+            cells.append(
+                f"{statistics.fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+            )
+        rows.append([f"`{name}`" if name in ("outcome", *CREDITS) else name, *cells])
+    names = list(runs[MAIN])
+    varied = []
+    for setting, found in runs.items():
+        cells = [
+            f"{statistics.fmean(last(found[name], 'accuracy')):.0f} / {statistics.fmean(last(found[name], 'length')):.1f}"
+            if name in found
+            else "–"
+            for name in names
+        ]
+        varied.append([setting, f"{100 * results['optima'][setting]:.0f} / 3", *cells])
+    world = World()
+    parts = [
+        HEADING,
+        "Policies trained with each [step credit](step_reward.md) in a world where the true value of every solution is known, by "
+        f"`benchmarks/step_credit_bandit.py`, which has the command. A solution needs {world.num_needed} steps, and is cut off after "
+        f"{world.max_steps}. At each position, the policy chooses a needed step (wrong in {100 * world.slip:.0f} %), a wrong step or "
+        "padding, and after each step whether to stop. The solution is right if all needed steps are done without an error and it was not "
+        f"cut off. The reward model scores padding {world.padding}, correct steps {world.good}, and errors {world.bad}, of which it misses "
+        f"{100 * world.missed:.0f} %. The value model scores the solution so far, and padding raises its score by 0.05 per step.",
+        f"{results['date']}, {results['minutes']:.0f} minutes on one core, {versions}. Seeds {min(seeds)} to {max(seeds)}, {NUM_UPDATES} "
+        f"updates with {NUM_GROUPS} groups of {GROUP_SIZE} solutions. Accuracies, lengths and scores are computed exactly from the "
+        f"probabilities of the policy. Before training, {100 * start['accuracy']:.1f} % are right with {start['length']:.2f} steps.",
+        "Outcome reward and process reward, both with weight 1. Mean over seeds (lowest to highest):",
+        Table(["credit", *MEASURES.values()], rows).markdown(),
+        f"![Steps per solution during training]({PICTURE})",
+        "Accuracy in percent / steps, mean over seeds, in other settings. Each changes one thing of the first:",
+        Table(
+            ["setting", "optimum", *(f"`{name}`" if name in ("outcome", *CREDITS) else name for name in names)], varied
+        ).markdown(),
+        READING.strip(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def length_picture(runs: dict[str, list[list[dict[str, float]]]]) -> Picture:
+    """Draw the number of steps over training, mean over seeds."""
+    curves = {name: points for name, points in runs.items() if name != OUTCOME_ONLY}
+
+    def means(points: list[list[dict[str, float]]]) -> list[float]:
+        return [statistics.fmean(run[i]["length"] for run in points) for i in range(len(points[0]))]
+
+    def paint(axes, theme):
+        updates = [point["update"] for point in next(iter(runs.values()))[0]]
+        axes.axhline(World().num_needed, color=theme.quiet, linestyle=":", linewidth=1.2, label="needed steps")
+        for (name, points), color, marker in zip(curves.items(), theme.curves, MARKERS, strict=False):
+            axes.plot(
+                updates,
+                means(points),
+                color=color,
+                marker=marker,
+                markersize=3,
+                markevery=4,
+                linewidth=1.6,
+                label=name,
+            )
+        axes.set_ylim(0, World().max_steps)
+        axes.set_xlabel("updates")
+        axes.set_ylabel("steps per solution")
+        legend(axes, theme)
+
+    ends = "; ".join(f"{name}: {means(points)[-1]:.1f}" for name, points in curves.items())
+    return draw("step-credit", "Steps per solution during training", f"Steps after training. {ends}", paint, 3.4)
+
+
+READING = """
+"""
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
+    parser.add_argument(
+        "--output_dir", default="outputs/step-credit", help="folder of all results (default: outputs/step-credit)"
+    )
+    parser.add_argument("--docs", help="page whose section with these results is replaced (default: none)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of the sampling (default: 0 to 4)"
+    )
+    main(parser.parse_args())

@@ -49,25 +49,27 @@ def test_step_sum_by_hand():
 def test_min_form_by_hand():
     """With T = 0.1 / ln 2, a reward that is higher by 0.1 has half the weight."""
     # weights: 2/3 1/3 | 1 | 1/2 1/4 1/4
-    # r*: 0.4/3 0.3/3 | 0.4 | 0.05 0.05 0.05
-    # G: 0.7/3 0.1 | 0.4 | 0.15 0.1 0.05
+    # 2 r - 1: -0.6 -0.4 | -0.2 | -0.8 -0.6 -0.6
+    # r*: -1.2/3 -0.4/3 | -0.2 | -0.4 -0.15 -0.15
+    # G: -1.6/3 -0.4/3 | -0.2 | -0.7 -0.3 -0.15
     close(
         min_form([[0.2, 0.3], [0.4], [0.1, 0.2, 0.2]], BINARY),
         [
-            [0.7 / 3 - (0.4 + 0.15) / 2, 0.1 - (0 + 0.1) / 2],
-            [0.4 - (0.7 / 3 + 0.15) / 2],
-            [0.15 - (0.7 / 3 + 0.4) / 2, 0.1 - (0.1 + 0) / 2, 0.05 - 0],
+            [-1.6 / 3 - (-0.2 - 0.7) / 2, -0.4 / 3 - (0 - 0.3) / 2],
+            [-0.2 - (-1.6 / 3 - 0.7) / 2],
+            [-0.7 - (-1.6 / 3 - 0.2) / 2, -0.3 - (-0.4 / 3 + 0) / 2, -0.15 - 0],
         ],
     )
-    # weights: 1 | 1/5 4/5 | 1/9 8/9. Rewards may be negative
-    # r*: -0.3 | 0.8/5 2.4/5 | 0.2/9 -0.8/9
-    # G: -0.3 | 3.2/5 2.4/5 | -0.6/9 -0.8/9
+    # weights: 1 | 1/5 4/5 | 1/9 8/9
+    # 2 r - 1: 0.8 | 0.6 0.2 | 0.4 -0.2
+    # r*: 0.8 | 0.6/5 0.8/5 | 0.4/9 -1.6/9
+    # G: 0.8 | 1.4/5 0.8/5 | -1.2/9 -1.6/9
     close(
-        min_form([[-0.3], [0.8, 0.6], [0.2, -0.1]], BINARY),
+        min_form([[0.9], [0.8, 0.6], [0.7, 0.4]], BINARY),
         [
-            [-0.3 - (3.2 / 5 - 0.6 / 9) / 2],
-            [3.2 / 5 - (-0.3 - 0.6 / 9) / 2, 2.4 / 5 - (0 - 0.8 / 9) / 2],
-            [-0.6 / 9 - (-0.3 + 3.2 / 5) / 2, -0.8 / 9 - (0 + 2.4 / 5) / 2],
+            [0.8 - (1.4 / 5 - 1.2 / 9) / 2],
+            [1.4 / 5 - (0.8 - 1.2 / 9) / 2, 0.8 / 5 - (0 - 1.6 / 9) / 2],
+            [-1.2 / 9 - (0.8 + 1.4 / 5) / 2, -1.6 / 9 - (0 + 0.8 / 5) / 2],
         ],
     )
 
@@ -119,11 +121,12 @@ def slow_step_sum(rewards):
 
 
 def slow_returns(rewards, temperature):
-    """The formula of PURE without a stable softmax."""
+    """PURE's formula for rewards from -1 to 1, with twice the temperature, and without a stable softmax."""
     returns = []
     for steps in rewards:
-        total = sum(math.exp(-reward / temperature) for reward in steps)
-        stars = [math.exp(-reward / temperature) / total * reward for reward in steps]
+        signed = [2 * reward - 1 for reward in steps]
+        total = sum(math.exp(-reward / (2 * temperature)) for reward in signed)
+        stars = [math.exp(-reward / (2 * temperature)) / total * reward for reward in signed]
         returns.append([sum(stars[j:]) for j in range(len(steps))])
     return returns
 
@@ -193,14 +196,14 @@ def test_numpy_rewards(function):
 
 
 def test_the_shift_of_all_rewards():
-    """Sums and differences do not depend on the zero of the rewards. `min_form` does: the returns of ended completions are 0."""
+    """Sums and differences do not depend on the zero of the rewards. The returns of `min_form` do after the first step."""
     rewards = random_group(5)
     shifted = [[reward + 0.3 for reward in steps] for steps in rewards]
     close(step_sum(shifted), step_sum(rewards))
     close(progress(shifted), progress(rewards))
     close(clip_delta(shifted, 0.8), clip_delta(rewards, 0.5))
     for one, other in zip(min_form([[0.2, 0.4], [0.3, 0.1]]), min_form([[0.5, 0.7], [0.6, 0.4]]), strict=True):
-        assert one[0] == pytest.approx(other[0])  # at the first position, where no completion has ended, it cancels
+        assert one[0] == pytest.approx(other[0])
         assert abs(one[1] - other[1]) > 0.1
 
 
@@ -219,24 +222,34 @@ def test_equal_rewards_have_no_advantage(function):
 
 def test_cold_min_form_gives_the_worst_step_everything():
     """The return up to the worst step is its reward, and 0 after it. Two worst steps share it."""
-    # G: 0.2 0.2 0 0 | 0.6 0.3 0.3 | 0.9
+    # G: -0.6 -0.6 0 0 | 0.2 0.1 0.1 | 0.8
     close(
         min_form([[0.7, 0.2, 0.9, 0.8], [0.6, 0.8, 0.6], [0.9]], 1e-4),
         [
-            [0.2 - (0.6 + 0.9) / 2, 0.2 - 0.3 / 2, 0 - 0.3 / 2, 0.0],
-            [0.6 - (0.2 + 0.9) / 2, 0.3 - 0.2 / 2, 0.3 - 0],
-            [0.9 - (0.2 + 0.6) / 2],
+            [-0.6 - (0.2 + 0.8) / 2, -0.6 - 0.1 / 2, 0 - 0.1 / 2, 0.0],
+            [0.2 - (-0.6 + 0.8) / 2, 0.1 - (-0.6) / 2, 0.1 - 0],
+            [0.8 - (-0.6 + 0.2) / 2],
         ],
     )
+
+
+@pytest.mark.parametrize("first", [0.3, 0.6])
+def test_a_wrong_step_is_worse_than_a_good_one_at_its_place(first):
+    """
+    With rewards from 0 to 1 it would be better: the return of the wrong step would be 0.2, and of the good step 0, because the
+    worst step is before it.
+    """
+    wrong, good = min_form([[first, 0.2], [first, 0.9]])
+    assert wrong[1] < -0.5 < 0.5 < good[1]
 
 
 def test_min_form_at_extreme_temperatures():
     """exp(-r / T) without a shift overflows for -1000, and is 0 for both steps of the second completion."""
     rewards = [[-1000.0, 1000.0], [900.0, 900.0]]
-    for temperature in (1e-310, 1e-9):  # G: -1000 0 | 900 450
-        close(min_form(rewards, temperature), [[-1900.0, -450.0], [1900.0, 450.0]])
-    hot = min_form(rewards, 1e9)  # the mean of the steps. G: 0 500 | 900 450
-    np.testing.assert_allclose(hot, [[-900.0, 50.0], [900.0, -50.0]], atol=0.01)
+    for temperature in (1e-310, 1e-9):  # G: -2001 0 | 1799 899.5
+        close(min_form(rewards, temperature), [[-3800.0, -899.5], [3800.0, 899.5]])
+    hot = min_form(rewards, 1e9)  # the mean of the steps. G: -1 999.5 | 1799 899.5
+    np.testing.assert_allclose(hot, [[-1800.0, 100.0], [1800.0, -100.0]], atol=0.01)
 
 
 @pytest.mark.parametrize("seed", range(5))

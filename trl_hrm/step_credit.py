@@ -52,22 +52,28 @@ def step_sum(rewards: Sequence[Sequence[float]]) -> list[list[float]]:
 def min_form(rewards: Sequence[Sequence[float]], temperature: float = 0.05) -> list[list[float]]:
     r"""
     Return the advantages of [PURE](https://huggingface.co/papers/2504.15275), where the worst step carries the reward of the
-    completion. Rewards are weighted by a softmax over the steps of their completion. The return of a step is the sum over
-    this step and the later steps, and its baseline is the mean return of the other completions at the same position:
+    completion. Rewards from 0 to 1 are mapped to −1 to 1, as in PURE, and weighted by a softmax over the steps of their
+    completion. The return of a step is the sum over this step and the later steps, and its baseline is the mean return of the
+    other completions at the same position:
 
-    \\[r^*_{i,j} = \frac{e^{-r_{i,j}/T}}{\sum_l e^{-r_{i,l}/T}} \, r_{i,j}, \quad
+    \\[r^*_{i,j} = \frac{e^{-r_{i,j}/T}}{\sum_l e^{-r_{i,l}/T}} \, (2 r_{i,j} - 1), \quad
     G_{i,j} = \sum_{l \ge j} r^*_{i,l}, \quad A_{i,j} = G_{i,j} - \frac{1}{n - 1} \sum_{k \ne i} G_{k,j}\\]
 
     A completion with fewer than j steps has \\(G_{k,j} = 0\\). For \\(T \to 0\\), \\(G_{i,1}\\) is the lowest reward of the
-    completion. The baseline does not change the expected gradient, because it depends only on the other completions and on
-    the position of the step, which is known before the step is sampled. PURE's code subtracts averages over tokens instead.
+    completion, from −1 to 1. The baseline does not change the expected gradient, because it depends only on the other
+    completions and on the position of the step, which is known before the step is sampled. PURE's code subtracts averages over
+    tokens instead.
+
+    The range matters. After the worst step, the return is 0. With rewards from 0 to 1, a step that becomes the worst one would
+    have a return above 0, and more than a good step at its place, and every step would gain something.
 
     Args:
         rewards (`Sequence[Sequence[float]]`):
-            Rewards of the steps of each completion of a group, at least one per completion.
+            Rewards of the steps of each completion of a group, at least one per completion. Probabilities that the steps are
+            correct.
         temperature (`float`, *optional*, defaults to `0.05`):
-            Temperature \\(T\\) of the softmax. PURE uses 0.1 for rewards from −1 to 1, which gives the same weights as 0.05 for
-            probabilities.
+            Temperature \\(T\\) of the softmax of the probabilities. 0.05 gives the same weights as PURE's 0.1 for rewards from −1
+            to 1.
 
     Returns:
         `list[list[float]]`: The advantage of each step, in the same shape. 0 for a group of one completion.
@@ -78,9 +84,9 @@ def min_form(rewards: Sequence[Sequence[float]], temperature: float = 0.05) -> l
     Example:
 
     ```python
-    >>> advantages = min_form([[0.9, 0.2, 0.9], [0.8]], temperature=1e-3)  # returns 0.2, 0.2, 0.0 and 0.8
+    >>> advantages = min_form([[0.9, 0.2, 0.9], [0.8]], temperature=1e-3)  # returns -0.6, -0.6, 0.0 and 0.6
     >>> [[round(one, 2) for one in steps] for steps in advantages]
-    [[-0.6, 0.2, 0.0], [0.6]]
+    [[-1.2, -0.6, 0.0], [1.2]]
     ```
     """
     if not 0 < temperature < math.inf:
@@ -90,7 +96,7 @@ def min_form(rewards: Sequence[Sequence[float]], temperature: float = 0.05) -> l
         lowest = min(steps)  # subtracted, so that no exponential overflows
         weights = [math.exp((lowest - reward) / temperature) for reward in steps]
         total = math.fsum(weights)
-        weighted.append([weight / total * reward for weight, reward in zip(weights, steps, strict=True)])
+        weighted.append([weight / total * (2 * reward - 1) for weight, reward in zip(weights, steps, strict=True)])
     return _minus_others(_sums_to_end(weighted))
 
 

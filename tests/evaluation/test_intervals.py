@@ -1,6 +1,7 @@
 """Intervals of accuracies and their differences: exact values, slow references, coverage, and no zero width."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -60,6 +61,27 @@ def test_equal_pairs_have_a_width(n):
     """Each side has Wilson's width at 0 of n. A bootstrap would claim that the two N can never differ."""
     high = wilson_interval(0, n)[1]
     assert difference_interval(np.zeros(n)) == pytest.approx((-high, high))
+
+
+@pytest.mark.parametrize("comparisons", [1, 2, 10, 190])
+def test_several_comparisons(comparisons):
+    """Without differences, the bounds are z^2 / (n + z^2), with the quantile of 0.05 / comparisons."""
+    z = NormalDist().inv_cdf(1 - 0.025 / comparisons)
+    high = z * z / (40 + z * z)
+    assert difference_interval(np.zeros(40), comparisons) == pytest.approx((-high, high))
+
+
+@pytest.mark.parametrize("comparisons", [1, 5, 20])
+def test_several_differences_are_covered_together(comparisons):
+    """All intervals hold in at least 95 % of draws, up to the error of 400 draws. Without the correction, in far fewer."""
+    rng = np.random.default_rng(comparisons)
+    together = apart = 0
+    for _ in range(400):
+        draws = [rng.choice([1.0, 0.0, -1.0], 60, p=[0.2, 0.7, 0.1]) for _ in range(comparisons)]
+        together += all(low <= 0.1 <= high for low, high in (difference_interval(one, comparisons) for one in draws))
+        apart += all(low <= 0.1 <= high for low, high in map(difference_interval, draws))
+    assert together >= 400 * 0.92
+    assert comparisons == 1 or apart < 400 * 0.9
 
 
 def test_differences_change_their_sign():

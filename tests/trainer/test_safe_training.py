@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 from tests.helpers import dataset_of, make_trainer, random_tree, tiny_model, tiny_tokenizer, weights_of
 from tests.prm_training import make_prm_trainer, rows_of
 from tests.trainer.kl_training import LM, make_kl_trainer, random_rows
-from trl_hrm import HRMRewardConfig, KLSelfConfig, StepTree, hrm_view
+from trl_hrm import HRMRewardConfig, KLSelfConfig, StepGRPOConfig, StepTree, hrm_view
 from trl_hrm.prm import PRMConfig
 from trl_hrm.trainer.checkpoints import (
     FREE_ARGUMENTS,
@@ -37,6 +37,7 @@ from trl_hrm.trainer.checkpoints import (
 from trl_hrm.trainer.safe_training import DivergedError
 
 
+CONFIGS = (HRMRewardConfig, PRMConfig, KLSelfConfig, StepGRPOConfig)
 SAVING = {"save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 2}
 
 
@@ -372,7 +373,7 @@ class TestNothingToTrainOn:
         with pytest.raises(ValueError, match=f"`{option}` is {value}. It must be"):
             MAKERS[name](tmp_path, trees, **{option: value}).train()
 
-    @pytest.mark.parametrize("config", [HRMRewardConfig, PRMConfig, KLSelfConfig])
+    @pytest.mark.parametrize("config", CONFIGS)
     @pytest.mark.parametrize(
         "option", ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"]
     )
@@ -380,7 +381,7 @@ class TestNothingToTrainOn:
         with pytest.raises(ValueError, match=f"`{option}` is 0. It must be at least 1"):
             config(str(tmp_path), bf16=False, use_cpu=True, **{option: 0})
 
-    @pytest.mark.parametrize("config", [HRMRewardConfig, PRMConfig, KLSelfConfig])
+    @pytest.mark.parametrize("config", CONFIGS)
     @pytest.mark.parametrize("option", ["learning_rate", "weight_decay", "max_grad_norm"])
     @pytest.mark.parametrize("value", [-1.0, np.nan])
     def test_numbers(self, tmp_path, config, option, value):
@@ -575,13 +576,14 @@ def test_both_values_are_shown(trained, trees):
         make_hrm(trained, trees, learning_rate=0.2, seed=7).train(resume_from_checkpoint=str(trained / "checkpoint-2"))
 
 
-@pytest.mark.parametrize("config", [HRMRewardConfig, PRMConfig, KLSelfConfig])
+@pytest.mark.parametrize("config", CONFIGS)
 def test_every_argument_is_classified(config, tmp_path):
     """A name in the lists that no config has would be a typo, and its argument would be compared."""
-    names = {field.name for cls in (HRMRewardConfig, PRMConfig, KLSelfConfig) for field in dataclasses.fields(cls)}
+    names = {field.name for cls in CONFIGS for field in dataclasses.fields(cls)}
     assert FREE_ARGUMENTS <= names and set(LENGTH_ARGUMENTS) <= names - FREE_ARGUMENTS
     compared = {field.name for field in dataclasses.fields(config)} - FREE_ARGUMENTS
-    assert {"learning_rate", "seed", "data_seed", "max_length", "lr_scheduler_type", "bf16", "optim"} <= compared
+    length = "max_completion_length" if config is StepGRPOConfig else "max_length"
+    assert {"learning_rate", "seed", "data_seed", length, "lr_scheduler_type", "bf16", "optim"} <= compared
 
 
 def test_other_processes_and_sharding(trained, trees):

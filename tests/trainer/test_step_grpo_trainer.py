@@ -48,10 +48,10 @@ ARGS = {
 }
 
 
-def planted_reward(scores=SCORES, **kwargs) -> StepReward:
+def planted_reward(scores=SCORES, seed=0, **kwargs) -> StepReward:
     """Return a StepReward whose model gives each step its score in `scores`, in every solution."""
     step_format = HEADS["classification"]
-    scorer = StepScorer(tiny_model(step_format), tiny_tokenizer(), step_format)
+    scorer = StepScorer(tiny_model(step_format, seed=seed), tiny_tokenizer(), step_format)
     scorer.score = lambda problems, solutions, **_: [
         [[scores[step] for step in steps] for steps in tree] for tree in solutions
     ]
@@ -131,15 +131,15 @@ class TestAdvantages:
 
     def test_min_form_by_hand(self, tmp_path):
         """
-        The first group. With a low temperature, the return of a step is the lowest reward from it on, and 0 after the lowest:
-        [.8, .8], [.1, .1, 0], [.6, 0, 0, 0]. The baseline of a step is the mean return of the others at its position.
+        The first group, with rewards 2r - 1. With a low temperature, the return of a step is the lowest reward of the completion,
+        and 0 after it: [.6, .6], [-.8, -.8, 0], [.2, 0, 0, 0]. The baseline is the mean return of the others at the position.
         """
         trainer = make_trainer(tmp_path, funcs=(), step_credit="min_form", min_form_temperature=1e-4)
         advantages = generate(trainer)["advantages"]
         by_hand = [
-            [0.8 - (0.1 + 0.6) / 2, 0.8 - (0.1 + 0) / 2],
-            [0.1 - (0.8 + 0.6) / 2, 0.1 - (0.8 + 0) / 2, 0 - (0 + 0) / 2],
-            [0.6 - (0.8 + 0.1) / 2, 0 - (0.8 + 0.1) / 2, 0, 0],
+            [0.6 - (-0.8 + 0.2) / 2, 0.6 - (-0.8 + 0) / 2],
+            [-0.8 - (0.6 + 0.2) / 2, -0.8 - (0.6 + 0) / 2, 0 - (0 + 0) / 2],
+            [0.2 - (0.6 - 0.8) / 2, 0 - (0.6 - 0.8) / 2, 0, 0],
         ]
         for row, values, text in zip(advantages[:3], by_hand, COMPLETIONS["1+2?"], strict=True):
             expected = expected_of_tokens(values, text)
@@ -336,6 +336,13 @@ class TestLogs:
             assert all(step in steps for step in completion.split("\n\n"))
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("begun")
+    make_trainer(folder, save_strategy="steps", save_steps=1, max_steps=1).train()
+    return folder
+
+
 class TestBadInput:
     def test_types(self, tmp_path):
         with pytest.raises(TypeError, match="`step_reward` is a `NoneType`"):
@@ -377,13 +384,23 @@ class TestBadInput:
         with pytest.raises(ValueError, match="nan"):
             generate(trainer)
 
-    def test_resuming_with_another_credit_is_refused(self, tmp_path):
-        make_trainer(tmp_path, save_strategy="steps", save_steps=1).train()
-        with pytest.raises(ValueError, match="step_credit"):
-            make_trainer(tmp_path, save_strategy="steps", save_steps=1, step_credit="progress").train(
-                resume_from_checkpoint=True
-            )
-        with pytest.raises(ValueError, match="aggregate"):
-            make_trainer(tmp_path, planted_reward(aggregate="mean"), save_strategy="steps", save_steps=1).train(
-                resume_from_checkpoint=True
-            )
+    @pytest.mark.parametrize(
+        "change, name",
+        [
+            ({"step_credit": "progress"}, "step_credit was"),
+            ({"step_reward_weight": 2.0}, "step_reward_weight was"),
+            ({"min_form_temperature": 0.1}, "min_form_temperature was"),
+            ({"reward": lambda: planted_reward(aggregate="mean")}, "step_reward.aggregate was"),
+            ({"reward": lambda: planted_reward(max_steps=8)}, "step_reward.max_steps was"),
+            ({"reward": lambda: planted_reward(seed=1)}, "reward_model.weights was"),
+            ({"log_completions": True, "num_generations_eval": 1}, None),
+        ],
+    )
+    def test_resuming_another_training_is_refused(self, begun, change, name):
+        change = {key: value() if callable(value) else value for key, value in change.items()}
+        trainer = make_trainer(begun, save_strategy="steps", save_steps=1, **change)
+        if name is None:
+            assert trainer._resolve(True)[0] is not None
+        else:
+            with pytest.raises(ValueError, match=name):
+                trainer.train(resume_from_checkpoint=True)

@@ -9,6 +9,7 @@ and the bootstrap for benchmarks has a prior. Both have a positive width at 0 of
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     return wilson_interval(float(values.mean()) * size, size)
 
 
-def difference_interval(values: np.ndarray) -> tuple[float, float]:
+def difference_interval(values: np.ndarray, comparisons: int = 1) -> tuple[float, float]:
     """
     Return the interval of the mean of paired differences in `[-1, 1]`, one per problem.
 
@@ -53,6 +54,8 @@ def difference_interval(values: np.ndarray) -> tuple[float, float]:
     Args:
         values (`np.ndarray`):
             Difference of each problem.
+        comparisons (`int`, *optional*, defaults to `1`):
+            Number of intervals that must hold together with 95 % confidence. Each of them gets wider (Bonferroni correction).
 
     Example:
 
@@ -61,7 +64,8 @@ def difference_interval(values: np.ndarray) -> tuple[float, float]:
     (-0.2775..., 0.2775...)
     ```
     """
-    size = effective_size(values, lowest=-1)
+    z = NormalDist().inv_cdf(1 - 0.025 / comparisons)
+    size = effective_size(values, lowest=-1, z=z)
     more, less = np.maximum(values, 0).mean() * size, np.maximum(-values, 0).mean() * size
 
     def statistic(difference: float) -> float:
@@ -74,12 +78,12 @@ def difference_interval(values: np.ndarray) -> tuple[float, float]:
         return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance)
 
     mean = float(values.mean())
-    low = -1.0 if mean == -1 else _root(lambda x: statistic(x) - Z, -1.0, mean)
-    high = 1.0 if mean == 1 else _root(lambda x: statistic(x) + Z, mean, 1.0)
+    low = -1.0 if mean == -1 else _root(lambda x: statistic(x) - z, -1.0, mean)
+    high = 1.0 if mean == 1 else _root(lambda x: statistic(x) + z, mean, 1.0)
     return low, high
 
 
-def effective_size(values: np.ndarray, lowest: float = 0) -> float:
+def effective_size(values: np.ndarray, lowest: float = 0, z: float = Z) -> float:
     r"""
     Return the number of single outcomes whose mean has the same variance as the mean of the values.
 
@@ -93,11 +97,13 @@ def effective_size(values: np.ndarray, lowest: float = 0) -> float:
             n values from `lowest` to 1.
         lowest (`float`, *optional*, defaults to `0`):
             Lowest possible outcome: 0, or -1 for differences.
+        z (`float`, *optional*, defaults to `1.96`):
+            Quantile of the normal distribution that the interval uses.
 
     Returns:
         `float`: n if all values are -1, 0 or 1, otherwise more.
     """
-    added, total = Z * Z / 2, len(values) + Z * Z
+    added, total = z * z / 2, len(values) + z * z
     mean = (values.sum() + added * (1 + lowest)) / total
     single = (np.abs(values).sum() + added * (1 + abs(lowest))) / total - mean * mean
     variance = ((values * values).sum() + added * (1 + lowest * lowest)) / total - mean * mean

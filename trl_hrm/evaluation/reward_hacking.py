@@ -42,7 +42,11 @@ class Verdict:
 
 
 def hacking_gap(
-    points: Sequence[dict[str, float]], values: np.ndarray, unranked: str | None = None, lowest: float = 0.0
+    points: Sequence[dict[str, float]],
+    values: np.ndarray,
+    unranked: str | None = None,
+    lowest: float = 0.0,
+    comparisons: int = 1,
 ) -> dict[str, Any]:
     """
     Return the hacking gap of a curve.
@@ -55,6 +59,8 @@ def hacking_gap(
             unknown. Shape `(len(points), P)`.
         unranked, lowest:
             See [`undecided_by`].
+        comparisons (`int`, *optional*, defaults to `1`):
+            See [`~evaluation.intervals.difference_interval`].
 
     Returns:
         `dict`: `gap`, `best_n`, `largest_n`, `loss`, `from_n`, `low`, `high` and `undecided`. See
@@ -73,7 +79,7 @@ def hacking_gap(
     paired = paired[~np.isnan(paired)]
     if len(paired):  # the loss also contains problems that are only known at one N: shift the interval to it
         shift = loss - float(paired.mean())
-        low, high = (min(max(bound + shift, -1.0), 1.0) for bound in difference_interval(paired))
+        low, high = (min(max(bound + shift, -1.0), 1.0) for bound in difference_interval(paired, comparisons))
     found = {"gap": lost[best], "best_n": n[best], "largest_n": n[-1]}
     return found | {"loss": loss, "from_n": n[smaller], "low": low, "high": high, "undecided": None}
 

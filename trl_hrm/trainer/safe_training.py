@@ -359,7 +359,7 @@ class SafeTrainingMixin:
     def _content(self) -> dict[str, Any]:
         """Identity of the model, the tokenizer and the datasets before the first training of this trainer."""
         content = {
-            "model": self._model_identity(),
+            "model": model_identity(self.model),
             "tokenizer": digest_of_tokenizer(self.processing_class),
             "train_dataset": _digest(self._train_data),
         }
@@ -370,20 +370,21 @@ class SafeTrainingMixin:
             )
         return content
 
-    def _model_identity(self) -> dict[str, Any]:
-        """Return the commit or the files that the base model was loaded from, or else its config."""
-        model = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        config = getattr(model, "config", None)
-        name, commit = getattr(config, "_name_or_path", None), getattr(config, "_commit_hash", None)
-        if name and Path(name).is_dir():
-            files = checkpoint_identity(name)
-            return {kind: files[kind] for kind in ("weights", "config", "base_model") if kind in files}
-        if commit:
-            return {"commit": commit}
-        # Without an adapter, the checkpoint replaces all weights
-        if is_peft_model(self.model):
-            return identity_in_memory(self.model)
-        return {"config": _short_hash(json.dumps(model_settings(model), sort_keys=True))}
+
+def model_identity(model: torch.nn.Module) -> dict[str, Any]:
+    """Return the commit or the files that a model was loaded from, without its adapter, or else its config."""
+    base = model.get_base_model() if is_peft_model(model) else model
+    config = getattr(base, "config", None)
+    name, commit = getattr(config, "_name_or_path", None), getattr(config, "_commit_hash", None)
+    if name and Path(name).is_dir():
+        files = checkpoint_identity(name)
+        return {kind: files[kind] for kind in ("weights", "config", "base_model") if kind in files}
+    if commit:
+        return {"commit": commit}
+    # Without an adapter, a checkpoint replaces all weights
+    if is_peft_model(model):
+        return identity_in_memory(model)
+    return {"config": _short_hash(json.dumps(model_settings(base), sort_keys=True))}
 
 
 def identity_in_memory(model: torch.nn.Module) -> dict[str, Any]:

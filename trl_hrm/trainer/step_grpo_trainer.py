@@ -1,3 +1,4 @@
+from collections import deque
 from collections.abc import Callable
 from copy import copy
 from dataclasses import asdict
@@ -14,10 +15,13 @@ from .._compat import get_config_model_id
 from ..rewards import StepReward
 from ..scoring.aggregate import aggregate_name
 from ..token_steps import token_steps
+from .checkpoints import plain
 from .hub_push import HubPushMixin
 from .model_card import save_policy_card
-from .safe_training import SafeTrainingMixin
+from .reward_hacking_callback import RewardHackingCallback
+from .safe_training import SafeTrainingMixin, identity_in_memory, model_identity
 from .step_grpo_config import StepGRPOConfig
+from .step_table import coloured_steps, log_steps_page
 
 
 if TYPE_CHECKING:
@@ -72,8 +76,9 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
             Other arguments of [`~trl.GRPOTrainer`], such as `train_dataset`, `eval_dataset`, `processing_class`, `callbacks`,
             `peft_config` and `tools`.
 
-    With an evaluation dataset and an `eval_strategy`, a [`RewardHackingCallback`] compares the process reward with the first of
-    the `reward_funcs`.
+    With `log_completions=True`, the table of completions has a column `steps`, and `completions/steps_XXXXX.html` in `output_dir`
+    shows the steps coloured by their reward. A [`RewardHackingCallback`] compares the process reward with the accuracy on held-out
+    problems.
 
     Attributes:
         eval_rewards (`torch.Tensor`):
@@ -124,6 +129,9 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
         self._step_column = len(funcs)
         self._eval_batches: list[torch.Tensor] = []
         super().__init__(model=model, reward_funcs=[*funcs, step_reward], args=args, **kwargs)
+        self._logs["steps"] = deque(maxlen=args.generation_batch_size)  # like the other columns of the table
+        if args.stop_on_reward_hacking:
+            self.add_callback(RewardHackingCallback(self, stop=True))
 
     @property
     def eval_rewards(self) -> torch.Tensor:
@@ -156,6 +164,10 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
                 for j, value in enumerate((row or [])[:SHOWN_STEPS], 1):
                     self._log_metric(f"{name}/{kind}/step_{j}", value)
         self._scored_batch = list(zip(scored, completion_ids_list, advantages, strict=True))
+        if self.log_completions:
+            steps = list(zip(scored, advantages, strict=True))
+            self._log_completion_extra("steps", [coloured_steps(*pair) for pair in steps])
+            self._logs["steps"].extend(gather_object(steps))
         return rewards
 
     def _step_advantages(
@@ -190,12 +202,32 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
         output["advantages"] = advantages
         return output
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if self.log_completions and self.accelerator.is_main_process:
+            log_steps_page(self)
+
     @cached_property
     def _content(self) -> dict[str, Any]:
-        reward = self.step_reward
-        settings = {
-            "step_format": asdict(reward.scorer.step_format),
-            "aggregate": aggregate_name(reward.aggregate),
-            **asdict(reward.scoring),
+        reward, scorer = self.step_reward, self.step_reward.scorer
+        if isinstance(model := getattr(scorer, "model", None), PreTrainedModel):
+            identity = model_identity(model)
+            if identity.keys() == {"config"}:
+                identity = identity_in_memory(model)
+        else:  # a name on a server, or an engine
+            identity = {"name": model or type(scorer).__name__}
+        return super()._content | {
+            "reward_model": identity,
+            "step_reward": {
+                "aggregate": aggregate_name(reward.aggregate),
+                "guard_reward": reward.guard_reward,
+                **{
+                    guard: getattr(reward, guard)
+                    for guard in ("min_steps", "max_steps", "max_repeated", "max_blank", "max_tokens")
+                },
+                "keep_thinking": reward.keep_thinking,
+                "problem_column": reward.problem_column,
+                **asdict(reward.scoring),
+                **plain(asdict(scorer.step_format)),
+            },
         }
-        return super()._content | {"step_reward": settings}
