@@ -332,7 +332,7 @@ class TestLogs:
         [file] = sorted((tmp_path / "completions").glob("*.parquet"))
         table = pd.read_parquet(file)
         assert len(table) == 6
-        for completion, steps in zip(table["completion"], table["steps"], strict=True):
+        for completion, steps in zip(table["completion"], table["step_reward/steps"], strict=True):
             assert all(step in steps for step in completion.split("\n\n"))
 
 

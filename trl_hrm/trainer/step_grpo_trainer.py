@@ -76,7 +76,7 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
             Other arguments of [`~trl.GRPOTrainer`], such as `train_dataset`, `eval_dataset`, `processing_class`, `callbacks`,
             `peft_config` and `tools`.
 
-    With `log_completions=True`, the table of completions has a column `steps`, and `completions/steps_XXXXX.html` in `output_dir`
+    With `log_completions=True`, the table of completions has a column `step_reward/steps`, and `completions/steps_XXXXX.html` in `output_dir`
     shows the steps coloured by their reward. A [`RewardHackingCallback`] compares the process reward with the accuracy on held-out
     problems.
 
@@ -166,7 +166,7 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
         self._scored_batch = list(zip(scored, completion_ids_list, advantages, strict=True))
         if self.log_completions:
             steps = list(zip(scored, advantages, strict=True))
-            self._log_completion_extra("steps", [coloured_steps(*pair) for pair in steps])
+            self._log_completion_extra(f"{name}/steps", [coloured_steps(*pair) for pair in steps])
             self._logs["steps"].extend(gather_object(steps))
         return rewards
 
