@@ -42,7 +42,13 @@ class StepGRPOProject:
         return "\n\n".join(" ".join(rng.choices(WORDS, k=rng.randint(1, 5))) + f" {j}" for j in range(num_steps))
 
     def scenario(
-        self, name: str, sampled: bool = False, rows: str = "rows", outcome: bool = True, lora: dict | None = None, **args
+        self,
+        name: str,
+        sampled: bool = False,
+        rows: str = "rows",
+        outcome: bool = True,
+        lora: dict | None = None,
+        **args,
     ) -> dict[str, Any]:
         """Return the arguments of `step_grpo_probe.train`. All files go to the folder `name`."""
         return {

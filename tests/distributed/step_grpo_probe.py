@@ -54,9 +54,7 @@ class Planted:
 
     def __call__(self, prompts: list[str], trainer: StepGRPOTrainer) -> dict[str, list]:
         first = trainer.accelerator.process_index * len(prompts)
-        texts = [
-            self.completions[prompt][(first + i) % trainer.num_generations] for i, prompt in enumerate(prompts)
-        ]
+        texts = [self.completions[prompt][(first + i) % trainer.num_generations] for i, prompt in enumerate(prompts)]
         ids = self.tokenizer(texts)["input_ids"]
         return {
             "prompt_ids": self.tokenizer(prompts)["input_ids"],

@@ -16,14 +16,18 @@ SCENARIOS = {
     "min_form": {},
     "step_sum": {"step_credit": "step_sum", "gradient_accumulation_steps": 2, "outcome": False},
     "progress": {"step_credit": "progress", "loss_type": "grpo", "scale_rewards": "batch"},
-    "clip_delta": {"step_credit": "clip_delta", "clip_threshold": 0.6, "loss_type": "dr_grpo", "step_reward_weight": 2.0},
+    "clip_delta": {
+        "step_credit": "clip_delta",
+        "clip_threshold": 0.6,
+        "loss_type": "dr_grpo",
+        "step_reward_weight": 2.0,
+    },
     "outcome": {"step_credit": "outcome", "step_reward_weight": 0.5},
     # rank 1 has no problem to score in the first step, and another rank or none in the next ones
     "half": {"rows": "half", "gradient_accumulation_steps": 2, "shuffle_dataset": False},
     "iterations": {"num_iterations": 2, "gradient_accumulation_steps": 2, "loss_type": "cispo"},
     "lora": {"lora": {"r": 4, "target_modules": "all-linear"}, "learning_rate": 0.5},
 }
-NOT_COMPARED = {"step_time", "epoch", "total_flos"}  # and what the end of the training says
 EXACT = ("loss", "grad_norm", "reward", "reward_std", "rewards/step_reward/mean", "rewards/step_reward/std")
 
 

@@ -1,7 +1,7 @@
 """
 Process rewards in RL with a real language model: SmolLM2-135M with LoRA as policy, and fine-tuned as reward model.
 
-Killed in the middle and resumed, a training must go on as if nothing had happened, with everything in its logs.
+A training that is killed and resumed must compute the same as one that is not.
 """
 
 import json
@@ -47,7 +47,7 @@ def folder(tmp_path_factory, real_folder):
         model=str(real_folder("smollm2")),
         args=HRMRewardConfig(
             str(folder / "hrm"),
-            max_steps=4,
+            max_steps=2,
             per_device_train_batch_size=2,
             learning_rate=1e-4,
             lr_scheduler_type="constant",
@@ -100,7 +100,7 @@ def whole(folder, run):
 
 @pytest.fixture(scope="module")
 def resumed(folder, run):
-    """The same training, killed after its fourth step, of which it has saved three, and resumed."""
+    """The same training, killed after its fourth step when three are saved, and resumed."""
     assert run("resumed", "--kill_at_step", "4") == -signal.SIGKILL
     assert not (folder / "resumed" / "log.json").exists()
     assert run("resumed", "--resume") == 0

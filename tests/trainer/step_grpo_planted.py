@@ -99,8 +99,11 @@ class Recorder(TrainerCallback):
         compute_loss = trainer.compute_loss
 
         def recording(model, inputs, *args, **kwargs):
-            # masks of completions that are cut off are empty, so the lengths are those of the ids without padding
-            rows = [tuple(token for token in row if token != TOKENIZER.pad_token_id) for row in inputs["completion_ids"].tolist()]
+            # a truncated completion may have an empty mask, so the padding is found by its id
+            rows = [
+                tuple(token for token in row if token != TOKENIZER.pad_token_id)
+                for row in inputs["completion_ids"].tolist()
+            ]
             self.batches[-1].append([BY_IDS[row] for row in rows])
             return compute_loss(model, inputs, *args, **kwargs)
 

@@ -73,7 +73,10 @@ def main(policy: str, reward_model: str, output_dir: str) -> None:
                 "advantages": list(inputs["advantages"].shape),
                 "completions": list(inputs["completion_ids"].shape),
                 "ratio": list(inputs["importance_sampling_ratio"].shape),
-                "difference": (inputs["old_per_token_logps"] - inputs["sampling_per_token_logps"])[mask].abs().max().item(),
+                "difference": (inputs["old_per_token_logps"] - inputs["sampling_per_token_logps"])[mask]
+                .abs()
+                .max()
+                .item(),
                 "loss": loss.item(),
             }
         )

@@ -19,7 +19,7 @@ def log_probs(model: torch.nn.Module, completion: Completion) -> tuple[torch.Ten
 
 
 def token_loss(loss_type: str, ratio, advantage: float, logp, whole_log_ratio):
-    """Return the loss of one token. `ratio` is that of the token or of the sequence."""
+    """Return the loss of one token. `ratio` is the ratio of the token or of its sequence."""
     if loss_type == "cispo":
         return -ratio.detach().clamp(max=1 + EPSILON) * advantage * logp
     if loss_type == "sapo":  # with a soft gate instead of clipping
@@ -81,9 +81,11 @@ def plain_loss(
     return sum(sums) / num_tokens  # dapo, cispo, vespo: over the tokens of the whole optimizer step
 
 
-def assert_equals_plain_loop(trainer, recorder, credit: str = "min_form", scaled: bool = True, **settings) -> list[float]:
+def assert_equals_plain_loop(
+    trainer, recorder, credit: str = "min_form", scaled: bool = True, **settings
+) -> list[float]:
     """
-    Train, and compare the gradients of every optimizer step with those of plain loops.
+    Train, and compare the gradients of every optimizer step with plain loops.
 
     Returns:
         `list[float]`: For each optimizer step, the largest distance of a token's probability ratio from 1.
@@ -109,7 +111,9 @@ def assert_equals_plain_loop(trainer, recorder, credit: str = "min_form", scaled
         largest = max(gradient.abs().max().item() for gradient in found.values())
         assert largest > 1e-3
         for name, weight in model.named_parameters():
-            torch.testing.assert_close(found[name], weight.grad, rtol=0, atol=1e-5 * max(largest, 1), msg=lambda m: f"{name}: {m}")  # noqa: B023
+            torch.testing.assert_close(
+                found[name], weight.grad, rtol=0, atol=1e-5 * max(largest, 1), msg=lambda m: f"{name}: {m}"
+            )  # noqa: B023
         with torch.no_grad():
             completion = batches[0][0]
             ratios = (log_probs(model, completion)[0] - log_probs(old_model, completion)[0]).exp()
@@ -122,7 +126,7 @@ def assert_equals_plain_loop(trainer, recorder, credit: str = "min_form", scaled
 def test_every_loss_off_policy(tmp_path, loss_type):
     """
     Two optimizer steps on the same completions: in the second, the ratios differ from 1 and some are clipped. Two micro-batches
-    of different lengths tell the normalisations apart.
+    of different lengths distinguish the normalisations.
     """
     trainer, recorder = make_trainer(
         tmp_path,
