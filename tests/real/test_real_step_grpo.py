@@ -139,8 +139,8 @@ def test_resumed_after_a_kill(whole, resumed):
 def test_trackio(resumed):
     """One run in its local database, with the metrics of all steps and a table of completions, although it was killed."""
     script = (
-        "import json, trackio; [run] = trackio.Api().runs('step-grpo'); "
-        "print(json.dumps([run.name, run.history()], default=str))"
+        "import json; from trackio.sqlite_storage import SQLiteStorage as storage; "
+        "print(json.dumps([storage.get_runs('step-grpo'), storage.get_logs('step-grpo', 'run')], default=str))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -149,10 +149,14 @@ def test_trackio(resumed):
         text=True,
         check=True,
     )
-    name, history = json.loads(done.stdout.strip().splitlines()[-1])
-    assert name == "run"
-    steps = [row for row in history if "train/loss" in row]
-    assert {row["train/global_step"] for row in steps} == {1, 2, 3, 4, 5}
-    for key in ("train/step_reward/score/step_1", "train/step_reward/advantage/step_2", "train/rewards/is_right/mean"):
-        assert any(key in row for row in steps), key
-    assert any("completions" in row for row in history)
+    runs, logs = json.loads(done.stdout.strip().splitlines()[-1])
+    assert runs == ["run"]
+    steps = {log["train/global_step"]: log for log in logs if "train/loss" in log}
+    assert list(steps) == [1, 2, 3, 4, 5]
+    for step, log in zip(steps.values(), logged(resumed), strict=True):
+        for key in ("loss", "reward", "step_reward/score/step_1", "step_reward/advantage/step_1"):
+            assert step[f"train/{key}"] == pytest.approx(log[key], rel=1e-4)
+    tables = [log["completions"]["_value"] for log in logs if "completions" in log]
+    assert len(tables) >= 5 and all(len(table) == 4 for table in tables)
+    assert all(row["step_reward/steps"][0] in "🟦⬜🟧⬛" for table in tables for row in table)
+    assert sum("completion_steps" in log for log in logs) == len(tables)
