@@ -375,8 +375,8 @@ def report(results: dict[str, Any]) -> str:
         f"`benchmarks/step_credit_bandit.py`, which has the command. A solution needs {world.num_needed} steps, and is cut off after "
         f"{world.max_steps}. At each position, the policy chooses a needed step (wrong in {100 * world.slip:.0f} %), a wrong step or "
         "padding, and after each step whether to stop. The solution is right if all needed steps are done without an error and it was not "
-        f"cut off. The reward model scores padding {world.padding}, correct steps {world.good}, and errors {world.bad}, of which it misses "
-        f"{100 * world.missed:.0f} %. The value model scores the solution so far, and padding raises its score by 0.05 per step.",
+        f"cut off. The reward model scores padding {world.padding}, correct steps {world.good}, and errors {world.bad}. It misses "
+        f"{100 * world.missed:.0f} % of the errors. The value model scores the solution so far, and padding raises its score by 0.05 per step.",
         f"{results['date']}, {results['minutes']:.0f} minutes on a shared machine, {versions}. Seeds {min(seeds)} to {max(seeds)}, {NUM_UPDATES} "
         f"updates with {NUM_GROUPS} groups of {GROUP_SIZE} solutions. Accuracies, lengths and scores are computed exactly from the "
         f"probabilities of the policy. Before training, {100 * start['accuracy']:.1f} % are right with {start['length']:.2f} steps.",

@@ -146,6 +146,14 @@ def test_sums_are_exploited_by_padding(bandit):
             assert end["score"] < 0.8, name
 
 
+def test_min_form_with_rewards_from_0_to_1(bandit):
+    """The same weights as `min_form`, by hand: weights 1/(1 + e^2) for 0.3 and e^2/(1 + e^2) for 0.2, with T = 0.05."""
+    low = 1 / (1 + math.exp(2))
+    first, second = bandit.unsigned_min_form([[0.3, 0.2], [0.4]])
+    assert first == pytest.approx([0.3 * low + 0.2 * (1 - low) - 0.4, 0.2 * (1 - low)])
+    assert second == pytest.approx([0.4 - (0.3 * low + 0.2 * (1 - low))])
+
+
 def test_the_range_of_min_form(bandit):
     """With rewards from 0 to 1, every step has a positive return. With twice the weight, the policy adds steps."""
     unsigned, signed = (
