@@ -429,17 +429,19 @@ def length_picture(runs: dict[str, list[list[dict[str, float]]]]) -> Picture:
 
 
 READING = """
-- `step_sum` is exploited by adding steps. A padding step scores above the mean of the group, so it adds to the sum. Until it replaces the needed
-  steps, the accuracy does not show it.
-- `min_form` and `clip_delta` are not exploited by adding steps, as long as there is an outcome reward: a padding step changes neither the lowest
-  score nor a score below the threshold.
-- Without an outcome reward, no credit solves the problem. A single step has the best lowest score, which is what `outcome` and `min_form`
-  learn. `clip_delta` cannot distinguish padding from needed steps, because both are above its threshold.
-- If needed steps often fail, one padding step has a better lowest score than an honest attempt. `outcome` learns it in every seed, and
-  `min_form` in some of them.
-- `progress` needs a value model. It does not look ahead, so with scores of single steps it prefers padding, and with a larger weight it adds it.
+- `step_sum` is exploited by adding steps. A padding step scores above the mean of the group, so it adds to the sum. Accuracy does not show it
+  until padding replaces the needed steps.
+- `min_form` and `clip_delta` are not exploited by adding steps, as long as there is an outcome reward and needed steps mostly succeed: a
+  padding step changes neither the lowest score nor a score below the threshold.
+- Without an outcome reward, no credit learns to solve the problem. A single step has the best lowest score, which is what `outcome` and
+  `min_form` learn. `clip_delta` cannot distinguish padding from needed steps, because both are above its threshold. `progress` with a value
+  model comes closest.
+- If needed steps often fail, a single padding step has a better lowest score than an honest attempt. `outcome` learns it in every seed, and
+  `min_form` in some of them. `clip_delta` adds some padding, `progress` much.
+- `progress` needs a value model. It does not look ahead, so it prefers padding if padding has the highest score, and adds it if the weight of
+  the process reward is large.
 - `min_form, rewards 0 to 1` omits the map of the rewards to −1 to 1. Every step then has a positive return, and with a larger weight the policy
-  adds needed steps after the last one that is needed. The package uses the map.
+  adds steps. `trl_hrm` uses the map.
 
 This is one problem and a policy without a language model. It shows what each credit rewards, not how often a language model finds it.
 """
