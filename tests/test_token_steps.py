@@ -326,6 +326,19 @@ class TestByHand:
         found = token_steps(tokenizer, ids, ScoredCompletion([text], spans, [0.0] * 3, 0.0))
         assert found == [0, 0, 1, 1, 1, 1, 1, *[2] * 7]
 
+    def test_text_that_depends_on_tokens_far_before_it(self):
+        """Tokens that are decoded a few at a time give another text here, which all prefixes correct."""
+
+        class CapsLock:
+            def decode(self, ids, skip_special_tokens):
+                text = "".join(map(chr, ids))
+                return text.removeprefix("^").upper() if text.startswith("^") else text
+
+        text = "1" * 20 + "\n\n" + "abcdefghij" * 2 + "\n\nb"
+        assert token_steps(CapsLock(), list(map(ord, text)), completion_of(text)) == [*[0] * 22, *[1] * 22, 2]
+        upper = completion_of(text.upper())
+        assert token_steps(CapsLock(), list(map(ord, "^" + text)), upper) == [*[0] * 23, *[1] * 22, 2]
+
 
 class TestMessages:
     def ids_of(self, tokenizer, *parts: str) -> tuple[list[int], list[int]]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from .grading import thinking_spans
 from .io import shown
 from .rewards import ScoredCompletion
 
@@ -25,7 +24,7 @@ def token_steps(
     first step, such as its thinking, belong to this step. Results of tools belong to the step before them.
 
     The ids are decoded, not encoded again, so the alignment is exact for every tokenizer and sampled sequence of tokens. The reward
-    model can have another tokenizer.
+    model can have another tokenizer. A step has no tokens if one token contains the whole step and the end of the step before it.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -65,18 +64,21 @@ def token_steps(
         found += [max(num_steps - 1, 0)] * (start - len(found))
         if not spans:
             continue
-        text, skip = scored.texts[number], True
+        text = scored.texts[number]
         thinking = scored.thinking[number] if scored.thinking else ""
-        decoded = tokenizer.decode(ids[start:end], skip_special_tokens=skip)
-        offset = _find(decoded, text, thinking)
-        if offset is None:  # the text contains special tokens
-            skip = False
+        for skip in (
+            True,
+            False,
+        ):  # texts of TRL have no special tokens, but contents from its parser of responses have
             decoded = tokenizer.decode(ids[start:end], skip_special_tokens=skip)
             offset = _find(decoded, text, thinking)
-        if offset is None:
+            if offset is not None:
+                break
+        else:
             raise ValueError(
-                f"The text of a completion is {shown(text)}, but its token ids are decoded as {shown(decoded)}. The ids must contain the "
-                "text. Pass the tokenizer of the policy, and the completion ids that the text was decoded from."
+                f"The text of a completion is {shown(text)}{f' after the thinking {shown(thinking)}' if thinking else ''}, but its token "
+                f"ids are decoded as {shown(decoded)}. The ids must contain the text. Pass the tokenizer of the policy, and the completion "
+                "ids that the text was decoded from."
             )
         step = 0
         for first, last in _token_spans(tokenizer, ids[start:end], decoded, skip):
@@ -111,14 +113,12 @@ def _turns(
 
 
 def _find(decoded: str, text: str, thinking: str) -> int | None:
-    """Return where a text starts in the decoded tokens of its message. They may contain thinking before it and tool calls after it."""
-    trimmed = decoded if decoded.endswith(text) else decoded.rstrip()
-    if trimmed.endswith(text):
-        return len(trimmed) - len(text)
-    ends = [end for _, end in thinking_spans(decoded) if end < len(decoded)]
-    if thinking and thinking in decoded:
-        ends.append(decoded.index(thinking) + len(thinking))
-    found = decoded.find(text, max(ends, default=0))
+    """Return where a text starts in the decoded tokens of its message. Thinking may come before it, and tool calls after it."""
+    if decoded.endswith(text):
+        return len(decoded) - len(text)
+    if thinking not in decoded:
+        return None
+    found = decoded.find(text, decoded.index(thinking) + len(thinking))
     return None if found < 0 else found
 
 
@@ -126,9 +126,9 @@ def _token_spans(tokenizer: Any, ids: list[int], text: str, skip_special_tokens:
     """
     Return the start and end of each token in the decoded text, in characters. Spans of tokens that share a character overlap.
 
-    The reference is the longest common beginning of the text and each decoded prefix of the ids. Decoding all prefixes takes quadratic
-    time, so a prefix is decoded from a few tokens before its end. This is exact if all decoded pieces fit the text to its end, since each
-    starts with text that is known. Otherwise, for example if bytes that are no characters change earlier characters, all prefixes are decoded.
+    The first n tokens have the characters that the text and the first n decoded tokens have in common at their beginning. Decoding all
+    prefixes takes quadratic time, so only a few tokens before the n-th are decoded with it, whose place in the text is known. If this
+    does not give the whole text, the text of a token depends on tokens far before it, and all prefixes are decoded.
     """
     for window in (_WINDOW, len(ids) + 1):
         context, first, last = "", 0, 0  # the decoded ids[first:last]
@@ -143,8 +143,7 @@ def _token_spans(tokenizer: Any, ids: list[int], text: str, skip_special_tokens:
             spans.append((start, min(reached + is_partial, len(text))))
             if reached == len(text):
                 return spans + [(reached, reached)] * (len(ids) - end)
-            if end - last >= window and not is_partial and not decoded.endswith("\ufffd"):
-                tail = tokenizer.decode(ids[last:end], skip_special_tokens=skip_special_tokens)
-                if tail and text.endswith(tail, 0, reached):
-                    context, first, last, known = tail, last, end, reached
+            if end - last >= window and not is_partial:
+                context = tokenizer.decode(ids[last:end], skip_special_tokens=skip_special_tokens)
+                first, last, known = last, end, reached
     raise AssertionError("the ids decode to the text")
