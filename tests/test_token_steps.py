@@ -373,6 +373,13 @@ class TestMessages:
         scored = completion_of("a\n\nb", thinking=["a\n\nb"])
         assert self.found(scored, first) == "0" * 9 + "111"
 
+    def test_thinking_with_a_special_token(self):
+        """Decoded without special tokens, it could not be told from the content."""
+        scored = completion_of("a\n\nb", thinking=["a</s>\n\nb"])
+        assert self.found(scored, "[INST]a</s>\n\nb[INST]a\n\nb<call>a") == "0" * 10 + "111"
+        with pytest.raises(ValueError, match=r"after the thinking 'x', but its token ids.*'a\\n\\nb<call>a'"):
+            self.found(completion_of("a\n\nb", thinking=["x"]), "a\n\nb<call>a")
+
     def test_messages_without_text(self):
         """Their tokens belong to the step before them, or to the first step."""
         parts = ("<call>x", "3", "<call>", "3", "a\n\nb", "3", "<call>x", "33", "c")

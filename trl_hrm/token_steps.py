@@ -66,10 +66,8 @@ def token_steps(
             continue
         text = scored.texts[number]
         thinking = scored.thinking[number] if scored.thinking else ""
-        for skip in (
-            True,
-            False,
-        ):  # texts of TRL have no special tokens, but contents from its parser of responses have
+        # TRL decodes texts without special tokens. Its parser of responses keeps them.
+        for skip in (True, False):
             decoded = tokenizer.decode(ids[start:end], skip_special_tokens=skip)
             offset = _find(decoded, text, thinking)
             if offset is not None:
@@ -94,16 +92,12 @@ def _turns(
     tokenizer: Any, ids: list[int], scored: ScoredCompletion, tool_mask: Sequence[int] | None
 ) -> list[tuple[int, int]]:
     """Return the start and end of the tokens of each text."""
-    whole = [(0, len(ids))]
-    if tool_mask is None or all(tool_mask):
-        turns = whole
-    elif len(scored.texts) == 1 and tokenizer.decode(ids, skip_special_tokens=True) == scored.texts[0]:
-        turns = whole  # TRL decodes what an environment wrote together with what the policy wrote
-    else:
-        turns, end = [], 0
-        for mask, run in groupby(tool_mask, bool):
-            start, end = end, end + len(list(run))
-            turns += [(start, end)] if mask else []
+    turns, end = [], 0
+    for mask, run in groupby([1] * len(ids) if tool_mask is None else tool_mask, bool):
+        start, end = end, end + len(list(run))
+        turns += [(start, end)] if mask else []
+    if len(scored.texts) == 1 and tokenizer.decode(ids, skip_special_tokens=True) == scored.texts[0]:
+        turns = [(0, len(ids))]  # TRL decodes what a rollout function adds together with what the policy generates
     if len(turns) != len(scored.texts):
         raise ValueError(
             f"A completion has {len(scored.texts)} assistant messages, but `tool_mask` has {len(turns)} runs of generated tokens. Each "
@@ -140,7 +134,7 @@ def _token_spans(tokenizer: Any, ids: list[int], text: str, skip_special_tokens:
             matched = len(os.path.commonprefix([decoded, expected]))
             start, reached = reached, max(reached, known + matched - len(context))
             is_partial = matched < len(decoded)  # the rest are bytes of the next character
-            spans.append((start, min(reached + is_partial, len(text))))
+            spans.append((start, reached + is_partial))
             if reached == len(text):
                 return spans + [(reached, reached)] * (len(ids) - end)
             if end - last >= window and not is_partial:
