@@ -380,6 +380,10 @@ class TestMessages:
         with pytest.raises(ValueError, match=r"after the thinking 'x', but its token ids.*'a\\n\\nb<call>a'"):
             self.found(completion_of("a\n\nb", thinking=["x"]), "a\n\nb<call>a")
 
+    def test_thinking_that_begins_in_the_prompt(self):
+        """Its beginning is not among the tokens, but the content is all that follows."""
+        assert self.found(completion_of("a\n\nb", thinking=["So a\n\nb"]), "a\n\nb</think>a\n\nb") == "000000001"
+
     def test_messages_without_text(self):
         """Their tokens belong to the step before them, or to the first step."""
         parts = ("<call>x", "3", "<call>", "3", "a\n\nb", "3", "<call>x", "33", "c")

@@ -344,10 +344,11 @@ class StepReward:
         spans = []
         for start, end in step_spans(text, self.rule, self.keep_thinking):
             step = read_text(text[start:end], self.keep_thinking).removesuffix(separator).strip()
-            while read_text(text[start:end], self.keep_thinking) != step:  # removes the separator
-                end -= 1
-            if step:
-                spans.append((start, end))
+            ends = range(
+                start + len(step), end + 1
+            )  # later than the first one if thinking comes between parts of the step
+            end = next(end for end in ends if read_text(text[start:end], self.keep_thinking) == step)
+            spans += [(start, end)] if step else []
         return spans
 
     def guards(self, problem: str, text: str | Sequence[str], steps: Sequence[str]) -> list[str]:
