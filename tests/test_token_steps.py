@@ -144,7 +144,7 @@ def by_prefixes(tokenizer, ids: list[int], text: str, skip_special_tokens: bool 
 
 
 def by_bytes(tokenizer, ids: list[int]) -> list[range] | None:
-    """Return the characters of each token of a byte-level tokenizer, from its bytes, or `None` if they are no text."""
+    """Return the characters of each token of a byte-level tokenizer, from its bytes, or `None` if they are not valid UTF-8."""
     byte_of = {character: byte for byte, character in zip(alphabet_bytes(), pre_tokenizers_alphabet(), strict=True)}
     pieces = []
     for i in ids:

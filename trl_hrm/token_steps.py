@@ -20,8 +20,8 @@ def token_steps(
 
     A token belongs to the step of its first character that is inside a step. A character whose bytes are split over several tokens
     belongs to each of them. A token without such a character, such as a separator, the end of the sequence or a tool call, belongs to
-    the step before it, or to the first step if there is none. In a completion with several messages, all tokens of a message before its
-    first step, such as its thinking, belong to this step. Results of tools belong to the step before them.
+    the step before it. Tokens before the first step belong to the first step. In a completion with several messages, all tokens of a
+    message before its first step, such as its thinking, belong to this step. Results of tools belong to the step before them.
 
     The ids are decoded, not encoded again, so the alignment is exact for every tokenizer and sampled sequence of tokens. The reward
     model can have another tokenizer. A step has no tokens if one token contains the whole step and the end of the step before it.
