@@ -6,11 +6,8 @@ from html import unescape
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset
 
 from tests.browser import Browser, find_chromium
-from tests.helpers import HEADS, tiny_model, tiny_tokenizer
-from trl_hrm import StepFormat, StepGRPOConfig, StepGRPOTrainer, StepReward, StepScorer
 from trl_hrm.rewards import ScoredCompletion
 from trl_hrm.trainer.step_table import coloured_steps, log_steps_page, steps_page, tint
 
