@@ -55,7 +55,7 @@ def coloured_steps(scored: ScoredCompletion, advantages: Sequence[float] | None 
         f"{square} {value} {one_line(step, MAX_CHARACTERS)}"
         for square, value, step in zip(squares, values, scored.steps, strict=True)
     ]
-    return "\n".join(["".join(squares), *lines])
+    return "\n".join(["".join(squares), *lines] if len(lines) > 1 else lines)
 
 
 def steps_page(step: int, logs: dict[str, Any]) -> str:
