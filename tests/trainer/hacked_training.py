@@ -1,17 +1,21 @@
 """
-A training whose process reward can be hacked. As a program, it is killed after the checkpoint of a step:
+A training whose process reward can be hacked. As a program, it is killed after the checkpoint of a step, or stops when the process reward
+is hacked and writes what each process knows:
 
     python -m tests.trainer.hacked_training FOLDER STEP
+    python -m torch.distributed.run --nproc_per_node 2 -m tests.trainer.hacked_training FOLDER stop
 """
 
 import os
 import signal
 import sys
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import TrainerCallback
 
 from trl_hrm import RewardHackingCallback, StepFormat, StepGRPOConfig, StepGRPOTrainer, StepReward, StepScorer
+from trl_hrm.io import write_json
 
 from ..helpers import HEADS, tiny_model, tiny_tokenizer
 
@@ -88,7 +92,14 @@ class Killed(TrainerCallback):
 
 
 if __name__ == "__main__":
-    trainer = make_trainer(sys.argv[1])
-    trainer.add_callback(RewardHackingCallback(trainer))
-    trainer.add_callback(Killed(int(sys.argv[2])))
-    trainer.train()
+    folder, step = sys.argv[1:]
+    if step == "stop":
+        trainer = make_trainer(folder, stop_on_reward_hacking=True, max_steps=16, per_device_train_batch_size=8)
+        trainer.train()
+        facts = {"step": trainer.state.global_step, "rewards": trainer.eval_rewards.tolist()}
+        write_json(Path(folder) / f"rank{trainer.accelerator.process_index}.json", facts)
+    else:
+        trainer = make_trainer(folder)
+        trainer.add_callback(RewardHackingCallback(trainer))
+        trainer.add_callback(Killed(int(step)))
+        trainer.train()

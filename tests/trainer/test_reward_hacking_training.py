@@ -87,6 +87,33 @@ def test_killed_and_resumed(tmp_path, step):
     assert evaluations(tmp_path / "whole")[-1]["answer"] == "yes"
 
 
+@pytest.mark.slow
+def test_two_processes_stop_together(tmp_path):
+    """Otherwise one of them would wait for the other forever. The last batch of 45 problems is filled up to 48."""
+    program = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "tests.trainer.hacked_training",
+    ]
+    ended = subprocess.run(
+        [sys.executable, *program, str(tmp_path), "stop"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert first == second and len(first["rewards"]) == 96
+    record = evaluations(tmp_path)[-1]
+    assert record["step"] == first["step"] < 16 and record["answer"] == "yes"
+    # by a plain loop over the problems
+    rows = first["rewards"][:90]
+    assert record["accuracy"] == pytest.approx(sum(outcome for outcome, _ in rows) / 90)
+    assert record["process_reward"] == pytest.approx(sum(process for _, process in rows) / 90)
+    assert ended.stderr.count("Reward hacking at step") == 1
+
+
 def test_table_and_page_of_completions(tmp_path):
     trainer = make_trainer(tmp_path, log_completions=True, eval_strategy="no", max_steps=2)
     trainer.train()
