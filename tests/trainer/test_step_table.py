@@ -153,7 +153,7 @@ def test_colours_in_a_browser(tmp_path, browser, dark):
     browser.show(900, 600, dark)
     browser.open(tmp_path / "page.html")
     script = """(() => {
-        const context = document.createElement("canvas").getContext("2d");
+        const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
         const rgb = color => {
             context.fillStyle = color; context.fillRect(0, 0, 1, 1);
             return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
