@@ -13,7 +13,7 @@ The policy is a table of logits, trained by REINFORCE with the advantages of `tr
 in `StepGRPOTrainer`. As for tokens, the decision to stop gets the advantage of the step before it. Accuracy, length and scores are expected values,
 computed from the probabilities of the policy without sampling.
 
-The results are printed and saved as `results.md`, `results.json` and `step-credit.png`; `--docs` replaces their section of a page, and its picture.
+The results are printed and saved as `results.md`, `results.json` and `step-credit-padding.png`; `--docs` replaces their section of a page, and its picture.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from trl_hrm.step_credit import clip_delta, min_form, progress, step_sum
 
 
 HEADING = "## Step credits and padding"
-PICTURE = "images/step-credit.png"  # in the folder of the page
+PICTURE = "images/step-credit-padding.png"  # in the folder of the page
 NEEDED, WRONG, PADDING = range(3)
 START = (0.60, 0.15, 0.25)  # probabilities of the three kinds before training
 START_STOP = (0.1, 0.5)  # probability of stopping after a step before all needed steps are done, and after that
@@ -329,7 +329,7 @@ def main(args: argparse.Namespace) -> None:
     }
     write_json(folder / "results.json", results)
     image = length_picture(results["runs"][MAIN]).images["light"]
-    (folder / "step-credit.png").write_bytes(image)
+    (folder / "step-credit-padding.png").write_bytes(image)
     if args.docs:
         Path(args.docs).with_name("images").joinpath(Path(PICTURE).name).write_bytes(image)
     save_section(folder, report(results), args.docs, HEADING)
