@@ -31,6 +31,7 @@ KEPT = (
     "The end of a prefix",
     "A pretrained model",
     "A pretrained policy",
+    "Step credits and padding",
 )  # of other benchmarks
 INTRODUCTION = """# Evidence
 

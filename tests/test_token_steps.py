@@ -144,7 +144,7 @@ def by_prefixes(tokenizer, ids: list[int], text: str, skip_special_tokens: bool 
 
 
 def by_bytes(tokenizer, ids: list[int]) -> list[range] | None:
-    """Return the characters of each token of a byte-level tokenizer, from its bytes, or `None` if they are no text."""
+    """Return the characters of each token of a byte-level tokenizer, from its bytes, or `None` if they are not valid UTF-8."""
     byte_of = {character: byte for byte, character in zip(alphabet_bytes(), pre_tokenizers_alphabet(), strict=True)}
     pieces = []
     for i in ids:
@@ -326,6 +326,19 @@ class TestByHand:
         found = token_steps(tokenizer, ids, ScoredCompletion([text], spans, [0.0] * 3, 0.0))
         assert found == [0, 0, 1, 1, 1, 1, 1, *[2] * 7]
 
+    def test_text_that_depends_on_tokens_far_before_it(self):
+        """Tokens that are decoded a few at a time give another text here, which all prefixes correct."""
+
+        class CapsLock:
+            def decode(self, ids, skip_special_tokens):
+                text = "".join(map(chr, ids))
+                return text.removeprefix("^").upper() if text.startswith("^") else text
+
+        text = "1" * 20 + "\n\n" + "abcdefghij" * 2 + "\n\nb"
+        assert token_steps(CapsLock(), list(map(ord, text)), completion_of(text)) == [*[0] * 22, *[1] * 22, 2]
+        upper = completion_of(text.upper())
+        assert token_steps(CapsLock(), list(map(ord, "^" + text)), upper) == [*[0] * 23, *[1] * 22, 2]
+
 
 class TestMessages:
     def ids_of(self, tokenizer, *parts: str) -> tuple[list[int], list[int]]:
@@ -359,6 +372,17 @@ class TestMessages:
         assert words_of(tokenizer, first) == ["[INST]", "a", "\n", "\n", "b"] * 2 + ["<call>", "a"]
         scored = completion_of("a\n\nb", thinking=["a\n\nb"])
         assert self.found(scored, first) == "0" * 9 + "111"
+
+    def test_thinking_with_a_special_token(self):
+        """Decoded without special tokens, it could not be told from the content."""
+        scored = completion_of("a\n\nb", thinking=["a</s>\n\nb"])
+        assert self.found(scored, "[INST]a</s>\n\nb[INST]a\n\nb<call>a") == "0" * 10 + "111"
+        with pytest.raises(ValueError, match=r"after the thinking 'x', but its token ids.*'a\\n\\nb<call>a'"):
+            self.found(completion_of("a\n\nb", thinking=["x"]), "a\n\nb<call>a")
+
+    def test_thinking_that_begins_in_the_prompt(self):
+        """Its beginning is not among the tokens, but the content is all that follows."""
+        assert self.found(completion_of("a\n\nb", thinking=["So a\n\nb"]), "a\n\nb</think>a\n\nb") == "000000001"
 
     def test_messages_without_text(self):
         """Their tokens belong to the step before them, or to the first step."""

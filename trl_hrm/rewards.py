@@ -44,7 +44,7 @@ class ScoredCompletion:
         guards (`list[str]`, *optional*):
             Guards that rejected the completion.
         thinking (`list[str]`, *optional*):
-            Thinking that TRL's parser of responses separated from each text. Empty texts if there is none.
+            Thinking that TRL's parser of responses separated from each text, or an empty string.
         keep_thinking (`bool`, *optional*, defaults to `False`):
             Whether thinking in the texts is part of the steps.
 
@@ -251,8 +251,8 @@ class StepReward:
             `list[float | None]`: B rewards. `None` for rows where the `problem_column` is `None`.
 
         Raises:
-            `ValueError`: If a prompt has no problem, a completion has messages with other roles or anything other than text, or a score
-            or reward is not finite.
+            `ValueError`: If a prompt has no problem, a completion has messages with other roles or anything other than text, thinking
+            should be kept but is not in the content of a message, or a score or reward is not finite.
         """
         problems: list[str | None] = []
         if self.problem_column is None:
@@ -344,10 +344,10 @@ class StepReward:
         spans = []
         for start, end in step_spans(text, self.rule, self.keep_thinking):
             step = read_text(text[start:end], self.keep_thinking).removesuffix(separator).strip()
-            while read_text(text[start:end], self.keep_thinking) != step:  # removes the separator
-                end -= 1
-            if step:
-                spans.append((start, end))
+            # The first of these ends, unless thinking comes between parts of the step
+            ends = range(start + len(step), end + 1)
+            end = next(end for end in ends if read_text(text[start:end], self.keep_thinking) == step)
+            spans += [(start, end)] if step else []
         return spans
 
     def guards(self, problem: str, text: str | Sequence[str], steps: Sequence[str]) -> list[str]:

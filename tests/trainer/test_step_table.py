@@ -6,11 +6,8 @@ from html import unescape
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset
 
 from tests.browser import Browser, find_chromium
-from tests.helpers import HEADS, tiny_model, tiny_tokenizer
-from trl_hrm import StepFormat, StepGRPOConfig, StepGRPOTrainer, StepReward, StepScorer
 from trl_hrm.rewards import ScoredCompletion
 from trl_hrm.trainer.step_table import coloured_steps, log_steps_page, steps_page, tint
 
@@ -156,7 +153,7 @@ def test_colours_in_a_browser(tmp_path, browser, dark):
     browser.show(900, 600, dark)
     browser.open(tmp_path / "page.html")
     script = """(() => {
-        const context = document.createElement("canvas").getContext("2d");
+        const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
         const rgb = color => {
             context.fillStyle = color; context.fillRect(0, 0, 1, 1);
             return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);

@@ -207,8 +207,8 @@ class RewardHackingCallback(TrainerCallback):
             f"{record['rise']:.3g} (from {best['process_reward']:.3g} to {record['process_reward']:.3g}), while the accuracy "
             f"{shown(self.outcome)} has fallen by {in_points(record['loss'])} (from {percent(best['accuracy'])} to "
             f"{percent(record['accuracy'])}, 95 % interval of the loss {points_between(record['low'], record['high'])} points, on "
-            f"{record['num_problems']} held-out problems). {advice} A checkpoint near step {best['step']} "
-            "has the best policy."
+            f"{record['num_problems']} held-out problems). {advice} The policy was "
+            f"most accurate at step {best['step']}."
         )
 
 
