@@ -246,11 +246,12 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
                 if evaluates
                 else "`test_problems` has no effect, because `eval_strategy` is no. Set `eval_strategy` to steps or epoch."
             )
-        exclude, sets = read_problem_keys(self.exclude), {}
+        exclude, held_out, sets = read_problem_keys(self.exclude), frozenset(), {}
         if evaluates:
             sets["test_problems"] = test = self._read(self.test_problems, self.dataset_test_split)
-            exclude |= {exclusion_key(problem.prompt) for problem in test.problems}
-        sets["problems"] = self._read(self.problems, self.split, exclude, self.limit)
+            held_out = frozenset(exclusion_key(problem.prompt) for problem in test.problems)
+        sets["problems"] = self._read(self.problems, self.split, exclude | held_out, self.limit)
+        sets["problems"].num_to_exclude = len(exclude)  # no warning if no problem is held out from training
         prompt = self.make_prompt()[0].for_tokenizer(tokenizer)
         is_main = training_args.process_index == 0
         if is_main and self.system_prompt is not None and prompt.system_prompt is None:
@@ -378,10 +379,12 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any) -> N
     revision = training_args.model_init_kwargs["revision"]
     tokenizer = load_tokenizer(model_args.model_name_or_path, revision, training_args.trust_remote_code)
     train_dataset, eval_dataset = script_args.load_prompts(training_args, tokenizer)
-    script_args.check_reward_model()
     with ExitStack() as stack:
         reward_funcs = script_args.make_reward_funcs(train_dataset, stack)
+        if not reward_funcs and training_args.process_index == 0:
+            say("Only the process reward trains the policy, because there is no reward of whole completions.")
         if script_args.plan:
+            script_args.check_reward_model()
             say_plan(training_args, train_dataset)
             return end_together(training_args)
         trainer = StepGRPOTrainer(
