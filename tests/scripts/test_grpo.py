@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from trl_hrm.scripts import grpo
 from trl_hrm.scripts.training import launch, run_script
 
 from ..fakes import write_rows
-from ..helpers import ROOT, save_checkpoint, tiny_model, tiny_tokenizer, weights_of
+from ..helpers import ROOT, save_checkpoint, tiny_model, tiny_tokenizer
 from ..scoring.pooling_server import PoolingServer
 from ..search.policies import KNOWN
 
@@ -64,13 +63,15 @@ def folder(tmp_path, policy, monkeypatch) -> Path:
     (tmp_path / "model").mkdir()
     save_checkpoint(tmp_path / "model")
     write_rows(tmp_path / "problems.jsonl", KNOWN)
-    write_rows(tmp_path / "test.jsonl", [{"Question": "2 + 2?", "answer": "4"}, *KNOWN[:1]])
+    write_rows(tmp_path / "test.jsonl", [{"problem": "2 + 2?", "answer": "4"}, *KNOWN[:1]])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def parsed(**settings):
-    return grpo.make_parser().parse_dict({name: value for name, value in (SETTINGS | settings).items() if value is not None})
+    return grpo.make_parser().parse_dict(
+        {name: value for name, value in (SETTINGS | settings).items() if value is not None}
+    )
 
 
 def run(**settings) -> list[dict]:
@@ -89,10 +90,10 @@ class TestOptions:
             ({"problem_column": "question"}, "`problem_column` only applies to `dataset_name`"),
             ({"problems": None, "dataset_name": "data"}, "`prompt` only applies to `problems`, but `dataset_name` is set"),
             ({"problems": None, "dataset_name": "data", "prompt": "boxed", "prompt_style": "chat", "limit": 2}, "`limit` only"),
-            ({"reward_model_engine": "vllm"}, "vllm, which cannot run in a training process. Run `vllm serve`"),
-            ({"reward_model": "GenPRM/GenPRM-1.5B"}, "a judge, which is too slow"),
+            ({"reward_model_engine": "vllm", "reward_model_max_length": None}, "vllm, which cannot run in a training process. Run `vllm serve`"),
+            ({"reward_model": "GenPRM/GenPRM-1.5B", "reward_model_max_length": None}, "a judge, which is too slow"),
             ({"served_model_name": "prm"}, "`served_model_name` only applies to engine URL"),
-            ({"reward_model_engine": "http://a", "reward_model_dtype": "bfloat16"}, "`reward_model_dtype` only applies"),
+            ({"reward_model_engine": "http://a"}, "`reward_model_max_length` only applies to engine transformers"),
             ({"combine": "mean"}, "`combine` is mean, but `spans` is 1"),
             ({"reward_funcs": ["acuracy"]}, "'acuracy'. It must be accuracy, or the name of a function"),
             ({"reward_funcs": ["a.b"], "extractors": ["boxed"]}, "`extractors` only applies to the reward accuracy"),
@@ -106,20 +107,35 @@ class TestOptions:
 
     def test_options_that_do_not_apply_are_unknown(self):
         known = {action.dest for action in grpo.make_parser()._actions}
-        assert {"judge_samples", "final_stops", "step_pattern", "reward_model_args", "chat_template_date"} & known == set()
+        assert {
+            "judge_samples",
+            "final_stops",
+            "step_pattern",
+            "reward_model_args",
+            "chat_template_date",
+        } & known == set()
         assert {"reward_model", "problems", "prompt", "chat_template_kwargs", "step_credit", "lora_r"} <= known
 
     def test_every_option_is_explained_once(self):
         """In the help of the field, and in the docstring of the class that declares it."""
         for field in fields(grpo.ScriptArguments):
             if field.init:
-                owner = next(kind for kind in grpo.ScriptArguments.__mro__ if field.name in vars(kind).get("__annotations__", {}))
+                owner = next(
+                    kind
+                    for kind in grpo.ScriptArguments.__mro__
+                    if field.name in vars(kind).get("__annotations__", {})
+                )
                 assert field.metadata["help"].rstrip().endswith("."), field.name
                 assert field.name in owner.__doc__, (owner, field.name)
 
     def test_lists_and_null_in_a_file(self, tmp_path):
         file = tmp_path / "grpo.yaml"
-        values = SETTINGS | {"spans": [1, 2], "guard_max_steps": None, "reward_weights": [0.5], "columns": {"problem": "Q"}}
+        values = SETTINGS | {
+            "spans": [1, 2],
+            "guard_max_steps": None,
+            "reward_weights": [0.5],
+            "columns": {"problem": "Q"},
+        }
         file.write_text(yaml.safe_dump(values))
         found = []
         run_script(lambda *args: found.extend(args), grpo.make_parser(), ["--config", str(file)])
@@ -132,7 +148,10 @@ class TestOptions:
         file.write_text(yaml.safe_dump(SETTINGS | {"reward_weights": [0.5, [1]]}))
         with pytest.raises(SystemExit):
             run_script(lambda *args: None, grpo.make_parser(), ["--config", str(file)])
-        assert "`reward_weights` is [0.5, [1]]. It must be a list in which each value is a number." in capsys.readouterr().err
+        assert (
+            "`reward_weights` is [0.5, [1]]. It must be a list in which each value is a number."
+            in capsys.readouterr().err
+        )
 
 
 class TestPrompts:
@@ -144,7 +163,8 @@ class TestPrompts:
         rows, held_out = self.load()
         assert held_out is None
         assert rows.to_list() == [
-            {"prompt": row["problem"].strip(), "problem": row["problem"].strip(), "answer": row["answer"]} for row in KNOWN
+            {"prompt": row["problem"].strip(), "problem": row["problem"].strip(), "answer": row["answer"]}
+            for row in KNOWN
         ]
         (folder / "prompt.txt").write_text("Solve: {question}")
         tokenizer = tiny_tokenizer()
@@ -152,7 +172,11 @@ class TestPrompts:
         rows, _ = self.load(tokenizer, prompt="prompt.txt", prompt_style="chat", system_prompt="Be brief.")
         system = {"role": "system", "content": "Be brief."}
         asked = {"role": "user", "content": f"Solve: {KNOWN[0]['problem'].strip()}"}
-        assert rows[0] == {"prompt": [system, asked], "problem": KNOWN[0]["problem"].strip(), "answer": KNOWN[0]["answer"]}
+        assert rows[0] == {
+            "prompt": [system, asked],
+            "problem": KNOWN[0]["problem"].strip(),
+            "answer": KNOWN[0]["answer"],
+        }
 
     def test_a_policy_without_a_chat_template(self, folder):
         with pytest.raises(ValueError, match="no chat template.* --prompt_style plain"):
@@ -160,24 +184,35 @@ class TestPrompts:
 
     def test_a_chat_template_without_system_messages(self, folder, capsys):
         tokenizer = tiny_tokenizer()
-        tokenizer.chat_template = TEMPLATE.replace("{% for", "{% if messages[0]['role'] == 'system' %}{{ raise_exception('x') }}{% endif %}{% for")
+        tokenizer.chat_template = TEMPLATE.replace(
+            "{% for", "{% if messages[0]['role'] == 'system' %}{{ raise_exception('x') }}{% endif %}{% for"
+        )
         rows, _ = self.load(tokenizer, prompt_style="chat", system_prompt="Be brief.")
         assert rows[0]["prompt"][0]["content"] == f"Be brief.\n\n{KNOWN[0]['problem'].strip()}"
         assert "has no system messages" in capsys.readouterr().out
 
     def test_held_out_problems(self, folder, capsys):
         """They are read like the problems, and the problem that is in both files is not trained on."""
-        settings = {"test_problems": "test.jsonl", "eval_strategy": "steps", "columns": {"question": "Question"}}
+        settings = {"test_problems": "test.jsonl", "eval_strategy": "steps"}
         rows, held_out = self.load(**settings)
         assert held_out["problem"] == ["2 + 2?", KNOWN[0]["problem"].strip()]
         assert rows["problem"] == [row["problem"].strip() for row in KNOWN[1:]]
         shown = capsys.readouterr().out
-        assert "problems: 4 records: 3 problems, 0 repeated, 1 excluded" in shown and "no record was excluded" not in shown
+        assert (
+            "problems: 4 records: 3 problems, 0 repeated, 1 excluded" in shown
+            and "no record was excluded" not in shown
+        )
         write_rows(folder / "other.jsonl", [{"problem": "none"}])
-        write_rows(folder / "test.jsonl", [{"problem": "2 + 2?", "answer": "4"}])
-        self.load(**settings | {"columns": None}, exclude=["other.jsonl"])
+        write_rows(folder / "test.jsonl", [{"question": "2 + 2?", "level": 1, "answer": "4"}])
+        write_rows(
+            folder / "problems.jsonl",
+            [{"question": f"{i} + {i}?", "level": i, "answer": str(2 * i)} for i in range(5)],
+        )
+        rows, held_out = self.load(
+            **settings, exclude=["other.jsonl"], where={"level": "1"}, columns={"problem": "question"}
+        )
+        assert (rows["answer"], held_out["answer"]) == (["2"], ["4"])
         assert "no record was excluded" in capsys.readouterr().out
-        rows, held_out = self.load(**settings | {"columns": None}, exclude=["problems.jsonl"], limit=1) if False else (rows, held_out)
 
     def test_evaluation_needs_problems(self, folder):
         with pytest.raises(ValueError, match="`eval_strategy` is set, but `test_problems` is missing"):
@@ -191,9 +226,9 @@ class TestPrompts:
         rows = [{"prompt": "1 + 2?", "answer": "3", "level": 1}]
         Dataset.from_list(rows).to_parquet("data/train.parquet")
         assert self.load(**settings)[0].to_list() == rows
-        Dataset.from_list([{"question": "1 + 2?"}]).to_parquet("data/test.parquet")
+        Dataset.from_list([{"question": "1 + 2?"}]).to_parquet("data/train.parquet")
         with pytest.raises(ValueError, match=r"the columns \['question'\], but `prompt` is needed"):
-            self.load(**settings | {"dataset_train_split": "test"})
+            self.load(**settings)
 
 
 class TestRewards:
@@ -220,7 +255,9 @@ class TestRewards:
         assert self.funcs(rows, **settings) == []
         assert self.funcs(rows, **settings, answer_column="solution")[0].answer_column == "solution"
         for given in ({"answer_column": "answr"}, {"reward_funcs": ["accuracy"]}):
-            with pytest.raises(ValueError, match=r"the columns \['prompt', 'solution'\], but the reward accuracy needs"):
+            with pytest.raises(
+                ValueError, match=r"the columns \['prompt', 'solution'\], but the reward accuracy needs"
+            ):
                 self.funcs(rows, **settings, **given)
 
     def test_options_of_the_step_reward(self, folder):
@@ -243,7 +280,14 @@ class TestRewards:
         reward = script_args.make_step_reward(training_args)
         assert (reward.scoring.spans, reward.scoring.combine, reward.aggregate) == ([1, 2], "mean", "prod")
         assert (reward.rule.name, reward.keep_thinking, reward.problem_column) == ("sentence", True, "problem")
-        limits = (reward.guard_reward, reward.min_steps, reward.max_steps, reward.max_repeated, reward.max_blank, reward.max_tokens)
+        limits = (
+            reward.guard_reward,
+            reward.min_steps,
+            reward.max_steps,
+            reward.max_repeated,
+            reward.max_blank,
+            reward.max_tokens,
+        )
         assert limits == (-1.0, 3, 9, 0.5, 7, 99)
         assert (reward.scorer.batch_size, reward.scorer.max_length) == (3, 512)
         assert str(reward.scorer.model.dtype) == "torch.bfloat16"
@@ -260,7 +304,9 @@ class TestRewards:
         (folder / "model" / "step_format.json").rename(folder / "other.json")
         step_format = StepFormat(step_separator=" ### ")
         step_format.save(folder)
-        script_args, training_args, _ = parsed(step_format="step_format.json", problems=None, dataset_name="d", prompt=None, prompt_style=None)
+        script_args, training_args, _ = parsed(
+            step_format="step_format.json", problems=None, dataset_name="d", prompt=None, prompt_style=None
+        )
         assert script_args.make_step_reward(training_args).separator == " ### "
 
     @pytest.mark.parametrize("file", [None, "zero3.json"])
@@ -268,9 +314,11 @@ class TestRewards:
         """The training arguments exist before it, and have enabled ZeRO-3."""
         monkeypatch.setattr(transformers_deepspeed, "_hf_deepspeed_config_weak_ref", None)
         script_args, _, _ = parsed()
-        config = SimpleNamespace(is_zero3=lambda: True, config={})
+        config = type("Config", (), {"is_zero3": lambda self: True, "config": {}})()
         plugin = SimpleNamespace(dschf=None if file else config)
-        training_args = SimpleNamespace(deepspeed=file, hf_deepspeed_config=config if file else None, deepspeed_plugin=plugin)
+        training_args = SimpleNamespace(
+            deepspeed=file, hf_deepspeed_config=config if file else None, deepspeed_plugin=plugin
+        )
         set_hf_deepspeed_config(config)
         seen = []
         load = StepScorer.from_pretrained
@@ -289,11 +337,13 @@ class TestRewards:
 
 class TestTraining:
     def test_trains_and_evaluates(self, folder, capsys):
-        before = weights_of(grpo_policy())
-        logs = run(test_problems="test.jsonl", eval_strategy="epoch", columns={"question": "Question"}, step_credit="progress")
+        before = load_file("policy/model.safetensors")
+        logs = run(test_problems="test.jsonl", eval_strategy="epoch", step_credit="progress")
         steps = [log for log in logs if "loss" in log]
-        assert len(steps) == 2 and all("rewards/accuracy/mean" in log and "step_reward/score/step_1" in log for log in steps)
-        [evaluation] = [log for log in logs if "eval_loss" in log]
+        assert len(steps) == 2 and all(
+            "rewards/accuracy/mean" in log and "step_reward/score/step_1" in log for log in steps
+        )
+        evaluation, _ = [log for log in logs if "eval_loss" in log]  # after each epoch of one step
         assert "eval_rewards/accuracy/mean" in evaluation and "eval_rewards/step_reward/mean" in evaluation
         assert any((before[name] != tensor).any() for name, tensor in load_file("out/model.safetensors").items())
         card = Path("out/README.md").read_text()
@@ -308,9 +358,8 @@ class TestTraining:
             lines = capsys.readouterr().out.splitlines()
             start = lines.index("training plan")
             shown.append([line for line in lines[start:] if line.startswith(("training plan", "  ", "warning:"))])
-            (folder / "policy").unlink(missing_ok=True)
-            if not plan:
-                (folder / "policy").mkdir()
+            if not plan:  # only the tokenizer is left
+                (folder / "policy").unlink()
                 AutoTokenizer.from_pretrained("out-False").save_pretrained("policy")
         assert shown[0] == shown[1] and "  optimizer steps                2 (1 epoch)" in shown[1]
         assert not Path("out-True").exists()
@@ -335,12 +384,6 @@ class TestTraining:
         for name in ("model", "policy"):
             with pytest.raises(FileExistsError, match="would be replaced"):
                 grpo.main(*parsed(output_dir=name))
-
-
-def grpo_policy():
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained("policy")
 
 
 class TestLaunch:
@@ -383,7 +426,12 @@ class TestLaunch:
         """
         lines = [line.removeprefix(" " * 12) for line in code.splitlines()]
         (folder / "mine.py").write_text("\n".join(lines))
-        values = SETTINGS | {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "reward_funcs": ["mine.reward", "accuracy"]}
+        values = SETTINGS | {
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "max_steps": 4,
+            "reward_funcs": ["mine.reward", "accuracy"],
+        }
         Path("grpo.yaml").write_text(yaml.safe_dump(values))
         done = command("--config", "grpo.yaml", KILL_AT="2")
         assert done.returncode == 1 and "SIGKILL" in done.stderr and not Path("out/model.safetensors").exists()
