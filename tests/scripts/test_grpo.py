@@ -429,6 +429,7 @@ class TestLaunch:
         values = SETTINGS | {
             "save_strategy": "steps",
             "save_steps": 1,
+            "per_device_train_batch_size": 2,
             "max_steps": 4,
             "reward_funcs": ["mine.reward", "accuracy"],
         }
