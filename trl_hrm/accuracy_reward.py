@@ -84,7 +84,7 @@ class AccuracyReward:
             prompts (`Sequence[str]` or `Sequence[list[dict]]`):
                 B prompts: texts, or lists of messages.
             completions (`Sequence[str]` or `Sequence[list[dict]]`):
-                B completions: texts, or lists of messages, of which the last assistant message has the answer.
+                B completions: texts, or lists of messages. The answer is read from the last assistant message.
             log_metric (`Callable`, *optional*):
                 Function of TRL that logs the metrics.
             columns:
@@ -131,7 +131,7 @@ class AccuracyReward:
         return self.__dict__ | {"_grader": None}  # a copy starts its own workers
 
     def _reference(self, value: Any) -> str | None:
-        """Return the reference answer in a value of the column, or `None` if there is none."""
+        """Return the reference answer in a value of the column, or `None` if it is missing."""
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return None
         if isinstance(value, bool) or not isinstance(value, str | int | float):

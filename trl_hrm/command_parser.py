@@ -34,7 +34,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 class ConfigParser(TrlParser):
     """
-    [`~trl.TrlParser`] for dataclasses of which some are a [`~config.Config`]. It supports these keys in the metadata of a field:
+    [`~trl.TrlParser`] for dataclasses, which may extend [`~config.Config`]. It supports these keys in the metadata of a field:
 
     - `positional`: the field is a positional argument. It can also be given as an option with its name;
     - `parse`: function that parses an argument, instead of the type of the field;

@@ -58,7 +58,7 @@ SETTINGS = {
 
 @pytest.fixture
 def folder(tmp_path, policy, monkeypatch) -> Path:
-    """Folder with a policy, a reward model, problems and held-out problems, of which one is also a problem."""
+    """Folder with a policy, a reward model, problems and held-out problems. One problem is in both files."""
     (tmp_path / "policy").symlink_to(policy)
     (tmp_path / "model").mkdir()
     save_checkpoint(tmp_path / "model")
@@ -217,7 +217,7 @@ class TestPrompts:
     def test_evaluation_needs_problems(self, folder):
         with pytest.raises(ValueError, match="`eval_strategy` is set, but `test_problems` is missing"):
             self.load(eval_strategy="steps")
-        with pytest.raises(ValueError, match="`test_problems` has no effect, because `eval_strategy` is no"):
+        with pytest.raises(ValueError, match="`test_problems` has no effect without an `eval_strategy`"):
             self.load(test_problems="test.jsonl")
 
     def test_a_dataset(self, folder):
@@ -373,6 +373,12 @@ class TestTraining:
             assert len(server.sequences) > 4
         assert [log["rewards/step_reward/mean"] for log in logs if "loss" in log] == pytest.approx(expected, abs=1e-4)
 
+    def test_an_adapter(self, folder):
+        run(use_peft=True, lora_target_modules=["q_proj"], lora_r=2)
+        assert not Path("out/model.safetensors").exists()
+        adapter = load_file("out/adapter_model.safetensors")
+        assert any(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
+
     def test_a_dataset_with_the_process_reward_only(self, folder, capsys):
         (folder / "data").mkdir()
         Dataset.from_list([{"prompt": row["problem"]} for row in KNOWN]).to_parquet("data/train.parquet")
@@ -415,7 +421,7 @@ class TestLaunch:
 
     @pytest.mark.slow
     def test_killed_and_resumed(self, folder):
-        """The weights are those of an uninterrupted training. Another reward model is refused."""
+        """Resuming gives the same weights as an uninterrupted training. Another reward model is refused."""
         code = """
             import os, signal
             calls = []

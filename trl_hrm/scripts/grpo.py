@@ -244,7 +244,7 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
             raise ValueError(
                 "`eval_strategy` is set, but `test_problems` is missing. Set it to problems to evaluate on."
                 if evaluates
-                else "`test_problems` has no effect, because `eval_strategy` is no. Set `eval_strategy` to steps or epoch."
+                else "`test_problems` has no effect without an `eval_strategy`. Set it to steps or epoch."
             )
         exclude, held_out, sets = read_problem_keys(self.exclude), frozenset(), {}
         if evaluates:
@@ -382,7 +382,7 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any) -> N
     with ExitStack() as stack:
         reward_funcs = script_args.make_reward_funcs(train_dataset, stack)
         if not reward_funcs and training_args.process_index == 0:
-            say("Only the process reward trains the policy, because there is no reward of whole completions.")
+            say("Only the process reward trains the policy, because no `reward_funcs` are used.")
         if script_args.plan:
             script_args.check_reward_model()
             say_plan(training_args, train_dataset)

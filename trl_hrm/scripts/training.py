@@ -33,8 +33,8 @@ LAUNCHER = "TRL_HRM_LAUNCHER"  # environment variable with the process id of the
 USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
 MORE_OPTIONS = """\
 The options of `transformers.TrainingArguments` and `trl.ModelConfig` are also accepted, kl-self accepts the options of
-`trl.SFTConfig`, and grpo those of `trl.GRPOConfig`. `--help_all` lists all of them. All other options are passed to `accelerate launch`, for example
-`--num_processes 2`, or `--cpu` to train on CPUs."""
+`trl.SFTConfig`, and grpo the options of `trl.GRPOConfig`. `--help_all` lists all of them. All other options are passed to
+`accelerate launch`, for example `--num_processes 2`, or `--cpu` to train on CPUs."""
 
 
 @dataclass
@@ -162,7 +162,7 @@ def _end_with(code: int) -> NoReturn:
         sys.exit(code)
     message = f"A training process was ended by {signal.Signals(number).name}."
     if number == signal.SIGKILL:
-        message += " Its memory is probably used up. Lower --per_device_train_batch_size or --max_length."
+        message += " Its memory is probably used up. Lower --per_device_train_batch_size or --max_length (--max_completion_length for grpo)."
     raise ChildProcessError(message)
 
 
