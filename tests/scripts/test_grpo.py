@@ -343,7 +343,8 @@ class TestTraining:
         assert len(steps) == 2 and all(
             "rewards/accuracy/mean" in log and "step_reward/score/step_1" in log for log in steps
         )
-        evaluation, _ = [log for log in logs if "eval_loss" in log]  # after each epoch of one step
+        evaluation, *more = [log for log in logs if "eval_loss" in log]
+        assert [log["step"] for log in more] == [2, 2]  # after each epoch of one step, and at the end
         assert "eval_rewards/accuracy/mean" in evaluation and "eval_rewards/step_reward/mean" in evaluation
         assert any((before[name] != tensor).any() for name, tensor in load_file("out/model.safetensors").items())
         card = Path("out/README.md").read_text()
@@ -374,7 +375,7 @@ class TestTraining:
         assert [log["rewards/step_reward/mean"] for log in logs if "loss" in log] == pytest.approx(expected, abs=1e-4)
 
     def test_an_adapter(self, folder):
-        run(use_peft=True, lora_target_modules=["q_proj"], lora_r=2)
+        run(use_peft=True, lora_target_modules=["all-linear"], lora_r=2)
         assert not Path("out/model.safetensors").exists()
         adapter = load_file("out/adapter_model.safetensors")
         assert any(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
