@@ -406,12 +406,13 @@ def test_parts_of_the_reward():
     scorer = scorer_of()
     logged = {}
     reward = StepReward(scorer, name="hrm")
-    reward(PROMPTS, [*COMPLETIONS[:3], ""], log_metric=logged.__setitem__)
+    reward(PROMPTS, [*COMPLETIONS[:3], "so"], log_metric=logged.__setitem__)
     scores = [score for scores in step_scores(scorer)[:3] for score in scores]
     assert reward.metrics == {
         "step_score": pytest.approx(sum(scores) / 7, abs=1e-5),
-        "num_steps": 7 / 4,
+        "num_steps": 8 / 4,
         "guarded": 0.25,
+        "guarded_steps": 1 / 8,
         "guarded/too_few_steps": 0.25,
         "guarded/too_many_steps": 0,
         "guarded/repeated_steps": 0,
@@ -423,7 +424,7 @@ def test_parts_of_the_reward():
     }
     assert logged == {f"hrm/{key}": value for key, value in reward.metrics.items()}
     reward([PROMPTS[0]], [""])
-    assert "step_score" not in reward.metrics and reward.metrics["guarded"] == 1
+    assert {"step_score", "guarded_steps"}.isdisjoint(reward.metrics) and reward.metrics["guarded"] == 1
 
 
 class TestTools:

@@ -354,6 +354,39 @@ class TestMessages:
         steps = iter(map(str, token_steps(tokenizer, ids, scored, mask)))
         return " ".join("".join(next(steps) for _ in tokenizer.encode(part)) for part in parts)
 
+    @pytest.mark.parametrize("name", ["byte_level", "crossing", "python"])
+    def test_random_messages(self, name):
+        """Each message is known from its parts: thinking, a content that may occur in it, and a call that may repeat it."""
+        rng, tokenizer, several = random.Random(name), TOKENIZERS[name](), 0
+        for _ in range(40):
+            ids, mask, expected, texts, thinking = [], [], [], [], []
+            for number in range(rng.randint(1, 4)):
+                if number:
+                    result = tokenizer.encode("".join(rng.choices(PIECES[:12], k=2)), add_special_tokens=False)
+                    last = max(len(completion_of(*texts).steps) - 1, 0)
+                    ids, mask, expected = ids + result, mask + [0] * len(result), expected + [last] * len(result)
+                content = "".join(rng.choices(PIECES[:12], k=rng.choice([0, 1, 4, 8])))
+                thought = rng.choice(["", f"So {content}", f"{content} x"]).strip()
+                parts = [f"^{thought}^\n" if thought else "", content, rng.choice(["", "\n^", f"^{content[:9]}^"])]
+                head, *rest = [tokenizer.encode(part, add_special_tokens=False) for part in parts]
+                run = [*head, *rest[0], *rest[1]]
+                texts.append(content.strip())
+                thinking.append(thought)
+                scored = completion_of(*texts)
+                start = len(parts[0]) + len(content) - len(content.lstrip())
+                spans = [(first + start, last + start) for first, last in scored.spans[-1]]
+                steps = steps_of(by_prefixes(tokenizer, run, "".join(parts)), spans)
+                before = sum(map(len, scored.spans[:-1]))
+                expected += [before + step if spans else max(before - 1, 0) for step in steps]
+                ids, mask = ids + run, mask + [1] * len(run)
+                if not run:
+                    break
+            else:
+                scored = completion_of(*texts, thinking=thinking)
+                assert token_steps(tokenizer, ids, scored, mask) == expected
+                several += len(texts) > 1 and len(scored.steps) > 3
+        assert several > 8
+
     def test_each_message_starts_a_step(self):
         parts = ("a\n\nb<|im_end|>", "[INST]3", "c\n\nd<|im_end|>")
         assert self.found(completion_of("a\n\nb", "c\n\nd"), *parts) == "00011 11 22233"

@@ -151,9 +151,9 @@ class StepReward:
 
     After a call, `metrics` (`dict[str, float]`) contains `step_score` (mean score of the scored steps), `num_steps` (mean number of
     steps), `thinking_left_out` (share of completions whose thinking was removed), `tool_messages_left_out` (share of completions with
-    results of tools), `guarded` (share of rejected completions), and `guarded/{reason}` for each guard (a completion can have several
-    reasons). They are logged under `{name}/` if the trainer passes `log_metric`. `scored` (`list[ScoredCompletion]`) contains the steps
-    and scores of each completion.
+    results of tools), `guarded` (share of rejected completions), `guarded_steps` (share of steps in rejected completions), and
+    `guarded/{reason}` for each guard (a completion can have several reasons). They are logged under `{name}/` if the trainer passes
+    `log_metric`. `scored` (`list[ScoredCompletion]`) contains the steps and scores of each completion.
 
     Raises:
         `FileNotFoundError`: If the checkpoint has no `step_format.json`.
@@ -460,6 +460,9 @@ def _metrics(num_steps: list[int], reasons: list[list[str]], scores: list[float]
         metrics["num_steps"] = sum(num_steps) / len(num_steps)
         metrics["guarded"] = sum(map(bool, reasons)) / len(reasons)
         metrics |= {f"guarded/{guard}": sum(guard in found for found in reasons) / len(reasons) for guard in GUARDS}
+    if sum(num_steps):
+        rejected = sum(number for number, found in zip(num_steps, reasons, strict=True) if found)
+        metrics["guarded_steps"] = rejected / sum(num_steps)
     return metrics
 
 

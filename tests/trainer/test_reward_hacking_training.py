@@ -121,5 +121,5 @@ def test_table_and_page_of_completions(tmp_path):
     page = (tmp_path / "completions" / "steps_00002.html").read_text(encoding="utf-8")
     assert len(table) == 16 == page.count("<article")
     # one line per step, and before them a line with all squares if there are several
-    num_steps = [max(1, cell.count("\n")) * (cell[0] in "🟦⬜🟧") for cell in table["steps"]]
+    num_steps = [max(1, cell.count("\n")) * (cell[0] in "🟦⬜🟧") for cell in table["step_reward/steps"]]
     assert sum(num_steps) == page.count('class="scored"') > 0

@@ -69,8 +69,9 @@ class TestCells:
         assert lines[0] == "🟧🟦" and all(len(line) <= 220 and "word ... " in line for line in lines[1:])
 
     def test_advantages_of_another_completion(self):
-        with pytest.raises(ValueError, match="shorter"):
-            coloured_steps(SCORED, [0.1])
+        for advantages in ([0.1], [0.1] * 4):
+            with pytest.raises(ValueError, match="zip"):
+                coloured_steps(SCORED, advantages)
 
 
 class TestPages:
