@@ -346,6 +346,8 @@ class TestTraining:
         evaluation, *more = [log for log in logs if "eval_loss" in log]
         assert [log["step"] for log in more] == [2, 2]  # after each epoch of one step, and at the end
         assert "eval_rewards/accuracy/mean" in evaluation and "eval_rewards/step_reward/mean" in evaluation
+        history = json.loads(Path("out/reward_hacking.json").read_text())
+        assert history["outcome"] == "accuracy" and [one["step"] for one in history["evaluations"]] == [1, 2]
         assert any((before[name] != tensor).any() for name, tensor in load_file("out/model.safetensors").items())
         card = Path("out/README.md").read_text()
         assert "problems.jsonl" in card

@@ -371,7 +371,7 @@ def without_zero3(training_args: "TrainingArguments") -> Iterator[None]:
 def main(script_args: ScriptArguments, training_args: Any, model_args: Any) -> None:
     from trl import get_peft_config
 
-    from trl_hrm import StepGRPOTrainer
+    from trl_hrm import RewardHackingCallback, StepGRPOTrainer
     from trl_hrm.loading import load_tokenizer
 
     check_inputs(script_args, training_args, model_args)
@@ -397,6 +397,12 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any) -> N
             peft_config=get_peft_config(model_args),
         )
         trainer.dataset_name = script_args.dataset_name or script_args.problems  # for the model card
+        if (
+            eval_dataset is not None
+            and ACCURACY in trainer.reward_func_names
+            and not training_args.stop_on_reward_hacking
+        ):
+            trainer.add_callback(RewardHackingCallback(trainer, outcome=ACCURACY))
         say_plan(trainer.args, train_dataset)
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
         finish(trainer)

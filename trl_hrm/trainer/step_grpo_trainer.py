@@ -135,6 +135,19 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
         if args.stop_on_reward_hacking:
             self.add_callback(RewardHackingCallback(self, outcome=self.reward_func_names[0], stop=True))
 
+    def _get_train_sampler(self, dataset=None):
+        sampler = super()._get_train_sampler(dataset)
+
+        def set_epoch(epoch: int) -> None:
+            # Without this, a training that is resumed in a later epoch begins with the order of the first epoch
+            if sampler.shuffle:
+                sampler.generator.manual_seed(sampler.seed)
+                for _ in range(epoch):
+                    torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+        sampler.set_epoch = set_epoch
+        return sampler
+
     @property
     def eval_rewards(self) -> torch.Tensor:
         return torch.cat(self._eval_batches)
