@@ -32,6 +32,7 @@ KEPT = (
     "A pretrained model",
     "A pretrained policy",
     "Credit for steps in RL",
+    "Step credits and padding",
 )  # of other benchmarks
 INTRODUCTION = """# Evidence
 

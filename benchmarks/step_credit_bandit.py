@@ -13,7 +13,7 @@ The policy is a table of logits, trained by REINFORCE with the advantages of `tr
 in `StepGRPOTrainer`. As for tokens, the decision to stop gets the advantage of the step before it. Accuracy, length and scores are expected values,
 computed from the probabilities of the policy without sampling.
 
-The results are printed and saved as `results.md`, `results.json` and `step-credit.png`; `--docs` replaces their section of a page, and its picture.
+The results are printed and saved as `results.md`, `results.json` and `step-credit-padding.png`; `--docs` replaces their section of a page, and its picture.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from trl_hrm.step_credit import clip_delta, min_form, progress, step_sum
 
 
 HEADING = "## Step credits and padding"
-PICTURE = "images/step-credit.png"  # in the folder of the page
+PICTURE = "images/step-credit-padding.png"  # in the folder of the page
 NEEDED, WRONG, PADDING = range(3)
 START = (0.60, 0.15, 0.25)  # probabilities of the three kinds before training
 START_STOP = (0.1, 0.5)  # probability of stopping after a step before all needed steps are done, and after that
@@ -329,7 +329,7 @@ def main(args: argparse.Namespace) -> None:
     }
     write_json(folder / "results.json", results)
     image = length_picture(results["runs"][MAIN]).images["light"]
-    (folder / "step-credit.png").write_bytes(image)
+    (folder / "step-credit-padding.png").write_bytes(image)
     if args.docs:
         Path(args.docs).with_name("images").joinpath(Path(PICTURE).name).write_bytes(image)
     save_section(folder, report(results), args.docs, HEADING)
@@ -363,16 +363,11 @@ def report(results: dict[str, Any]) -> str:
                 f"{statistics.fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
             )
         rows.append([f"`{name}`" if name in ("outcome", *CREDITS) else name, *cells])
-    names = list(runs[MAIN])
+    titles = {name: f"`{name}`" if name in ("outcome", *CREDITS) else name for name in runs[MAIN]}
     varied = []
     for setting, found in runs.items():
-        cells = [
-            f"{statistics.fmean(last(found[name], 'accuracy')):.0f} / {statistics.fmean(last(found[name], 'length')):.1f}"
-            if name in found
-            else "–"
-            for name in names
-        ]
-        varied.append([setting, f"{100 * results['optima'][setting]:.0f} / 3", *cells])
+        cells = [outcome_cell(found[name]) if name in found else "–" for name in titles]
+        varied.append([setting, f"{100 * results['optima'][setting]:.0f} / {World().num_needed}", *cells])
     world = World()
     parts = [
         HEADING,
@@ -380,21 +375,27 @@ def report(results: dict[str, Any]) -> str:
         f"`benchmarks/step_credit_bandit.py`, which has the command. A solution needs {world.num_needed} steps, and is cut off after "
         f"{world.max_steps}. At each position, the policy chooses a needed step (wrong in {100 * world.slip:.0f} %), a wrong step or "
         "padding, and after each step whether to stop. The solution is right if all needed steps are done without an error and it was not "
-        f"cut off. The reward model scores padding {world.padding}, correct steps {world.good}, and errors {world.bad}, of which it misses "
-        f"{100 * world.missed:.0f} %. The value model scores the solution so far, and padding raises its score by 0.05 per step.",
-        f"{results['date']}, {results['minutes']:.0f} minutes on one core, {versions}. Seeds {min(seeds)} to {max(seeds)}, {NUM_UPDATES} "
+        f"cut off. The reward model scores padding {world.padding}, correct steps {world.good}, and errors {world.bad}. It misses "
+        f"{100 * world.missed:.0f} % of the errors. The value model scores the solution so far, and padding raises its score by 0.05 per step.",
+        f"{results['date']}, {results['minutes']:.0f} minutes on a shared machine, {versions}. Seeds {min(seeds)} to {max(seeds)}, {NUM_UPDATES} "
         f"updates with {NUM_GROUPS} groups of {GROUP_SIZE} solutions. Accuracies, lengths and scores are computed exactly from the "
         f"probabilities of the policy. Before training, {100 * start['accuracy']:.1f} % are right with {start['length']:.2f} steps.",
         "Outcome reward and process reward, both with weight 1. Mean over seeds (lowest to highest):",
         Table(["credit", *MEASURES.values()], rows).markdown(),
         f"![Steps per solution during training]({PICTURE})",
-        "Accuracy in percent / steps, mean over seeds, in other settings. Each changes one thing of the first:",
-        Table(
-            ["setting", "optimum", *(f"`{name}`" if name in ("outcome", *CREDITS) else name for name in names)], varied
-        ).markdown(),
+        "Accuracy in percent / steps, mean over seeds, in other settings. Accuracies that differ by more than 5 points between seeds have "
+        "their range in brackets:",
+        Table(["setting", "optimum", *titles.values()], varied).markdown(),
         READING.strip(),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def outcome_cell(points: list[list[dict[str, float]]]) -> str:
+    """Format accuracy and length."""
+    accuracies = last(points, "accuracy")
+    spread = f" ({min(accuracies):.0f} to {max(accuracies):.0f})" if max(accuracies) - min(accuracies) > 5 else ""
+    return f"{statistics.fmean(accuracies):.0f}{spread} / {statistics.fmean(last(points, 'length')):.1f}"
 
 
 def length_picture(runs: dict[str, list[list[dict[str, float]]]]) -> Picture:
@@ -428,6 +429,21 @@ def length_picture(runs: dict[str, list[list[dict[str, float]]]]) -> Picture:
 
 
 READING = """
+- `step_sum` is exploited by adding steps. A padding step scores above the mean of the group, so it adds to the sum. Accuracy does not show it
+  until padding replaces the needed steps.
+- `min_form` and `clip_delta` are not exploited by adding steps, as long as there is an outcome reward and needed steps mostly succeed: a
+  padding step changes neither the lowest score nor a score below the threshold.
+- Without an outcome reward, no credit learns to solve the problem. A single step has the best lowest score, which is what `outcome` and
+  `min_form` learn. `clip_delta` cannot distinguish padding from needed steps, because both are above its threshold. `progress` with a value
+  model comes closest.
+- If needed steps often fail, a single padding step has a better lowest score than an honest attempt. `outcome` learns it in every seed, and
+  `min_form` in some of them. `clip_delta` adds some padding, `progress` much.
+- `progress` needs a value model. It does not look ahead, so it prefers padding if padding has the highest score, and adds it if the weight of
+  the process reward is large.
+- `min_form, rewards 0 to 1` omits the map of the rewards to −1 to 1. Every step then has a positive return, and with a larger weight the policy
+  adds steps. `trl_hrm` uses the map.
+
+This is one problem and a policy without a language model. It shows what each credit rewards, not how often a language model finds it.
 """
 
 

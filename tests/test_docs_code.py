@@ -43,6 +43,8 @@ SMALL = {
     trl_hrm.HRMRewardConfig: ON_CPU,
     trl_hrm.KLSelfConfig: ON_CPU,
     trl.GRPOConfig: ON_CPU | {"num_generations": 2, "max_completion_length": 4},
+    trl_hrm.StepGRPOConfig: ON_CPU
+    | {"num_generations": 2, "max_completion_length": 4, "per_device_eval_batch_size": 2},
     trl_hrm.AnnotateConfig: {
         "engine": "transformers",
         "max_sequences": 6,

@@ -28,9 +28,9 @@ LAYERS = [
     {"token_steps"},
     {"trainer"},
     {"prm", "metrics", "tiny_model"},
+    {"command_parser"},
     {"scripts"},
     {"demo", "pipeline"},
-    {"command_parser"},
     {"cli"},
     {"recipes", "benchmarks", "tests"},
 ]

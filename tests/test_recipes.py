@@ -16,6 +16,7 @@ from trl_hrm import (
     BuildPRM800KConfig,
     HRMRewardConfig,
     KLSelfConfig,
+    StepGRPOConfig,
     StepTree,
     build_prm800k,
     plan_training,
@@ -107,14 +108,22 @@ class TestSettings:
     def test_parses_strictly(self, path):
         """A key that is not an argument is an error, because it would have no effect."""
         values = settings_of(path)
-        is_reward = "kl_coef" not in values
-        recipe = load_recipe("hrm_reward.py" if is_reward else "kl_self.py")
-        args = ["--config", str(path), "--use_cpu", "true", "--bf16", "false", "--dataset_name", "folder"]
+        name, config = next(
+            (name, config)
+            for option, name, config in (
+                ("kl_coef", "kl_self.py", KLSelfConfig),
+                ("step_credit", "grpo.py", StepGRPOConfig),
+                ("model_name_or_path", "hrm_reward.py", HRMRewardConfig),
+            )
+            if option in values
+        )
+        recipe, data = load_recipe(name), "problems" if name == "grpo.py" else "dataset_name"
+        args = ["--config", str(path), "--use_cpu", "true", "--bf16", "false", f"--{data}", "folder"]
         args += [] if "output_dir" in values else ["--output_dir", "out"]
         script_args, training_args, model_args = recipe.make_parser().parse_args_and_config(args)
-        assert isinstance(training_args, HRMRewardConfig if is_reward else KLSelfConfig)
-        assert script_args.dataset_name == "folder"
-        for key in values.keys() - {"use_cpu", "bf16", "dataset_name", "report_to"}:
+        assert isinstance(training_args, config)
+        assert getattr(script_args, data) == "folder"
+        for key in values.keys() - {"use_cpu", "bf16", data, "report_to"}:
             holders = [holder for holder in (script_args, training_args, model_args) if hasattr(holder, key)]
             found = getattr(holders[0], key)
             assert getattr(found, "value", found) == values[key], key
@@ -209,6 +218,19 @@ class TestSettings:
         raft = settings_of("raft.yaml")
         assert (raft["kl_coef"], raft["learning_rate"], raft["num_train_epochs"]) == (0, 5e-7, 2)
 
+    def test_the_papers_settings_of_grpo(self):
+        """DeepSeekMath, section 4.2, on 8 GPUs. The number of steps in the comment is that of GSM8K's 7,473 training problems."""
+        path = ROOT / "recipes" / "qwen2.5-math-1.5b" / "grpo.yaml"
+        args = ["--config", str(path), "--use_cpu", "true"]
+        script_args, training_args, _ = load_recipe("grpo.py").make_parser().parse_args_and_config(args)
+        expected = {"learning_rate": 1e-6, "beta": 0.04, "max_completion_length": 1024, "num_iterations": 1}
+        assert {name: getattr(training_args, name) for name in expected} == expected
+        plan = plan_training(training_args, 7473, num_processes=8)
+        assert (plan.rows_per_step, plan.num_prompts, plan.steps_per_epoch, plan.max_steps) == (1024, 128, 58, 116)
+        assert plan.warnings == () and plan.evaluation_steps[:2] == (0, 20)
+        assert "58 steps per epoch, 116 in total" in path.read_text(encoding="utf-8")
+        assert set(script_args.spans) == {1, 2} and training_args.step_credit == "min_form"
+
     def test_rows_are_not_truncated(self):
         """TRL truncates silently, so samples of the recipes' commands must fit together with the prompt."""
         values = yaml.safe_load((ROOT / "recipes" / "qwen2.5-math-7b" / "kl_self.yaml").read_text(encoding="utf-8"))
@@ -230,6 +252,7 @@ class TestCommands:
         [
             ("hrm_reward.py", ("--shared_prefix", "--step_separator")),
             ("kl_self.py", ("--kl_coef", "--kl_scaling", "--ref_model", "--precompute_ref_hidden")),
+            ("grpo.py", ("--problems", "--reward_model", "--step_credit", "--guard_max_steps", "--num_generations")),
         ],
     )
     def test_help(self, recipe, names, monkeypatch, capsys):

@@ -12,7 +12,8 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_hrm import StepFormat, StepScorer
-from trl_hrm.rewards import GUARDS, StepReward, num_blank, separator_rule
+from trl_hrm.grading import visible_text, without_thinking_tags
+from trl_hrm.rewards import GUARDS, ScoredCompletion, StepReward, num_blank, separator_rule
 from trl_hrm.step_format import STEP_FORMAT_NAME
 
 from .fakes import byte_level
@@ -317,16 +318,101 @@ class TestGuards:
         ]
 
 
+class TestScored:
+    def test_one_score_per_step(self):
+        scorer = scorer_of()
+        reward = StepReward(scorer)
+        rewards = reward(PROMPTS, COMPLETIONS)
+        assert [found.steps for found in reward.scored] == STEPS
+        assert [found.texts for found in reward.scored] == [[text] for text in COMPLETIONS]
+        assert [found.spans for found in reward.scored] == [
+            [[(0, 5), (7, 13)]],
+            [[(0, 5), (7, 13), (15, 21)]],
+            [[(0, 1), (3, 4)]],
+            [[(0, 3), (5, 10)]],
+        ]
+        for found, expected, value in zip(reward.scored, step_scores(scorer), rewards, strict=True):
+            assert found.scores == pytest.approx(expected, abs=1e-5) and found.step_rewards == found.scores
+            assert found.reward == value == min(found.scores) and found.guards == []
+
+    def test_completions_without_scores(self):
+        """A rejected completion has one reward for all of its text. A row without a problem has none."""
+        reward = StepReward(scorer_of(), guard_reward=-1, problem_column="problem")
+        reward(PROMPTS[:3], ["add 1", COMPLETIONS[1], ""], problem=[PROMPTS[0], None, PROMPTS[0]])
+        rejected, without_problem, empty = reward.scored
+        assert rejected == ScoredCompletion(["add 1"], [[(0, 5)]], None, -1, ["too_few_steps"], [""])
+        assert rejected.steps == ["add 1"] and rejected.step_rewards == [-1]
+        assert without_problem.steps == STEPS[1] and without_problem.step_rewards is None
+        assert without_problem.reward is None and without_problem.guards == []
+        assert empty == ScoredCompletion([""], [[]], None, -1, ["too_few_steps"], [""])
+
+    def test_each_call_replaces_them(self):
+        reward = StepReward(scorer_of())
+        assert reward.scored == []
+        reward(PROMPTS, COMPLETIONS)
+        reward(PROMPTS[:1], COMPLETIONS[:1])
+        assert len(reward.scored) == 1
+
+    @pytest.mark.parametrize("keep_thinking", [False, True])
+    def test_a_tag_in_the_prompt_is_not_in_the_text(self, keep_thinking):
+        """Spans count from the start of the completion, which TRL decodes without the end of the prompt."""
+        reward = StepReward(scorer_of(), keep_thinking=keep_thinking, problem_column="problem")
+        text = "so\n\nx</think>add 1\n\n so = 3\n"
+        reward(["1+2?<think>\n"], [text], problem=["1+2?"])
+        found = reward.scored[0]
+        kept = [(0, 2), (4, 18)] if keep_thinking else [(13, 18)]
+        assert found.texts == [text] and found.spans == [[*kept, (21, 27)]]
+        assert found.steps == (["so", "xadd 1", "so = 3"] if keep_thinking else ["add 1", "so = 3"])
+        assert reward.metrics["thinking_left_out"] == (not keep_thinking)
+
+    def test_spans_without_separators_and_ends(self):
+        reward = StepReward(control_scorer(step_separator=" ки", merge_separator="="))
+        for text in ("a ки b<think>x</think> ки <|im_end|> \n", "a ки b<think>x</think>к<think>y</think>и"):
+            reward([PROMPTS[0]], [text])
+            assert reward.scored[0].steps == ["a", "b"] and reward.scored[0].spans == [[(0, 1), (5, 6)]]
+
+    @pytest.mark.parametrize("keep_thinking", [False, True])
+    @pytest.mark.parametrize("separator", ["\n\n", " ки", "."])
+    def test_spans_give_the_steps(self, separator, keep_thinking):
+        """A plain reference cuts the text without thinking or tags, and never counts characters."""
+        rng = random.Random(f"{separator}{keep_thinking}")
+        tags, letters = ["<think>", "</think>", "<thi", "nk>", "<|im_end|>"], ["a", "b ", "к", "и", "#", "\u00a0"]
+        pieces = [*tags, *letters, "\n", "\n\n", " ки", "."]
+        reward = StepReward(control_scorer(step_separator=separator, merge_separator="="), keep_thinking=keep_thinking)
+        several = 0
+        for _ in range(300):
+            text = "".join(rng.choices(pieces, k=rng.randint(0, 12)))
+            spans = reward.spans(text)
+            assert reward.steps(text) == plain_steps(text, reward, separator)
+            assert len(spans) == len(reward.steps(text)) and sum(spans, ()) == tuple(sorted(sum(spans, ())))
+            for (start, end), step in zip(spans, reward.steps(text), strict=True):
+                assert text[start] == step[0] and text[end - 1] == step[-1]
+            several += len(spans) > 1
+        assert several > 10
+
+
+def plain_steps(text: str, reward: StepReward, separator: str) -> list[str]:
+    ends_control = text.rstrip().endswith("<|im_end|>")
+    text = text.rstrip().removesuffix("<|im_end|>") if ends_control else text
+    if reward.keep_thinking:
+        text = without_thinking_tags(text)
+    ends = reward.rule.ends(text)
+    pieces = [visible_text(text[start:end]).strip() for start, end in zip([0, *ends], ends, strict=False)]
+    pieces = [piece.removesuffix(separator.strip()).strip() for piece in pieces if piece.strip("# \n")]
+    return [piece for piece in pieces if piece]
+
+
 def test_parts_of_the_reward():
     scorer = scorer_of()
     logged = {}
     reward = StepReward(scorer, name="hrm")
-    reward(PROMPTS, [*COMPLETIONS[:3], ""], log_metric=logged.__setitem__)
+    reward(PROMPTS, [*COMPLETIONS[:3], "so"], log_metric=logged.__setitem__)
     scores = [score for scores in step_scores(scorer)[:3] for score in scores]
     assert reward.metrics == {
         "step_score": pytest.approx(sum(scores) / 7, abs=1e-5),
-        "num_steps": 7 / 4,
+        "num_steps": 8 / 4,
         "guarded": 0.25,
+        "guarded_steps": 1 / 8,
         "guarded/too_few_steps": 0.25,
         "guarded/too_many_steps": 0,
         "guarded/repeated_steps": 0,
@@ -338,7 +424,88 @@ def test_parts_of_the_reward():
     }
     assert logged == {f"hrm/{key}": value for key, value in reward.metrics.items()}
     reward([PROMPTS[0]], [""])
-    assert "step_score" not in reward.metrics and reward.metrics["guarded"] == 1
+    assert {"step_score", "guarded_steps"}.isdisjoint(reward.metrics) and reward.metrics["guarded"] == 1
+
+
+class TestTools:
+    def messages(self, *contents: str | None, **fields) -> list[dict]:
+        """Return assistant messages with a call and its result between each two."""
+        found = []
+        for content in contents:
+            call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+            found.append({"role": "assistant", "content": content, "tool_calls": [call], **fields})
+            found.append({"role": "tool", "name": "add", "content": "3"})
+        del found[-2]["tool_calls"], found[-1]
+        return found
+
+    def test_steps_of_all_assistant_messages(self):
+        """Neither calls nor results are shown to the reward model."""
+        scorer = scorer_of()
+        reward = StepReward(scorer, problem_column="problem")
+        asked = [[{"role": "user", "content": "Use tools."}]] * 4
+        completions = [
+            self.messages("add 1\n\nso = 3", "thus y"),
+            self.messages("", "add 1", None, "so = 3"),
+            [{"role": "assistant", "tool_calls": []}, *self.messages("x")],
+            self.messages("x\n\n", "\n\ny\n\n"),
+        ]
+        rewards = reward(asked, completions, problem=PROMPTS)
+        steps = [["add 1", "so = 3", "thus y"], ["add 1", "so = 3"], ["x"], ["x", "y"]]
+        assert [found.steps for found in reward.scored] == steps
+        assert [found.guards for found in reward.scored] == [[], [], ["too_few_steps"], []]
+        assert reward.scored[1].texts == ["", "add 1", "", "so = 3"]
+        assert reward.scored[1].spans == [[], [(0, 5)], [], [(0, 6)]] and reward.scored[3].spans == [
+            [(0, 1)],
+            [(2, 3)],
+        ]
+        expected = step_scores(scorer, [PROMPTS[0], PROMPTS[1], PROMPTS[3]], [steps[0], steps[1], steps[3]])
+        assert rewards[:2] + rewards[3:] == pytest.approx([min(scores) for scores in expected], abs=1e-5)
+        assert reward.metrics["tool_messages_left_out"] == 0.75 and reward.metrics["num_steps"] == 2
+
+    def test_guards_see_all_messages(self):
+        cases = {
+            "too_many_steps": self.messages("add 1\n\nx", "so = 3\n\ny"),
+            "repeated_steps": self.messages("add 1", "add 1"),
+            "blank_steps": self.messages("x\n\n.\n\n", "..\n\n...\n\ny"),
+        }
+        reward = StepReward(scorer_of(), max_steps=3, max_blank=2)
+        for guard, completion in cases.items():
+            reward([PROMPTS[0]], [completion])
+            assert guard in reward.scored[0].guards
+        assert StepReward(scorer_of(), max_blank=3)([PROMPTS[0]], [cases["blank_steps"]]) != [0]
+        reward(
+            [PROMPTS[0]], [self.messages("", "", "", "add 1", "", "so = 3")]
+        )  # messages that only call a tool are not blank steps
+        assert reward.scored[0].guards == []
+
+    @pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+    def test_thinking_that_the_parser_removed(self, key):
+        """It is left out and counted. It cannot be kept, and ignoring the option would go unseen."""
+        completion = self.messages("add 1", "so = 3", **{key: "x"})
+        reward = StepReward(scorer_of())
+        assert reward([PROMPTS[0]], [completion]) == reward([PROMPTS[0]], [self.messages("add 1", "so = 3")])
+        assert reward.metrics["thinking_left_out"] == 0
+        reward([PROMPTS[0]], [completion])
+        assert reward.metrics["thinking_left_out"] == 1 and reward.scored[0].thinking == ["x", "x"]
+        with pytest.raises(ValueError, match="`keep_thinking` is True.*`response_template`"):
+            StepReward(scorer_of(), keep_thinking=True)([PROMPTS[0]], [completion])
+
+    def test_thinking_of_one_message_does_not_hide_another(self):
+        """A closing tag ends thinking that began before its own message."""
+        reward = StepReward(scorer_of())
+        reward([PROMPTS[0]], [self.messages("add 1", "x</think>so = 3")])
+        assert reward.scored[0].steps == ["add 1", "so = 3"] and reward.metrics["thinking_left_out"] == 1
+
+
+class FixedScorer(StepScorer):
+    """Returns fixed scores for one solution."""
+
+    def __init__(self, values):
+        super().__init__(tiny_model(), tiny_tokenizer(), HEADS["classification"])
+        self.values = values
+
+    def score(self, problems, solutions, **kwargs):
+        return [[self.values]] if problems else []
 
 
 class TestFaults:
@@ -432,6 +599,14 @@ class TestFaults:
             scorer.model.score.weight.fill_(math.nan)
         with pytest.raises(ValueError, match="finite number"):
             StepReward(scorer)(PROMPTS, COMPLETIONS)
+
+    @pytest.mark.parametrize("values", [[0.5, math.nan], [math.inf, 0.5], [0.5], [0.5, 0.5, 0.5], []])
+    def test_scores_that_do_not_fit(self, values):
+        """The minimum of 0.5 and NaN is 0.5, so the aggregate does not show it. Credit for steps would."""
+        with pytest.raises(ValueError, match=r"step_reward: .*for 2 steps.* one finite number per step"):
+            StepReward(FixedScorer(values))(PROMPTS[:1], COMPLETIONS[:1])
+        reward = StepReward(FixedScorer([0.5, 0.25]))
+        assert reward(PROMPTS[:1], COMPLETIONS[:1]) == [0.25]
 
 
 class Recorded(StepReward):

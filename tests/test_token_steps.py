@@ -144,7 +144,7 @@ def by_prefixes(tokenizer, ids: list[int], text: str, skip_special_tokens: bool 
 
 
 def by_bytes(tokenizer, ids: list[int]) -> list[range] | None:
-    """Return the characters of each token of a byte-level tokenizer, from its bytes, or `None` if they are no text."""
+    """Return the characters of each token of a byte-level tokenizer, from its bytes, or `None` if they are not valid UTF-8."""
     byte_of = {character: byte for byte, character in zip(alphabet_bytes(), pre_tokenizers_alphabet(), strict=True)}
     pieces = []
     for i in ids:
@@ -326,6 +326,19 @@ class TestByHand:
         found = token_steps(tokenizer, ids, ScoredCompletion([text], spans, [0.0] * 3, 0.0))
         assert found == [0, 0, 1, 1, 1, 1, 1, *[2] * 7]
 
+    def test_text_that_depends_on_tokens_far_before_it(self):
+        """Tokens that are decoded a few at a time give another text here, which all prefixes correct."""
+
+        class CapsLock:
+            def decode(self, ids, skip_special_tokens):
+                text = "".join(map(chr, ids))
+                return text.removeprefix("^").upper() if text.startswith("^") else text
+
+        text = "1" * 20 + "\n\n" + "abcdefghij" * 2 + "\n\nb"
+        assert token_steps(CapsLock(), list(map(ord, text)), completion_of(text)) == [*[0] * 22, *[1] * 22, 2]
+        upper = completion_of(text.upper())
+        assert token_steps(CapsLock(), list(map(ord, "^" + text)), upper) == [*[0] * 23, *[1] * 22, 2]
+
 
 class TestMessages:
     def ids_of(self, tokenizer, *parts: str) -> tuple[list[int], list[int]]:
@@ -340,6 +353,39 @@ class TestMessages:
         ids, mask = self.ids_of(tokenizer, *parts)
         steps = iter(map(str, token_steps(tokenizer, ids, scored, mask)))
         return " ".join("".join(next(steps) for _ in tokenizer.encode(part)) for part in parts)
+
+    @pytest.mark.parametrize("name", ["byte_level", "crossing", "python"])
+    def test_random_messages(self, name):
+        """Each message is known from its parts: thinking, a content that may occur in it, and a call that may repeat it."""
+        rng, tokenizer, several = random.Random(name), TOKENIZERS[name](), 0
+        for _ in range(40):
+            ids, mask, expected, texts, thinking = [], [], [], [], []
+            for number in range(rng.randint(1, 4)):
+                if number:
+                    result = tokenizer.encode("".join(rng.choices(PIECES[:12], k=2)), add_special_tokens=False)
+                    last = max(len(completion_of(*texts).steps) - 1, 0)
+                    ids, mask, expected = ids + result, mask + [0] * len(result), expected + [last] * len(result)
+                content = "".join(rng.choices(PIECES[:12], k=rng.choice([0, 1, 4, 8])))
+                thought = rng.choice(["", f"So {content}", f"{content} x"]).strip()
+                parts = [f"^{thought}^\n" if thought else "", content, rng.choice(["", "\n^", f"^{content[:9]}^"])]
+                head, *rest = [tokenizer.encode(part, add_special_tokens=False) for part in parts]
+                run = [*head, *rest[0], *rest[1]]
+                texts.append(content.strip())
+                thinking.append(thought)
+                scored = completion_of(*texts)
+                start = len(parts[0]) + len(content) - len(content.lstrip())
+                spans = [(first + start, last + start) for first, last in scored.spans[-1]]
+                steps = steps_of(by_prefixes(tokenizer, run, "".join(parts)), spans)
+                before = sum(map(len, scored.spans[:-1]))
+                expected += [before + step if spans else max(before - 1, 0) for step in steps]
+                ids, mask = ids + run, mask + [1] * len(run)
+                if not run:
+                    break
+            else:
+                scored = completion_of(*texts, thinking=thinking)
+                assert token_steps(tokenizer, ids, scored, mask) == expected
+                several += len(texts) > 1 and len(scored.steps) > 3
+        assert several > 8
 
     def test_each_message_starts_a_step(self):
         parts = ("a\n\nb<|im_end|>", "[INST]3", "c\n\nd<|im_end|>")
@@ -359,6 +405,17 @@ class TestMessages:
         assert words_of(tokenizer, first) == ["[INST]", "a", "\n", "\n", "b"] * 2 + ["<call>", "a"]
         scored = completion_of("a\n\nb", thinking=["a\n\nb"])
         assert self.found(scored, first) == "0" * 9 + "111"
+
+    def test_thinking_with_a_special_token(self):
+        """Decoded without special tokens, it could not be told from the content."""
+        scored = completion_of("a\n\nb", thinking=["a</s>\n\nb"])
+        assert self.found(scored, "[INST]a</s>\n\nb[INST]a\n\nb<call>a") == "0" * 10 + "111"
+        with pytest.raises(ValueError, match=r"after the thinking 'x', but its token ids.*'a\\n\\nb<call>a'"):
+            self.found(completion_of("a\n\nb", thinking=["x"]), "a\n\nb<call>a")
+
+    def test_thinking_that_begins_in_the_prompt(self):
+        """Its beginning is not among the tokens, but the content is all that follows."""
+        assert self.found(completion_of("a\n\nb", thinking=["So a\n\nb"]), "a\n\nb</think>a\n\nb") == "000000001"
 
     def test_messages_without_text(self):
         """Their tokens belong to the step before them, or to the first step."""

@@ -76,7 +76,6 @@ _NAMES = {
     "StepTree": "step_tree",
     "table": "scripts.table",
     "TableConfig": "scripts.table",
-    "token_steps": "token_steps",
     "TrainingPlan": "trainer.plan",
     "TransformersEngine": "search.engines.transformers",
 }
@@ -124,7 +123,6 @@ if TYPE_CHECKING:
     from .search.values import entropy_label, mc_scores
     from .step_format import StepFormat
     from .step_tree import StepTree
-    from .token_steps import token_steps
     from .trainer.hrm_reward_config import HRMRewardConfig
     from .trainer.hrm_reward_trainer import HRMRewardTrainer
     from .trainer.kl_self_config import KLSelfConfig

@@ -1,4 +1,4 @@
-"""The parser of a command's config, which extends [`~trl.TrlParser`]."""
+"""The parsers of the commands' configs, which extend [`~trl.TrlParser`]."""
 
 import argparse
 import copy
@@ -32,9 +32,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._format_action_invocation(action)
 
 
-class CommandParser(TrlParser):
+class ConfigParser(TrlParser):
     """
-    [`~trl.TrlParser`] for the config of a command. It supports these keys in the metadata of a field:
+    [`~trl.TrlParser`] for dataclasses, which may extend [`~config.Config`]. It supports these keys in the metadata of a field:
 
     - `positional`: the field is a positional argument. It can also be given as an option with its name;
     - `parse`: function that parses an argument, instead of the type of the field;
@@ -42,29 +42,18 @@ class CommandParser(TrlParser):
     - the keys that [`~config.Config`] checks.
 
     Args:
-        config (`type`):
-            Config dataclass.
+        dataclass_types (`Sequence[type]`):
+            Dataclasses of the options.
         show_all (`bool`, *optional*, defaults to `False`):
             Whether to show advanced options in the help.
         **kwargs:
             Passed to [`~trl.TrlParser`].
     """
 
-    def __init__(self, config: type, show_all: bool = False, **kwargs: Any):
+    def __init__(self, dataclass_types: Sequence[type], show_all: bool = False, **kwargs: Any):
         self.show_all = show_all
         self.positionals: list[str] = []
-        self.settings = [field.name for field in fields(config) if field.init]
-        super().__init__([config], formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
-        words = [action.metavar or action.dest.upper() for action in self._actions if not action.option_strings]
-        self.usage = " ".join(["%(prog)s", *words, "[OPTIONS]"])
-        self.add_argument("--help_all", action="help", help="show all options and exit")
-        self.add_argument(
-            "--config",
-            metavar="FILE",
-            help="YAML file with options. Options on the command line override it.",
-        )
-        self.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and exit")
-        self.add_argument("--debug", action="store_true", help="print the traceback of an error")
+        super().__init__(dataclass_types, **kwargs)
 
     def add_argument(
         self,
@@ -85,6 +74,32 @@ class CommandParser(TrlParser):
             self.positionals.append(names[0])
             names = (names[0].removeprefix("--"),)
         return super().add_argument(*names, **kwargs)
+
+
+class CommandParser(ConfigParser):
+    """
+    Parser of the config of a command, with the options that all commands share.
+
+    Args:
+        config (`type`):
+            Config dataclass.
+        **kwargs:
+            Passed to [`ConfigParser`].
+    """
+
+    def __init__(self, config: type, **kwargs: Any):
+        self.settings = [field.name for field in fields(config) if field.init]
+        super().__init__([config], formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
+        words = [action.metavar or action.dest.upper() for action in self._actions if not action.option_strings]
+        self.usage = " ".join(["%(prog)s", *words, "[OPTIONS]"])
+        self.add_argument("--help_all", action="help", help="show all options and exit")
+        self.add_argument(
+            "--config",
+            metavar="FILE",
+            help="YAML file with options. Options on the command line override it.",
+        )
+        self.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and exit")
+        self.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
     def _parse_optional(self, word: str) -> Any:
         """Read words such as `---` and `-2e-1` as values, as no option looks like them."""

@@ -44,7 +44,7 @@ class ScoredCompletion:
         guards (`list[str]`, *optional*):
             Guards that rejected the completion.
         thinking (`list[str]`, *optional*):
-            Thinking that TRL's parser of responses separated from each text. Empty texts if there is none.
+            Thinking that TRL's parser of responses separated from each text, or an empty string.
         keep_thinking (`bool`, *optional*, defaults to `False`):
             Whether thinking in the texts is part of the steps.
 
@@ -151,9 +151,9 @@ class StepReward:
 
     After a call, `metrics` (`dict[str, float]`) contains `step_score` (mean score of the scored steps), `num_steps` (mean number of
     steps), `thinking_left_out` (share of completions whose thinking was removed), `tool_messages_left_out` (share of completions with
-    results of tools), `guarded` (share of rejected completions), and `guarded/{reason}` for each guard (a completion can have several
-    reasons). They are logged under `{name}/` if the trainer passes `log_metric`. `scored` (`list[ScoredCompletion]`) contains the steps
-    and scores of each completion.
+    results of tools), `guarded` (share of rejected completions), `guarded_steps` (share of steps in rejected completions), and
+    `guarded/{reason}` for each guard (a completion can have several reasons). They are logged under `{name}/` if the trainer passes
+    `log_metric`. `scored` (`list[ScoredCompletion]`) contains the steps and scores of each completion.
 
     Raises:
         `FileNotFoundError`: If the checkpoint has no `step_format.json`.
@@ -251,8 +251,8 @@ class StepReward:
             `list[float | None]`: B rewards. `None` for rows where the `problem_column` is `None`.
 
         Raises:
-            `ValueError`: If a prompt has no problem, a completion has messages with other roles or anything other than text, or a score
-            or reward is not finite.
+            `ValueError`: If a prompt has no problem, a completion has messages with other roles or anything other than text, thinking
+            should be kept but is not in the content of a message, or a score or reward is not finite.
         """
         problems: list[str | None] = []
         if self.problem_column is None:
@@ -344,10 +344,10 @@ class StepReward:
         spans = []
         for start, end in step_spans(text, self.rule, self.keep_thinking):
             step = read_text(text[start:end], self.keep_thinking).removesuffix(separator).strip()
-            while read_text(text[start:end], self.keep_thinking) != step:  # removes the separator
-                end -= 1
-            if step:
-                spans.append((start, end))
+            # The first of these ends, unless thinking comes between parts of the step
+            ends = range(start + len(step), end + 1)
+            end = next(end for end in ends if read_text(text[start:end], self.keep_thinking) == step)
+            spans += [(start, end)] if step else []
         return spans
 
     def guards(self, problem: str, text: str | Sequence[str], steps: Sequence[str]) -> list[str]:
@@ -460,6 +460,9 @@ def _metrics(num_steps: list[int], reasons: list[list[str]], scores: list[float]
         metrics["num_steps"] = sum(num_steps) / len(num_steps)
         metrics["guarded"] = sum(map(bool, reasons)) / len(reasons)
         metrics |= {f"guarded/{guard}": sum(guard in found for found in reasons) / len(reasons) for guard in GUARDS}
+    if sum(num_steps):
+        rejected = sum(number for number, found in zip(num_steps, reasons, strict=True) if found)
+        metrics["guarded_steps"] = rejected / sum(num_steps)
     return metrics
 
 

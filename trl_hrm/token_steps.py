@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from .grading import thinking_spans
 from .io import shown
 from .rewards import ScoredCompletion
 
@@ -21,11 +20,11 @@ def token_steps(
 
     A token belongs to the step of its first character that is inside a step. A character whose bytes are split over several tokens
     belongs to each of them. A token without such a character, such as a separator, the end of the sequence or a tool call, belongs to
-    the step before it, or to the first step if there is none. In a completion with several messages, all tokens of a message before its
-    first step, such as its thinking, belong to this step. Results of tools belong to the step before them.
+    the step before it. Tokens before the first step belong to the first step. In a completion with several messages, all tokens of a
+    message before its first step, such as its thinking, belong to this step. Results of tools belong to the step before them.
 
     The ids are decoded, not encoded again, so the alignment is exact for every tokenizer and sampled sequence of tokens. The reward
-    model can have another tokenizer.
+    model can have another tokenizer. A step has no tokens if one token contains the whole step and the end of the step before it.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -65,18 +64,19 @@ def token_steps(
         found += [max(num_steps - 1, 0)] * (start - len(found))
         if not spans:
             continue
-        text, skip = scored.texts[number], True
+        text = scored.texts[number]
         thinking = scored.thinking[number] if scored.thinking else ""
-        decoded = tokenizer.decode(ids[start:end], skip_special_tokens=skip)
-        offset = _find(decoded, text, thinking)
-        if offset is None:  # the text contains special tokens
-            skip = False
+        # TRL decodes texts without special tokens. Its parser of responses keeps them.
+        for skip in (True, False):
             decoded = tokenizer.decode(ids[start:end], skip_special_tokens=skip)
             offset = _find(decoded, text, thinking)
-        if offset is None:
+            if offset is not None:
+                break
+        else:
             raise ValueError(
-                f"The text of a completion is {shown(text)}, but its token ids are decoded as {shown(decoded)}. The ids must contain the "
-                "text. Pass the tokenizer of the policy, and the completion ids that the text was decoded from."
+                f"The text of a completion is {shown(text)}{f' after the thinking {shown(thinking)}' if thinking else ''}, but its token "
+                f"ids are decoded as {shown(decoded)}. The ids must contain the text. Pass the tokenizer of the policy, and the completion "
+                "ids that the text was decoded from."
             )
         step = 0
         for first, last in _token_spans(tokenizer, ids[start:end], decoded, skip):
@@ -92,16 +92,12 @@ def _turns(
     tokenizer: Any, ids: list[int], scored: ScoredCompletion, tool_mask: Sequence[int] | None
 ) -> list[tuple[int, int]]:
     """Return the start and end of the tokens of each text."""
-    whole = [(0, len(ids))]
-    if tool_mask is None or all(tool_mask):
-        turns = whole
-    elif len(scored.texts) == 1 and tokenizer.decode(ids, skip_special_tokens=True) == scored.texts[0]:
-        turns = whole  # TRL decodes what an environment wrote together with what the policy wrote
-    else:
-        turns, end = [], 0
-        for mask, run in groupby(tool_mask, bool):
-            start, end = end, end + len(list(run))
-            turns += [(start, end)] if mask else []
+    turns, end = [], 0
+    for mask, run in groupby([1] * len(ids) if tool_mask is None else tool_mask, bool):
+        start, end = end, end + len(list(run))
+        turns += [(start, end)] if mask else []
+    if len(scored.texts) == 1 and tokenizer.decode(ids, skip_special_tokens=True) == scored.texts[0]:
+        turns = [(0, len(ids))]  # TRL decodes what a rollout function adds together with what the policy generates
     if len(turns) != len(scored.texts):
         raise ValueError(
             f"A completion has {len(scored.texts)} assistant messages, but `tool_mask` has {len(turns)} runs of generated tokens. Each "
@@ -111,14 +107,12 @@ def _turns(
 
 
 def _find(decoded: str, text: str, thinking: str) -> int | None:
-    """Return where a text starts in the decoded tokens of its message. They may contain thinking before it and tool calls after it."""
-    trimmed = decoded if decoded.endswith(text) else decoded.rstrip()
-    if trimmed.endswith(text):
-        return len(trimmed) - len(text)
-    ends = [end for _, end in thinking_spans(decoded) if end < len(decoded)]
-    if thinking and thinking in decoded:
-        ends.append(decoded.index(thinking) + len(thinking))
-    found = decoded.find(text, max(ends, default=0))
+    """Return where a text starts in the decoded tokens of its message. Thinking may come before it, and tool calls after it."""
+    if decoded.endswith(text):
+        return len(decoded) - len(text)
+    if thinking not in decoded:
+        return None
+    found = decoded.find(text, decoded.index(thinking) + len(thinking))
     return None if found < 0 else found
 
 
@@ -126,9 +120,9 @@ def _token_spans(tokenizer: Any, ids: list[int], text: str, skip_special_tokens:
     """
     Return the start and end of each token in the decoded text, in characters. Spans of tokens that share a character overlap.
 
-    The reference is the longest common beginning of the text and each decoded prefix of the ids. Decoding all prefixes takes quadratic
-    time, so a prefix is decoded from a few tokens before its end. This is exact if all decoded pieces fit the text to its end, since each
-    starts with text that is known. Otherwise, for example if bytes that are no characters change earlier characters, all prefixes are decoded.
+    The first n tokens have the characters that the text and the first n decoded tokens have in common at their beginning. Decoding all
+    prefixes takes quadratic time, so only a few tokens before the n-th are decoded with it, whose place in the text is known. If this
+    does not give the whole text, the text of a token depends on tokens far before it, and all prefixes are decoded.
     """
     for window in (_WINDOW, len(ids) + 1):
         context, first, last = "", 0, 0  # the decoded ids[first:last]
@@ -140,11 +134,10 @@ def _token_spans(tokenizer: Any, ids: list[int], text: str, skip_special_tokens:
             matched = len(os.path.commonprefix([decoded, expected]))
             start, reached = reached, max(reached, known + matched - len(context))
             is_partial = matched < len(decoded)  # the rest are bytes of the next character
-            spans.append((start, min(reached + is_partial, len(text))))
+            spans.append((start, reached + is_partial))
             if reached == len(text):
                 return spans + [(reached, reached)] * (len(ids) - end)
-            if end - last >= window and not is_partial and not decoded.endswith("\ufffd"):
-                tail = tokenizer.decode(ids[last:end], skip_special_tokens=skip_special_tokens)
-                if tail and text.endswith(tail, 0, reached):
-                    context, first, last, known = tail, last, end, reached
+            if end - last >= window and not is_partial:
+                context = tokenizer.decode(ids[last:end], skip_special_tokens=skip_special_tokens)
+                first, last, known = last, end, reached
     raise AssertionError("the ids decode to the text")

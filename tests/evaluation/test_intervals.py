@@ -56,6 +56,18 @@ def test_tango_inverts_its_test(b, c, n):
         assert (b - c - n * bound) / deviation == pytest.approx(distance, abs=2e-3)
 
 
+def test_tango_for_shares_and_several_comparisons():
+    """The same with shares, which count as more pairs, and with the quantile of 10 comparisons."""
+    values, z = np.repeat([0.5, -0.25, 0.0], [20, 4, 16]), NormalDist().inv_cdf(1 - 0.025 / 10)
+    low, high = difference_interval(values, 10)
+    n = effective_size(values, lowest=-1, z=z)
+    b, c = n * 10 / 40, n * 1 / 40
+    for bound, distance in ((low, z), (high, -z)):
+        q = restricted_likelihood(b, c, n, bound)
+        deviation = math.sqrt(n * (2 * q + bound * (1 - bound)))
+        assert (b - c - n * bound) / deviation == pytest.approx(distance, abs=2e-3)
+
+
 @pytest.mark.parametrize("n", [1, 2, 10, 500])
 def test_equal_pairs_have_a_width(n):
     """Each side has Wilson's width at 0 of n. A bootstrap would claim that the two N can never differ."""

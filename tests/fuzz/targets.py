@@ -42,6 +42,10 @@ TRAIN = (
     "--per_device_train_batch_size 1 --max_steps 1 --output_dir OUT --use_cpu true --report_to none --bf16 false "
     "--gradient_checkpointing false --save_strategy no"
 )
+GRPO = (
+    f"{PROBLEMS} --prompt question --prompt_style plain --num_generations 2 --gradient_accumulation_steps 2 "
+    "--max_completion_length 8 --guard_min_steps 1"
+)
 PARTED = f"best-of-n --candidates candidates.jsonl {MODEL} --n 1 2"
 EVALUATE = f"{POLICY} {PROBLEMS} --n 1 2 --max_solution_tokens 8"
 STEP_SEARCH = f"{POLICY} {PROBLEMS} {MODEL} --n 2 --max_depth 1 --max_step_tokens 8"
@@ -351,6 +355,8 @@ def targets() -> list[Target]:
         target(f"score steps.jsonl {MODEL} --output scores.jsonl", "model/*.safetensors", check_scores, 1, "model"),
         target(f"reward --model_name_or_path model --dataset_name dataset {TRAIN}", "dataset/data/*.parquet", check_model, 0.3, "dataset"),
         target(f"kl-self --model_name_or_path policy --dataset_name pairs {TRAIN}", "pairs/*.parquet", check_model, 0.1, "pairs"),
+        target(f"grpo --model_name_or_path policy {GRPO} {MODEL} {TRAIN}", "problems.jsonl", check_model, 0.1),
+        target(f"grpo --model_name_or_path policy {GRPO} {MODEL} {TRAIN}", "model/*.json", check_model, 0.1, "model"),
     ]  # fmt: skip
     for suite, name in (("processbench", "processbench"), ("prmbench", "prmbench"), ("bigbenchmistake", "mistake")):
         line = f"benchmark {name}.jsonl --suite {suite} --validation_size 0.0 {MODEL} --output_dir OUT"

@@ -1,4 +1,4 @@
-"""`trl-hrm reward` and `trl-hrm kl-self`: how options are divided, and training in two processes."""
+"""`trl-hrm reward`, `trl-hrm kl-self` and `trl-hrm grpo`: how options are divided, and training in two processes."""
 
 import dataclasses
 import json
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands import launch as accelerate_launch
-from trl import SFTConfig
+from trl import GRPOConfig, SFTConfig
 
 from tests.distributed.launching import Project, free_port
-from trl_hrm import HRMRewardConfig, KLSelfConfig
+from trl_hrm import HRMRewardConfig, KLSelfConfig, StepGRPOConfig
 from trl_hrm._compat import BaseConfig
 from trl_hrm.cli import main
 from trl_hrm.scripts.training import launch
@@ -39,7 +39,12 @@ def config(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "base"), [("reward", HRMRewardConfig, BaseConfig), ("kl-self", KLSelfConfig, SFTConfig)]
+    ("name", "config", "base"),
+    [
+        ("reward", HRMRewardConfig, BaseConfig),
+        ("kl-self", KLSelfConfig, SFTConfig),
+        ("grpo", StepGRPOConfig, GRPOConfig),
+    ],
 )
 def test_help_lists_own_options_without_importing_torch(name, config, base):
     code = f"{RUN}; assert not {{'torch', 'accelerate'}} & sys.modules.keys()"

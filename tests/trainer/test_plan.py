@@ -9,6 +9,7 @@ from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 from torch.utils.data import BatchSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_hrm import HRMRewardConfig, StepFormat, plan_training
 from trl_hrm.scripts import kl_self, reward
@@ -116,6 +117,85 @@ def test_several_processes(seed):
     used = len(shard) * batch_size * (1 if splits else num_processes)
     assert plan.dropped_rows == (num_rows - used if drop_last else 0)
     assert plan.rows_per_step == min(plan.batch_size * num_processes * accumulation, num_rows)
+
+
+@pytest.mark.parametrize("kind", [GRPOConfig, RLOOConfig])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"per_device_train_batch_size": 4, "num_generations": 2},
+        {"per_device_train_batch_size": 2, "num_generations": 2, "gradient_accumulation_steps": 3},
+        {"per_device_train_batch_size": 2, "num_generations": 4, "gradient_accumulation_steps": 2, "num_iterations": 2},
+        {"per_device_train_batch_size": 2, "num_generations": 2, "gradient_accumulation_steps": 2, "steps_per_generation": 3},
+        {"per_device_train_batch_size": 3, "num_generations": 2, "steps_per_generation": 2, "gradient_accumulation_steps": 4},
+        {"per_device_train_batch_size": 2, "num_generations": 4, "generation_batch_size": 8, "num_train_epochs": 1.5},
+        {"per_device_train_batch_size": 2, "num_generations": 2, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 0.5},
+        {"per_device_train_batch_size": 4, "num_generations": 4, "max_steps": 3, "save_strategy": "epoch"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_of_grpo(tmp_path, kind, options):
+    """TRL repeats each prompt and each generation batch, and leaves out an incomplete generation batch."""
+    rows = Dataset.from_dict({"prompt": [f"{i}+2?" for i in range(5)]})
+    settings = {
+        "max_completion_length": 1,
+        "beta": 0.0,
+        "per_device_eval_batch_size": options["num_generations"],
+        "num_train_epochs": 1,
+    }
+    args = kind(str(tmp_path), **CPU | settings | options)
+    steps = Steps()
+    trainer = {GRPOConfig: GRPOTrainer, RLOOConfig: RLOOTrainer}[kind](
+        tiny_model(StepFormat(head="lm")),
+        reward_funcs=lambda completions, **columns: [0.0] * len(completions),
+        args=args,
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tiny_tokenizer(),
+        callbacks=[steps],
+    )
+    sampled = list(trainer._get_train_sampler())
+    plan = plan_training(args, rows)
+    assert plan.dropped_rows == 5 - len(set(sampled))
+    assert plan.num_prompts == args.generation_batch_size // args.num_generations
+    trainer.train()
+    assert plan.max_steps == trainer.state.max_steps == trainer.state.global_step
+    assert plan.num_epochs == pytest.approx(trainer.state.epoch if "max_steps" not in options else plan.num_epochs)
+    assert plan.evaluation_steps == tuple(sorted(set(steps.evaluations)))
+    assert plan.checkpoint_steps == tuple(steps.checkpoints)
+
+
+def test_text_of_grpo():
+    """1,000 problems on 8 GPUs, computed by hand: 8 x 4 x 8 = 256 completions of 32 prompts, 31 times per epoch."""
+    args = GRPOConfig(
+        "out",
+        **CPU,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        steps_per_generation=8,
+        num_generations=8,
+        num_iterations=2,
+        num_train_epochs=2,
+        save_strategy="no",
+    )
+    assert str(plan_training(args, 1000, num_processes=8)).splitlines() == [
+        "training plan",
+        "  rows                           1,000 (8 are left out of each epoch, less than a generation batch)",
+        "  generation batch               256 completions (32 prompts x 8 generations), trained on 2 times",
+        "  completions per optimizer step 64 (batch size 4 x accumulation 2 x processes 8)",
+        "  optimizer steps per epoch      248",
+        "  optimizer steps                496 (2 epochs)",
+        "  warmup steps                   0",
+        "  evaluations                    none",
+        "  checkpoints                    none",
+    ]
+    with pytest.raises(ValueError, match="31 rows.* 32 prompts"):
+        plan_training(args, 31, num_processes=8)
+    args = GRPOConfig("out", **CPU, per_device_train_batch_size=2, num_generations=2)
+    assert plan_training(args, 9, num_processes=3).steps_per_epoch == 3
+    args.num_generations = 4  # as of a launch with 2 processes
+    with pytest.raises(ValueError, match="6 completions.* multiple of `num_generations` 4"):
+        plan_training(args, 9, num_processes=3)
 
 
 def test_labels_and_rows_of_a_reward_model(tmp_path):

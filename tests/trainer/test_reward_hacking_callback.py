@@ -11,10 +11,10 @@ from datasets import Dataset
 from torch.utils.data import BatchSampler
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
-from trl.trainer.utils import RepeatSampler
 
 from tests.helpers import tiny_model, tiny_tokenizer
 from trl_hrm import RewardHackingCallback, StepFormat, StepReward, StepScorer
+from trl_hrm._compat import trainer_utils
 from trl_hrm.evaluation.intervals import difference_interval, mean_interval
 
 
@@ -118,6 +118,7 @@ class TestAnswers:
             ((50, 0.4), (70, 0.6), "no"),  # both rise
             ((50, 0.6), (30, 0.4), "no"),  # both fall: training fails, but not by hacking
             ((50, 0.4), (30, 0.4), "open"),  # the process reward does not change
+            ((50, 0.4), (30, 0.415), "open"),  # it rises, but perhaps by chance
             ((50, 0.4), (48, 0.6), "open"),  # a small loss may be chance
             ((50, 0.4), (50, 0.6), "no"),  # a tie of equal outcomes
             ((2, 0.4), (0, 0.6), "none"),  # there is not enough accuracy to lose
@@ -253,7 +254,7 @@ class TestRows:
     )
     def test_accelerate_repeats_rows_only_at_the_end(self, num_problems, group, batch, ranks):
         """What the callback relies on: gathered in the order of the ranks, the first rows are the sampler's, and once each."""
-        problems = list(RepeatSampler(range(num_problems), mini_repeat_count=group, seed=3))
+        problems = list(trainer_utils.RepeatSampler(range(num_problems), mini_repeat_count=group, seed=3))
         shards = [
             list(BatchSamplerShard(BatchSampler(problems, batch, drop_last=False), ranks, rank))
             for rank in range(ranks)
@@ -435,6 +436,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"\['accuracy', 'format'\]. Set `outcome`"):
             RewardHackingCallback(trainer)
         assert RewardHackingCallback(trainer, outcome="format").outcome == "format"
+        assert RewardHackingCallback(trainer, process="format").outcome == "accuracy"
         assert RewardHackingCallback(trainer, "accuracy", process="format").process == "format"
 
     @pytest.mark.parametrize("names", [NAMES, [*NAMES, "accuracy"]])

@@ -78,13 +78,22 @@ def length_reward(completions, **_):
     return [len(completion) / 10 for completion in completions]
 
 
-def make_trainer(folder, reward=None, funcs=(length_reward,), model=None, rollout=planted_rollout, extra=None, **args):
+def make_trainer(
+    folder,
+    reward=None,
+    funcs=(length_reward,),
+    model=None,
+    rollout=planted_rollout,
+    prompts=COMPLETIONS,
+    extra=None,
+    **args,
+):
     return StepGRPOTrainer(
         tiny_model(HEADS["lm"]) if model is None else model,
         reward_funcs=list(funcs),
         step_reward=planted_reward() if reward is None else reward,
         args=StepGRPOConfig(str(folder), **(ARGS | args)),
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in COMPLETIONS]),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
         processing_class=tiny_tokenizer(),
         rollout_func=rollout,
         **(extra or {}),
@@ -341,6 +350,43 @@ def begun(tmp_path_factory):
     folder = tmp_path_factory.mktemp("begun")
     make_trainer(folder, save_strategy="steps", save_steps=1, max_steps=1).train()
     return folder
+
+
+def test_resuming_in_a_later_epoch(tmp_path):
+    """The order of the problems is that of the unbroken training, and so are the weights."""
+    prompts = ["1+2?", "add x y", "sub?", "so?"]
+    completions = {prompt: texts for prompt in prompts for texts in COMPLETIONS.values()}
+
+    def train(folder, max_steps, **kwargs):
+        seen = []
+
+        def rollout(prompts, trainer):
+            seen.append(prompts[0])
+            return planted_rollout(prompts, trainer, completions)
+
+        trainer = make_trainer(
+            folder,
+            rollout=rollout,
+            prompts=prompts,
+            shuffle_dataset=True,
+            per_device_train_batch_size=3,
+            lr_scheduler_type="constant",
+            save_strategy="steps",
+            save_steps=3,
+            max_steps=max_steps,
+        )
+        trainer.train(**kwargs)
+        return trainer, seen
+
+    unbroken, order = train(tmp_path / "unbroken", 12)
+    assert len({tuple(order[start : start + 4]) for start in (0, 4, 8)}) > 1
+    assert all(sorted(order[start : start + 4]) == sorted(prompts) for start in (0, 4, 8))
+    for step in (3, 6, 9):  # in the first, second and third epoch
+        folder = tmp_path / f"resumed-{step}"
+        _, before = train(folder, step)
+        resumed, after = train(folder, 12, resume_from_checkpoint=True)
+        assert before + after == order
+        assert_same_weights(resumed, unbroken)
 
 
 class TestBadInput:

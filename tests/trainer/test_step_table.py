@@ -6,11 +6,8 @@ from html import unescape
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset
 
 from tests.browser import Browser, find_chromium
-from tests.helpers import HEADS, tiny_model, tiny_tokenizer
-from trl_hrm import StepFormat, StepGRPOConfig, StepGRPOTrainer, StepReward, StepScorer
 from trl_hrm.rewards import ScoredCompletion
 from trl_hrm.trainer.step_table import coloured_steps, log_steps_page, steps_page, tint
 
@@ -72,8 +69,9 @@ class TestCells:
         assert lines[0] == "🟧🟦" and all(len(line) <= 220 and "word ... " in line for line in lines[1:])
 
     def test_advantages_of_another_completion(self):
-        with pytest.raises(ValueError, match="shorter"):
-            coloured_steps(SCORED, [0.1])
+        for advantages in ([0.1], [0.1] * 4):
+            with pytest.raises(ValueError, match="zip"):
+                coloured_steps(SCORED, advantages)
 
 
 class TestPages:
@@ -156,7 +154,7 @@ def test_colours_in_a_browser(tmp_path, browser, dark):
     browser.show(900, 600, dark)
     browser.open(tmp_path / "page.html")
     script = """(() => {
-        const context = document.createElement("canvas").getContext("2d");
+        const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
         const rgb = color => {
             context.fillStyle = color; context.fillRect(0, 0, 1, 1);
             return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
     from trl import ModelConfig, TrlParser
 
-LAUNCHER = "TRL_HRM_LAUNCHER"  # environment variable with the process id of `trl-hrm reward` or `trl-hrm kl-self`
+LAUNCHER = "TRL_HRM_LAUNCHER"  # environment variable with the process id of the launcher, such as `trl-hrm reward`
 USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
 MORE_OPTIONS = """\
-The options of `transformers.TrainingArguments` and `trl.ModelConfig` are also accepted, and kl-self accepts the options of
-`trl.SFTConfig`. `--help_all` lists all of them. All other options are passed to `accelerate launch`, for example
-`--num_processes 2`, or `--cpu` to train on CPUs."""
+The options of `transformers.TrainingArguments` and `trl.ModelConfig` are also accepted, kl-self accepts the options of
+`trl.SFTConfig`, and grpo the options of `trl.GRPOConfig`. `--help_all` lists all of them. All other options are passed to
+`accelerate launch`, for example `--num_processes 2`, or `--cpu` to train on CPUs."""
 
 
 @dataclass
@@ -75,13 +75,13 @@ def launch(name: str, argv: Sequence[str]) -> None:
 
     Args:
         name (`str`):
-            `"reward"` or `"kl-self"`.
+            `"reward"`, `"kl-self"` or `"grpo"`.
         argv (`Sequence[str]`):
             Command line after the name.
 
     Raises:
         `ValueError`: If a value is invalid, or an option is unknown to both the script and `accelerate launch`. It is raised before
-        any process is started.
+        any process is started. Values in the config of the `"grpo"` trainer are checked by the training processes.
         `ChildProcessError`: If a training process was killed. It is an `OSError`.
         `SystemExit`: If a training process failed. It has printed its error.
     """
@@ -101,9 +101,12 @@ def launch(name: str, argv: Sequence[str]) -> None:
     from accelerate.utils import patch_environment
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from trl import GRPOConfig
 
     from .._compat import resolve_accelerate_config_argument, subtract_subsequence
 
+    # Whether the batch sizes of GRPO are valid depends on the number of processes, which this process does not have
+    parser.dataclass_types = [kind for kind in parser.dataclass_types if not issubclass(kind, GRPOConfig)]
     *_, of_file, of_argv = parser.parse_args_and_config(
         argv, return_remaining_strings=True, separate_remaining_strings=True
     )
@@ -159,7 +162,7 @@ def _end_with(code: int) -> NoReturn:
         sys.exit(code)
     message = f"A training process was ended by {signal.Signals(number).name}."
     if number == signal.SIGKILL:
-        message += " Its memory is probably used up. Lower --per_device_train_batch_size or --max_length."
+        message += " Its memory is probably used up. Lower --per_device_train_batch_size or --max_length (--max_completion_length for grpo)."
     raise ChildProcessError(message)
 
 
@@ -191,7 +194,7 @@ def short_help(module: ModuleType, prog: str) -> str:
 
     The docstring is read from the source file, because importing the config also imports torch.
     """
-    from trl import TrlParser
+    from ..command_parser import ConfigParser
 
     config_module = f"trl_hrm.{trl_hrm._NAMES[module.CONFIG]}"
     source = ast.parse(find_spec(config_module).loader.get_source(config_module))
@@ -199,8 +202,8 @@ def short_help(module: ModuleType, prog: str) -> str:
     parameters = ast.get_docstring(config).partition("Parameters:\n")[2]
     parameters = re.sub(r"^    (\w+) \(", r"    --\1 (", parameters, flags=re.MULTILINE)
     parameters = re.sub(r"\[`~?([^`]+)`\]", r"`\1`", parameters)
-    parser = TrlParser(
-        module.ScriptArguments,
+    parser = ConfigParser(
+        [module.ScriptArguments],
         prog=prog,
         usage=USAGE,
         description=module.__doc__,
@@ -238,10 +241,11 @@ def check_inputs(
     Check that the trained model does not replace an input.
 
     Raises:
-        `FileExistsError`: If `output_dir` is the folder of the model that is trained, or of the dataset.
+        `FileExistsError`: If `output_dir` is the folder of the model that is trained, of the dataset, or of the reward model.
     """
     output = training_args.output_dir
-    inputs = {"model_name_or_path": model_args.model_name_or_path, "dataset_name": script_args.dataset_name}
+    inputs = {"model_name_or_path": model_args.model_name_or_path}
+    inputs |= {name: getattr(script_args, name, None) for name in ("dataset_name", "problems", "reward_model")}
     for option, path in inputs.items():
         if path and os.path.isdir(path) and os.path.isdir(output) and os.path.samefile(path, output):
             raise FileExistsError(
@@ -379,8 +383,10 @@ def _check_settings(file: str, parser: "TrlParser") -> None:
     settings = read_yaml(file)
     for action in parser._actions:
         value = settings.get(action.dest)
-        if action.type in (int, float) and not isinstance(value, str | int | action.type | None):
+        values = value if action.nargs == "+" and isinstance(value, list) else [value]
+        if action.type in (int, float) and not all(isinstance(one, str | int | action.type | None) for one in values):
             kind = "a number" if action.type is float else "a whole number"
+            kind = f"a list in which each value is {kind}" if action.nargs == "+" else kind
             raise ValueError(f"{file}: `{action.dest}` is {shown(value)}. It must be {kind}.")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datasets import Dataset
 from transformers import DefaultFlowCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from trl import GRPOConfig, RLOOConfig
 
 from .forest_dataset import STEP_COLUMNS, flat_column
 
@@ -25,8 +26,9 @@ class TrainingPlan:
         num_processes (`int`): Number of processes that train.
         batch_size (`int`): Number of rows per process and forward pass.
         gradient_accumulation_steps (`int`): Number of forward passes per optimizer step.
-        rows_per_step (`int`): Number of rows per optimizer step, over all processes.
-        dropped_rows (`int`): Number of rows that `dataloader_drop_last` leaves out of each epoch.
+        rows_per_step (`int`): Number of rows per optimizer step, over all processes. For GRPO and RLOO, number of completions.
+        dropped_rows (`int`): Number of rows that `dataloader_drop_last`, or an incomplete generation batch of GRPO and RLOO, leaves
+            out of each epoch.
         steps_per_epoch (`int`): Number of optimizer steps per epoch.
         max_steps (`int`): Number of optimizer steps in total.
         num_epochs (`float`): Number of epochs in total.
@@ -35,6 +37,9 @@ class TrainingPlan:
         checkpoint_steps (`tuple[int]` or `None`): Optimizer steps after which a checkpoint is saved. `None` with
             `save_strategy="best"`, where they depend on the evaluations.
         best_metric (`str`, *optional*): Metric whose best checkpoint is loaded at the end.
+        num_generations (`int`, *optional*): Number of completions per prompt, for GRPO and RLOO.
+        num_prompts (`int`, *optional*): Number of prompts per generation batch, for GRPO and RLOO.
+        num_iterations (`int`): Number of times that a generation batch is trained on.
         num_labels (`int`, *optional*): Number of labelled steps in the rows.
         num_correct, num_wrong (`int`): Number of labels of 1 and of 0. The other labels are soft.
         mean_label (`float`, *optional*): Mean of the labels.
@@ -54,6 +59,9 @@ class TrainingPlan:
     evaluation_steps: tuple[int, ...]
     checkpoint_steps: tuple[int, ...] | None
     best_metric: str | None = None
+    num_generations: int | None = None
+    num_prompts: int | None = None
+    num_iterations: int = 1
     num_labels: int | None = None
     num_correct: int = 0
     num_wrong: int = 0
@@ -62,14 +70,24 @@ class TrainingPlan:
 
     def __str__(self) -> str:
         lines = {"rows": f"{self.num_rows:,}"}
-        if self.dropped_rows:
+        if self.dropped_rows and self.num_prompts is None:
             lines["rows"] += f" ({self.dropped_rows:,} are dropped in each epoch by dataloader_drop_last)"
+        elif self.dropped_rows:
+            lines["rows"] += f" ({self.dropped_rows:,} are left out of each epoch, less than a generation batch)"
         if self.num_labels is not None:
             kinds = f"mean {self.mean_label:.3f}"
             if self.num_correct + self.num_wrong == self.num_labels:
                 kinds = f"{self.num_correct:,} correct, {self.num_wrong:,} wrong"
             lines["labels"] = f"{self.num_labels:,} ({kinds})"
-        lines["rows per optimizer step"] = (
+        rows = "rows"
+        if self.num_prompts is not None:
+            rows = "completions"
+            again = f", trained on {self.num_iterations:,} times" if self.num_iterations > 1 else ""
+            lines["generation batch"] = (
+                f"{self.num_prompts * self.num_generations:,} completions ({self.num_prompts:,} prompts x "
+                f"{self.num_generations:,} generations){again}"
+            )
+        lines[f"{rows} per optimizer step"] = (
             f"{self.rows_per_step:,} (batch size {self.batch_size} x accumulation {self.gradient_accumulation_steps} x "
             f"processes {self.num_processes})"
         )
@@ -84,7 +102,8 @@ class TrainingPlan:
         )
         if self.best_metric is not None:
             lines["checkpoints"] += f". The best one by {self.best_metric} is loaded at the end"
-        text = ["training plan", *(f"  {name:<26} {value}" for name, value in lines.items())]
+        width = max(26, *map(len, lines))
+        text = ["training plan", *(f"  {name:<{width}} {value}" for name, value in lines.items())]
         return "\n".join([*text, *(f"warning: {warning}" for warning in self.warnings)])
 
 
@@ -125,8 +144,33 @@ def plan_training(args: TrainingArguments, rows: Dataset | int, num_processes: i
     # Accelerate cuts the rows into batches and gives each process one batch at a time, or a part of each batch
     splits = args.accelerator_config.split_batches
     rows_per_pass = batch_size if splits else batch_size * num_processes
-    if args.dataloader_drop_last:
+    generation, dropped = {}, 0
+    if isinstance(args, GRPOConfig | RLOOConfig):
+        # TRL's sampler repeats the prompts of a generation batch, and leaves out an incomplete one. An optimizer step trains on
+        # `gradient_accumulation_steps` of the `steps_per_generation` parts of a generation batch
+        size = rows_per_pass * args.steps_per_generation
+        if splits or size % args.num_generations:
+            raise ValueError(
+                f"A generation batch has {size:,} completions (batch size {batch_size} x processes {num_processes} x "
+                f"`steps_per_generation` {args.steps_per_generation}). It must be a multiple of `num_generations` "
+                f"{args.num_generations}, without `split_batches`."
+            )
+        num_prompts = size // args.num_generations
+        generation = {
+            "num_generations": args.num_generations,
+            "num_prompts": num_prompts,
+            "num_iterations": args.num_iterations,
+        }
+        passes = num_rows // num_prompts * args.num_iterations * args.steps_per_generation
+        dropped = num_rows % num_prompts
+        if not passes:
+            raise ValueError(
+                f"There is nothing to train on: the dataset has {num_rows:,} rows, and a generation batch has {num_prompts:,} prompts "
+                f"({size:,} completions). Use more rows, a higher `num_generations`, or a smaller batch or `steps_per_generation`."
+            )
+    elif args.dataloader_drop_last:
         passes = num_rows // rows_per_pass
+        dropped = num_rows - passes * rows_per_pass
     else:
         passes = math.ceil(math.ceil(num_rows / batch_size) / (1 if splits else num_processes))
     if not passes:
@@ -143,8 +187,8 @@ def plan_training(args: TrainingArguments, rows: Dataset | int, num_processes: i
         num_processes=num_processes,
         batch_size=batch_size // num_processes if splits else batch_size,
         gradient_accumulation_steps=accumulation,
-        rows_per_step=min(rows_per_pass * accumulation, num_rows),
-        dropped_rows=num_rows - passes * rows_per_pass if args.dataloader_drop_last else 0,
+        rows_per_step=min(rows_per_pass * accumulation, rows_per_pass * passes if generation else num_rows),
+        dropped_rows=dropped,
         steps_per_epoch=steps_per_epoch,
         max_steps=max_steps,
         num_epochs=max_steps / steps_per_epoch,
@@ -152,6 +196,7 @@ def plan_training(args: TrainingArguments, rows: Dataset | int, num_processes: i
         evaluation_steps=evaluations,
         checkpoint_steps=checkpoints,
         best_metric=args.metric_for_best_model if args.load_best_model_at_end else None,
+        **generation,
         **({} if isinstance(rows, int) else _count_labels(rows)),
     )
     return replace(plan, warnings=tuple(_warnings(args, plan)))

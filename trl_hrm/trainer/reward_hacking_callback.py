@@ -37,8 +37,8 @@ class RewardHackingCallback(TrainerCallback):
 
     Each change has a 95 % interval of paired differences over problems ([`~evaluation.intervals.difference_interval`]). The best of
     many evaluations is partly best by chance, so the intervals are corrected for all pairs of evaluations so far (Bonferroni).
-    Without this correction, 20 evaluations of a policy that does not change show a loss in 70 to 83 % of trainings. With it, they
-    show a loss in 5 to 8 %.
+    In simulations of 20 evaluations of a policy that does not change, 70 to 83 % of trainings show a loss without this correction,
+    and 5 to 8 % with it.
 
     After an evaluation, it logs `eval_reward_hacking_gap` (never negative) and the bounds `/low` and `/high` of the loss,
     `eval_process_reward_rise` with its bounds, and `eval_reward_hacking`: 1 if training hacks the process reward, otherwise 0. A
@@ -207,8 +207,8 @@ class RewardHackingCallback(TrainerCallback):
             f"{record['rise']:.3g} (from {best['process_reward']:.3g} to {record['process_reward']:.3g}), while the accuracy "
             f"{shown(self.outcome)} has fallen by {in_points(record['loss'])} (from {percent(best['accuracy'])} to "
             f"{percent(record['accuracy'])}, 95 % interval of the loss {points_between(record['low'], record['high'])} points, on "
-            f"{record['num_problems']} held-out problems). {advice} A checkpoint near step {best['step']} "
-            "has the best policy."
+            f"{record['num_problems']} held-out problems). {advice} The policy was "
+            f"most accurate at step {best['step']}."
         )
 
 

@@ -39,8 +39,8 @@ class StepGRPOConfig(ResumeConfig, GRPOConfig):
         > Parameters that control the monitor of reward hacking
 
         stop_on_reward_hacking (`bool`, *optional*, defaults to `False`):
-            Whether to stop training if the process reward of the evaluation dataset has risen and its accuracy has fallen. See
-            [`RewardHackingCallback`].
+            Whether to stop training if the process reward of the evaluation dataset has risen and its accuracy, the first of the
+            `reward_funcs`, has fallen. See [`RewardHackingCallback`].
 
         > Parameters that control resuming
 
@@ -88,8 +88,8 @@ class StepGRPOConfig(ResumeConfig, GRPOConfig):
     stop_on_reward_hacking: bool = field(
         default=False,
         metadata={
-            "help": "Whether to stop training if the process reward of the evaluation dataset has risen and its accuracy has "
-            "fallen."
+            "help": "Whether to stop training if the process reward of the evaluation dataset has risen and its accuracy, the "
+            "first of the `reward_funcs`, has fallen."
         },
     )
 

@@ -76,9 +76,11 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
             Other arguments of [`~trl.GRPOTrainer`], such as `train_dataset`, `eval_dataset`, `processing_class`, `callbacks`,
             `peft_config` and `tools`.
 
+    With `stop_on_reward_hacking=True`, a [`RewardHackingCallback`] compares the process reward with the first of the `reward_funcs`,
+    whose rewards must be from 0 to 1, on the evaluation dataset.
+
     With `log_completions=True`, the table of completions has a column `step_reward/steps`, and `completions/steps_XXXXX.html` in `output_dir`
-    shows the steps coloured by their reward. A [`RewardHackingCallback`] compares the process reward with the accuracy on held-out
-    problems.
+    shows the steps coloured by their reward.
 
     Attributes:
         eval_rewards (`torch.Tensor`):
@@ -131,7 +133,20 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
         super().__init__(model=model, reward_funcs=[*funcs, step_reward], args=args, **kwargs)
         self._logs["steps"] = deque(maxlen=args.generation_batch_size)  # like the other columns of the table
         if args.stop_on_reward_hacking:
-            self.add_callback(RewardHackingCallback(self, stop=True))
+            self.add_callback(RewardHackingCallback(self, outcome=self.reward_func_names[0], stop=True))
+
+    def _get_train_sampler(self, dataset=None):
+        sampler = super()._get_train_sampler(dataset)
+
+        def set_epoch(epoch: int) -> None:
+            # Without this, a training that is resumed in a later epoch begins with the order of the first epoch
+            if sampler.shuffle:
+                sampler.generator.manual_seed(sampler.seed)
+                for _ in range(epoch):
+                    torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+        sampler.set_epoch = set_epoch
+        return sampler
 
     @property
     def eval_rewards(self) -> torch.Tensor:
