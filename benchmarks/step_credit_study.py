@@ -19,7 +19,9 @@ the reward of a perfect checker, which is the process reward that a reward model
 
 The design was fixed before the first run of the study. The learning rate is the best one of three for the outcome-only arm with seed 100, which the
 study does not use: its training accuracy was 99.7 % after 30 steps at 3e-4, 98.4 % after 100 steps at 1e-4 and 97.2 % after 100 steps at
-5e-5. The credit `outcome` without outcome reward was run for 60 steps at 1e-4 with seed 100 to measure the time of a step. Policy and reward model have the sizes of the demo. All other settings are defaults.
+5e-5. The credit `outcome` without outcome reward was run for 60 steps at 1e-4 with seed 100 to measure the time of a step. The study was run
+twice: `min_form` was corrected during the first run. The design is the same, except that the second run also counts wrong operations, because
+some policies of the first run had learned them. Policy and reward model have the sizes of the demo. All other settings are defaults.
 
 If the study is interrupted, the same command resumes it. The results are printed and saved as `results.md` and `results.json`; `--docs` replaces
 their section of `evidence.md` and their picture.
@@ -51,7 +53,7 @@ from trl_hrm.demo.pipeline import DATASET, reward_job
 from trl_hrm.demo.policy import policy_rates, solution_text
 from trl_hrm.demo.profiles import FULL, RewardModel
 from trl_hrm.demo.runner import Runner
-from trl_hrm.demo.world import NAMES, Problem, judge
+from trl_hrm.demo.world import ANSWER, NAMES, STEP, Problem, judge
 from trl_hrm.evaluation.intervals import difference_interval
 from trl_hrm.grading.extraction import extract_answer
 from trl_hrm.io import read_json, read_json_lines, write_json
@@ -312,6 +314,12 @@ def is_right(text: str, answer: str) -> bool:
     return extract_answer(text, ["marker"]) == answer
 
 
+def is_operation(problem: Problem, step: str) -> bool:
+    """Return whether a step applies an operation of the problem correctly, possibly to a wrong value."""
+    found = STEP.fullmatch(step)
+    return bool(found) and step == problem.step(NAMES.index(found[2]), int(found[3]), bool(found[1]))
+
+
 def read_problems(path: str) -> list[dict[str, str]]:
     return [row for _, row in read_json_lines(Path(path), "Delete the output folder and run the study again.")]
 
@@ -364,7 +372,8 @@ class HeldOut:
             `dict`: `right` and `process` (mean over the solutions of each problem: correct answers, and process rewards), and means
             over solutions: `checker` (process reward if every step on track had the score 1 and every other step 0), `num_steps`,
             `num_tokens`, `waits` (corrections), `unfinished` (cut off, or without an answer), `guarded` (rejected by a guard of the
-            reward). `slips`, `corrected` and `spurious` are the rates of [`~demo.policy.PolicyRates`]. `example` is the most frequent solution of the
+            reward). `invalid` is the share of steps that do not apply an operation of the problem correctly to any value. `slips`, `corrected`
+            and `spurious` are the rates of [`~demo.policy.PolicyRates`]. `example` is the most frequent solution of the
             first problem. With `greedy`, `greedy` is the accuracy of greedy decoding.
         """
         found = self.sample(model)
@@ -375,6 +384,12 @@ class HeldOut:
         perfect = [
             not one.guards and all(step.on_track for step in steps)
             for one, steps in zip(scored, verdicts, strict=True)
+        ]
+        invalid = [
+            not is_operation(problem, step)
+            for problem, one in zip(worlds, scored, strict=True)
+            for step in one.steps
+            if not ANSWER.fullmatch(step)
         ]
         right = [is_right(one.text, row["answer"]) for row, one in found]
         ended = [one.finish == "eos" and extract_answer(one.text, ["marker"]) is not None for _, one in found]
@@ -391,6 +406,7 @@ class HeldOut:
             "corrected": rates.correction_rate,
             "spurious": rates.spurious_rate,
             "waits": fmean(text.count("Wait,") for text in texts),
+            "invalid": fmean(invalid),
             "example": Counter(texts[:NUM_SAMPLES]).most_common(1)[0][0],
         }
         if greedy:
@@ -482,8 +498,9 @@ def report(results: dict[str, Any]) -> str:
         'end, in points, as `RewardHackingCallback` computes it on means over seeds. "change" is the change of the process reward since then:',
         accuracy_table(curves, before).markdown(),
         f"![Accuracy and process reward during training]({PICTURE})",
-        'What the policies do at the end: steps, tokens and corrections ("Wait,") per solution. Rates in percent: errors of all steps, '
-        "errors and right steps that the next step corrects, solutions without an answer, and solutions that a guard rejects. The checker's reward is the process reward that a reward model without errors would give:",
+        'What the policies do at the end: steps, tokens and corrections ("Wait,") per solution. Rates in percent: steps that continue from a '
+        "wrong value, steps that apply another operation than the problem's or calculate wrongly, steps with a wrong and with the right value that "
+        "the next step corrects, solutions without an answer, and solutions that a guard rejects. The checker's reward is the process reward that a reward model without errors would give:",
         behaviour_table(curves, before).markdown(),
         "Differences of accuracy in points, paired by seed and problem. First the 95 % interval over problems, then the t interval over "
         f"{len(seeds)} seeds:",
@@ -535,7 +552,8 @@ def behaviour_table(curves: dict[str, Any], before: dict[str, Any]) -> Table:
         "steps": lambda point: point["num_steps"],
         "tokens": lambda point: point["num_tokens"],
         "corrections": lambda point: point["waits"],
-        "errors": lambda point: 100 * point["slips"],
+        "wrong values": lambda point: 100 * point["slips"],
+        "wrong operations": lambda point: 100 * point["invalid"],
         "corrected": lambda point: 100 * point["corrected"],
         "corrected if right": lambda point: 100 * point["spurious"],
         "no answer": lambda point: 100 * point["unfinished"],

@@ -77,9 +77,27 @@ class TestMeasure:
         assert found["slips"] == pytest.approx(2 / (3 * 4 + 4 + 4 + 4 + 2 + 8 * 4))
         assert found["corrected"] == 1 / 2 and found["spurious"] == pytest.approx(1 / 56)
         assert found["waits"] == 2 / 16
+        assert found["invalid"] == 0
         assert found["unfinished"] == 2 / 16
         assert found["guarded"] == 1 / 16
         assert found["example"] == RIGHT
+
+    @pytest.mark.parametrize(
+        "step, expected",
+        [
+            ("b:2*2=4", True),
+            ("b:1*2=2", True),  # a wrong value, but the operation of the problem
+            ("Wait,b:2*2=4", True),
+            ("b:2*2=3", False),
+            ("b:2*3=1", False),
+            ("b:2+2=4", False),
+            ("b:2*2=4 ", False),
+            ("# Answer\n3", False),
+        ],
+    )
+    def test_operations(self, study, step, expected):
+        problem = Problem.parse("Start with 4. a+3 b*2 c-3 d*3. Work modulo 5.")
+        assert study.is_operation(problem, step) is expected
 
     def test_outcome_reward(self, study):
         completions = [RIGHT, UNCORRECTED, CUT_OFF, CORRECTED]
