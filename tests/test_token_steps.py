@@ -417,6 +417,12 @@ class TestMessages:
         """Its beginning is not among the tokens, but the content is all that follows."""
         assert self.found(completion_of("a\n\nb", thinking=["So a\n\nb"]), "a\n\nb</think>a\n\nb") == "000000001"
 
+    @pytest.mark.parametrize("thought", ["c", "a"])
+    def test_thinking_after_a_content(self, thought):
+        """If the policy thinks once more and does not come to an end, the parser returns what it wrote before as the content."""
+        scored = completion_of("a\n\nb", thinking=[thought])
+        assert self.found(scored, f"a\n\nb[INST]{thought}") == "000111"
+
     def test_messages_without_text(self):
         """Their tokens belong to the step before them, or to the first step."""
         parts = ("<call>x", "3", "<call>", "3", "a\n\nb", "3", "<call>x", "33", "c")
