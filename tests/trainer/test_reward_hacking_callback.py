@@ -451,3 +451,8 @@ class TestBadInput:
             RewardHackingCallback(trainer, outcome=name)
         with pytest.raises(ValueError, match="`process` is 'steps'"):
             RewardHackingCallback(trainer, outcome="step_reward", process="steps")
+
+    def test_one_reward_as_both(self, world):
+        """Its mean cannot rise and fall."""
+        with pytest.raises(ValueError, match="`outcome` and `process` are both 'step_reward'"):
+            RewardHackingCallback(world().trainer, outcome="step_reward")

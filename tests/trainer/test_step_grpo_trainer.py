@@ -333,6 +333,21 @@ class TestLogs:
         assert log["step_reward/num_steps"] == pytest.approx(sum(map(len, rows)) / 6)
         assert log["rewards/step_reward/mean"] == pytest.approx(sum(map(min, rows)) / 6)
 
+    def test_process_rewards_of_completions_without_an_outcome(self, tmp_path):
+        """They train the policy, so they are part of the mean and of the table. TRL alone would leave them out."""
+
+        def some(completions, **_):
+            return [1.0 if i % 3 == 0 else None for i in range(len(completions))]
+
+        trainer = make_trainer(tmp_path, funcs=(some,), max_steps=1)
+        trainer.train()
+        rewards = torch.tensor([min(row) for rows in REWARDS.values() for row in rows])
+        log = trainer.state.log_history[0]
+        assert log["rewards/step_reward/mean"] == pytest.approx(rewards.mean().item())
+        assert log["rewards/step_reward/std"] == pytest.approx(rewards.std().item())
+        assert list(trainer._logs["rewards"]["step_reward"]) == pytest.approx(rewards.tolist())
+        assert trainer._logs["rewards"]["some"].count(1.0) == 2
+
     def test_the_table_has_the_steps(self, tmp_path):
         trainer = make_trainer(tmp_path, log_completions=True, max_steps=1)
         trainer.train()
@@ -404,6 +419,19 @@ class TestBadInput:
         reward = planted_reward()
         with pytest.raises(ValueError, match="also one of the `reward_funcs`"):
             make_trainer(tmp_path, reward, funcs=(reward,))
+
+    def test_a_monitor_without_an_outcome(self, tmp_path):
+        """It would compare the process reward with itself, and never stop."""
+        args = {"stop_on_reward_hacking": True, "eval_strategy": "steps", "per_device_eval_batch_size": 3}
+        extra = {"eval_dataset": Dataset.from_list([{"prompt": prompt} for prompt in COMPLETIONS])}
+        with pytest.raises(ValueError, match="`outcome` is not set.*such as AccuracyReward"):
+            make_trainer(tmp_path, funcs=(), extra=extra, **args)
+
+    def test_a_tokenizer_of_the_only_reward_model(self, tmp_path):
+        """Not in a list, as in TRL."""
+        tokenizer = tiny_tokenizer()
+        trainer = make_trainer(tmp_path, extra={"reward_processing_classes": tokenizer})
+        assert trainer.reward_processing_classes == [tokenizer, None]
 
     @pytest.mark.parametrize(
         "args, message",

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from .. import step_credit
-from .._compat import get_config_model_id
+from .._compat import get_config_model_id, trainer_utils
 from ..rewards import StepReward
 from ..scoring.aggregate import aggregate_name
 from ..token_steps import token_steps
@@ -125,15 +125,16 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
         # TRL calls and logs the process reward. In its sum of rewards, it has no weight if the steps have advantages
         args = copy(args)
         args.reward_weights = [*weights, args.step_reward_weight if args.step_credit == "outcome" else 0.0]
-        if isinstance(classes := kwargs.get("reward_processing_classes"), list):
-            kwargs["reward_processing_classes"] = [*classes, None]
+        if (classes := kwargs.get("reward_processing_classes")) is not None:
+            kwargs["reward_processing_classes"] = [*(classes if isinstance(classes, list) else [classes]), None]
         self.step_reward = step_reward
         self._step_column = len(funcs)
         self._eval_batches: list[torch.Tensor] = []
         super().__init__(model=model, reward_funcs=[*funcs, step_reward], args=args, **kwargs)
         self._logs["steps"] = deque(maxlen=args.generation_batch_size)  # like the other columns of the table
         if args.stop_on_reward_hacking:
-            self.add_callback(RewardHackingCallback(self, outcome=self.reward_func_names[0], stop=True))
+            outcomes = [name for i, name in enumerate(self.reward_func_names) if i != self._step_column]
+            self.add_callback(RewardHackingCallback(self, outcome=next(iter(outcomes), None), stop=True))
 
     def _get_train_sampler(self, dataset=None):
         sampler = super()._get_train_sampler(dataset)
@@ -166,6 +167,7 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
             advantages = [None] * len(scored)
         else:
             # Without this, a completion that has only a process reward would have the reward 0 in the baseline of the others
+            self._process_rewards = rewards[:, self._step_column].clone()
             others = torch.arange(rewards.shape[1], device=rewards.device) != self._step_column
             if others.any():
                 rewards[rewards[:, others].isnan().all(dim=1), self._step_column] = torch.nan
@@ -205,6 +207,13 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         if self.args.step_credit == "outcome":
             return output
+        # TRL has not logged the process rewards of completions without another reward
+        metrics, name = self._metrics["train" if self.model.training else "eval"], self.step_reward.__name__
+        metrics[f"rewards/{name}/mean"][-1] = torch.nanmean(self._process_rewards).item()
+        metrics[f"rewards/{name}/std"][-1] = trainer_utils.nanstd(self._process_rewards).item()
+        logged, values = self._logs["rewards"][name], self._process_rewards.tolist()
+        for i in range(1, min(len(logged), len(values)) + 1):
+            logged[-i] = values[-i]
         # (B,) -> (B, T)
         advantages = output["advantages"].unsqueeze(1).repeat(1, output["completion_ids"].shape[1])
         for i, (completion, ids, values) in enumerate(self._scored_batch):
