@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_hrm import StepGRPOConfig, StepGRPOTrainer, StepReward, StepScorer
@@ -478,3 +479,18 @@ class TestBadInput:
         else:
             with pytest.raises(ValueError, match=name):
                 trainer.train(resume_from_checkpoint=True)
+
+    def test_another_adapter_of_the_reward_model(self, tmp_path):
+        """The weights of the base model are the same."""
+
+        def adapted(seed):
+            reward = planted_reward()
+            torch.manual_seed(seed)
+            config = LoraConfig(target_modules="all-linear", inference_mode=True)
+            reward.scorer.model = get_peft_model(reward.scorer.model, config)
+            return make_trainer(tmp_path, reward, save_strategy="steps", save_steps=1, max_steps=1)
+
+        adapted(0).train()
+        assert adapted(0)._resolve(True)[0] is not None
+        with pytest.raises(ValueError, match="reward_model.weights was"):
+            adapted(1).train(resume_from_checkpoint=True)

@@ -6,8 +6,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
-from transformers import PreTrainedModel
+from accelerate.utils import gather_object, is_peft_model
 from trl import GRPOTrainer
 
 from .. import step_credit
@@ -26,6 +25,7 @@ from .step_table import coloured_steps, log_steps_page
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 SHOWN_STEPS = 8  # positions of steps that have their own metrics
 
@@ -234,9 +234,9 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
     @cached_property
     def _content(self) -> dict[str, Any]:
         reward, scorer = self.step_reward, self.step_reward.scorer
-        if isinstance(model := getattr(scorer, "model", None), PreTrainedModel):
+        if isinstance(model := getattr(scorer, "model", None), torch.nn.Module):
             identity = model_identity(model)
-            if identity.keys() == {"config"}:
+            if identity.keys() == {"config"} or is_peft_model(model):  # the first is without the adapter
                 identity = identity_in_memory(model)
         else:  # a name on a server, or an engine
             identity = {"name": model or type(scorer).__name__}
