@@ -467,6 +467,7 @@ class TestBadInput:
             ({"min_form_temperature": 0.1}, "min_form_temperature was"),
             ({"reward": lambda: planted_reward(aggregate="mean")}, "step_reward.aggregate was"),
             ({"reward": lambda: planted_reward(max_steps=8)}, "step_reward.max_steps was"),
+            ({"reward": lambda: planted_reward(segmentation="sentence")}, "step_reward.segmentation was"),
             ({"reward": lambda: planted_reward(seed=1)}, "reward_model.weights was"),
             ({"log_completions": True, "num_generations_eval": 1}, None),
         ],

@@ -244,6 +244,7 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
             "reward_model": identity,
             "step_reward": {
                 "aggregate": aggregate_name(reward.aggregate),
+                "segmentation": reward.rule.name,
                 "guard_reward": reward.guard_reward,
                 **{
                     guard: getattr(reward, guard)
