@@ -365,6 +365,15 @@ class TestTraining:
         world.evaluate(10, right(50), noisy(0.4))
         assert not world.state.log_history and not (world.folder / "reward_hacking.json").exists()
 
+    def test_evaluations_of_other_problems_are_not_compared(self, world):
+        """Another callback may evaluate other problems during training, with another prefix of the metrics."""
+        world = world()
+        world.evaluate(10, right(50), noisy(0.4))
+        world.state.global_step = 20
+        world.trainer.eval_rewards = torch.zeros(7, 2)
+        world.callback.on_evaluate(world.args, world.state, world.control, metrics={"other_loss": 0.0})
+        assert world.evaluate(20, right(20), noisy(0.6, seed=1))["eval_reward_hacking"] == 1.0
+
     def test_only_the_main_process_writes(self, world):
         world = world(stop=True, state=TrainerState(is_world_process_zero=False))
         world.evaluate(0, right(50), noisy(0.4))
