@@ -261,8 +261,9 @@ class TestEqualsGRPO:
                 if "time" not in key and "runtime" not in key and "per_second" not in key
             )
 
-    @pytest.mark.parametrize("credit", CREDIT_FUNCTIONS)
-    @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "cispo"])
+    @pytest.mark.parametrize(
+        "credit, loss_type", zip(CREDIT_FUNCTIONS, ["dapo", "grpo", "dr_grpo", "cispo"], strict=True)
+    )
     def test_without_weight_only_the_outcome_counts(self, tmp_path, credit, loss_type):
         """The advantages have the shape (B, T), and are the same for all tokens of a completion."""
         trainer = make_trainer(tmp_path, step_credit=credit, step_reward_weight=0.0, loss_type=loss_type)
@@ -397,7 +398,7 @@ def test_resuming_in_a_later_epoch(tmp_path):
     unbroken, order = train(tmp_path / "unbroken", 12)
     assert len({tuple(order[start : start + 4]) for start in (0, 4, 8)}) > 1
     assert all(sorted(order[start : start + 4]) == sorted(prompts) for start in (0, 4, 8))
-    for step in (3, 6, 9):  # in the first, second and third epoch
+    for step in (6, 9):  # in the second and third epoch
         folder = tmp_path / f"resumed-{step}"
         _, before = train(folder, step)
         resumed, after = train(folder, 12, resume_from_checkpoint=True)
