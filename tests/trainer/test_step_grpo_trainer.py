@@ -155,6 +155,13 @@ class TestAdvantages:
             expected = expected_of_tokens(values, text)
             assert row[: len(expected)].tolist() == pytest.approx(expected, abs=1e-5)
 
+    def test_threshold(self, tmp_path):
+        trainer = make_trainer(tmp_path, funcs=(), step_credit="clip_delta", clip_threshold=0.75)
+        values, text = clip_delta(REWARDS["1+2?"], 0.75)[1], COMPLETIONS["1+2?"][1]
+        expected = expected_of_tokens(values, text)
+        assert generate(trainer)["advantages"][1, : len(expected)].tolist() == pytest.approx(expected, abs=1e-5)
+        assert values != pytest.approx(clip_delta(REWARDS["1+2?"])[1], abs=1e-2)
+
     def test_a_rejected_completion_has_one_reward_for_all_tokens(self, tmp_path):
         """The second completion has one step, which `min_steps=2` rejects. It still counts in the baseline of the others."""
         completions = COMPLETIONS | {"1+2?": ["add 1\n\nso = 3", "add 1", "sub\n\nso = 3"]}
@@ -217,10 +224,27 @@ class TestAdvantages:
             extra={"eval_dataset": Dataset.from_list([{"prompt": prompt} for prompt in COMPLETIONS])},
         )
         trainer.evaluate()
-        assert trainer.eval_rewards.shape == (2, 2)
+        assert trainer.eval_rewards.tolist() == [
+            [pytest.approx(1.3), pytest.approx(0.8)],
+            [pytest.approx(1.3), pytest.approx(0.2)],
+        ]
         trainer.model.eval()
         output = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in COMPLETIONS])
         assert not output["advantages"].any()
+
+    def test_evaluation_without_an_outcome(self, tmp_path):
+        """The process rewards are known, although they are hidden from TRL's sum."""
+        data = Dataset.from_list([{"prompt": prompt} for prompt in COMPLETIONS])
+        trainer = make_trainer(
+            tmp_path,
+            funcs=(lambda completions, **_: [None] * len(completions),),
+            per_device_eval_batch_size=3,
+            extra={"eval_dataset": data},
+        )
+        trainer.evaluate()
+        assert sorted(trainer.eval_rewards[:, 1].tolist()) == pytest.approx(
+            sorted(min(row) for rows in REWARDS.values() for row in rows)
+        )
 
     def test_one_completion_per_group_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="generation"):
@@ -418,6 +442,13 @@ class TestBadInput:
     def test_weights(self, tmp_path):
         with pytest.raises(ValueError, match="2 weights for 1 `reward_funcs`.*`step_reward_weight`"):
             make_trainer(tmp_path, reward_weights=[1.0, 0.5])
+        args = StepGRPOConfig(str(tmp_path), **ARGS)
+        for _ in range(2):  # the trainer does not change the user's `args`
+            data = Dataset.from_list([{"prompt": "1+2?"}] * 2)
+            model = tiny_model(HEADS["lm"])
+            StepGRPOTrainer(
+                model, length_reward, planted_reward(), args, train_dataset=data, processing_class=tiny_tokenizer()
+            )
         reward = planted_reward()
         with pytest.raises(ValueError, match="also one of the `reward_funcs`"):
             make_trainer(tmp_path, reward, funcs=(reward,))
