@@ -102,6 +102,11 @@ class RewardHackingCallback(TrainerCallback):
                 raise ValueError(
                     f"`{option}` is {shown(name)}. It must be the name of exactly one reward function. The trainer has {shown(names)}."
                 )
+        if self.outcome == self.process:
+            raise ValueError(
+                f"`outcome` and `process` are both {shown(self.outcome)}, so there is no accuracy to compare with. Add a reward function "
+                "for the answer, such as AccuracyReward."
+            )
         self._columns = [names.index(self.outcome), names.index(self.process)]
         self._digest = digest_of_dataset(trainer.eval_dataset)
 
