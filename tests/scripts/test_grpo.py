@@ -99,6 +99,7 @@ class TestOptions:
             ({"reward_funcs": ["a.b"], "extractors": ["boxed"]}, "`extractors` only applies to the reward accuracy"),
             ({"guard_max_repeated": 2.0}, "`guard_max_repeated` is 2.0. It must be at least 0 and at most 1"),
             ({"guard_min_steps": 0}, "`guard_min_steps` is 0"),
+            ({"guard_min_steps": 5, "guard_max_steps": 3}, "`guard_min_steps` is 5 and `guard_max_steps` is 3"),
         ],
     )  # fmt: skip
     def test_options_without_effect_are_errors(self, settings, message):

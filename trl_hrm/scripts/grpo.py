@@ -199,6 +199,11 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
                 "`reward_model_engine` is vllm, which cannot run in a training process. Run `vllm serve` with the reward model on "
                 "another GPU, and set `reward_model_engine` to its URL."
             )
+        if self.guard_max_steps is not None and self.guard_min_steps > self.guard_max_steps:
+            raise ValueError(
+                f"`guard_min_steps` is {self.guard_min_steps} and `guard_max_steps` is {self.guard_max_steps}, so every completion would "
+                "be rejected."
+            )
         funcs = self.reward_funcs or []
         for name in funcs:
             if name != ACCURACY and "." not in name:
