@@ -351,7 +351,7 @@ class TestTraining:
         assert history["outcome"] == "accuracy" and [one["step"] for one in history["evaluations"]] == [1, 2]
         assert any((before[name] != tensor).any() for name, tensor in load_file("out/model.safetensors").items())
         card = Path("out/README.md").read_text()
-        assert "problems.jsonl" in card
+        assert "on held-out rows of test.jsonl" in card and "problems.jsonl" not in card
         shown = capsys.readouterr().out
         assert "  generation batch               4 completions (2 prompts x 2 generations)" in shown
 

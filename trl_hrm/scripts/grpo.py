@@ -401,7 +401,9 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any) -> N
             eval_dataset=eval_dataset,
             peft_config=get_peft_config(model_args),
         )
-        trainer.dataset_name = script_args.dataset_name or script_args.problems  # for the model card
+        # For the model card
+        trainer.dataset_name = script_args.dataset_name or script_args.problems
+        trainer.eval_dataset_name = script_args.test_problems
         if (
             eval_dataset is not None
             and ACCURACY in trainer.reward_func_names
