@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,6 +191,23 @@ class TestPrompts:
         rows, _ = self.load(tokenizer, prompt_style="chat", system_prompt="Be brief.")
         assert rows[0]["prompt"][0]["content"] == f"Be brief.\n\n{KNOWN[0]['problem'].strip()}"
         assert "has no system messages" in capsys.readouterr().out
+
+    def test_no_training_on_a_test_split(self, folder, monkeypatch):
+        """For other commands, `gsm8k` is the test split."""
+        read = []
+
+        def loaded_dataset(name, split, config):
+            read.append((name, split, config))
+            rows = {
+                "train": [{"question": "1 + 1?", "answer": "#### 2"}],
+                "test": [{"question": "2 + 2?", "answer": "#### 4"}],
+            }
+            return nullcontext(Dataset.from_list(rows[split]))
+
+        monkeypatch.setattr("trl_hrm.data.problem_sets.loaded_dataset", loaded_dataset)
+        rows, held_out = self.load(problems="gsm8k", test_problems="gsm8k", eval_strategy="steps")
+        assert (rows["problem"], held_out["problem"]) == (["1 + 1?"], ["2 + 2?"])
+        assert read == [("openai/gsm8k", "test", "main"), ("openai/gsm8k", "train", "main")]
 
     def test_held_out_problems(self, folder, capsys):
         """They are read like the problems, and the problem that is in both files is not trained on."""

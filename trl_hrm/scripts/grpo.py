@@ -47,6 +47,8 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
     Args:
         problems (`str`, *optional*):
             Problems with answers to train on. See [`ProblemsConfig`]. The reward model is shown the problem without the template.
+        split (`str`, *optional*, defaults to `"train"`):
+            Dataset split to train on. Ignored for files. Unlike in the other commands, it is not `"test"` for `"math500"` and `"gsm8k"`.
         test_problems (`str`, *optional*):
             Held-out problems to evaluate on, if `eval_strategy` is set. They are read like `problems`, from the split
             `dataset_test_split`, and are excluded from `problems`.
@@ -82,6 +84,8 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
         `ValueError`: If there are neither problems nor a dataset, or both, or if an option has no effect with the others.
     """
 
+    # Not the default of `ProblemsConfig`, which is the test split of some datasets
+    split: str = field(default="train", metadata={"help": "Dataset split to train on. Ignored for files."})
     test_problems: str | None = field(
         default=None,
         metadata={
