@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +99,7 @@ class TestOptions:
             ({"reward_funcs": ["a.b"], "extractors": ["boxed"]}, "`extractors` only applies to the reward accuracy"),
             ({"guard_max_repeated": 2.0}, "`guard_max_repeated` is 2.0. It must be at least 0 and at most 1"),
             ({"guard_min_steps": 0}, "`guard_min_steps` is 0"),
+            ({"guard_min_steps": 5, "guard_max_steps": 3}, "`guard_min_steps` is 5 and `guard_max_steps` is 3"),
         ],
     )  # fmt: skip
     def test_options_without_effect_are_errors(self, settings, message):
@@ -190,6 +191,23 @@ class TestPrompts:
         rows, _ = self.load(tokenizer, prompt_style="chat", system_prompt="Be brief.")
         assert rows[0]["prompt"][0]["content"] == f"Be brief.\n\n{KNOWN[0]['problem'].strip()}"
         assert "has no system messages" in capsys.readouterr().out
+
+    def test_no_training_on_a_test_split(self, folder, monkeypatch):
+        """For other commands, `gsm8k` is the test split."""
+        read = []
+
+        def loaded_dataset(name, split, config):
+            read.append((name, split, config))
+            rows = {
+                "train": [{"question": "1 + 1?", "answer": "#### 2"}],
+                "test": [{"question": "2 + 2?", "answer": "#### 4"}],
+            }
+            return nullcontext(Dataset.from_list(rows[split]))
+
+        monkeypatch.setattr("trl_hrm.data.problem_sets.loaded_dataset", loaded_dataset)
+        rows, held_out = self.load(problems="gsm8k", test_problems="gsm8k", eval_strategy="steps")
+        assert (rows["problem"], held_out["problem"]) == (["1 + 1?"], ["2 + 2?"])
+        assert read == [("openai/gsm8k", "test", "main"), ("openai/gsm8k", "train", "main")]
 
     def test_held_out_problems(self, folder, capsys):
         """They are read like the problems, and the problem that is in both files is not trained on."""
@@ -350,7 +368,7 @@ class TestTraining:
         assert history["outcome"] == "accuracy" and [one["step"] for one in history["evaluations"]] == [1, 2]
         assert any((before[name] != tensor).any() for name, tensor in load_file("out/model.safetensors").items())
         card = Path("out/README.md").read_text()
-        assert "problems.jsonl" in card
+        assert "on held-out rows of test.jsonl" in card and "problems.jsonl" not in card
         shown = capsys.readouterr().out
         assert "  generation batch               4 completions (2 prompts x 2 generations)" in shown
 

@@ -433,6 +433,10 @@ class TestBadInput:
         with pytest.raises(ValueError, match="such as AccuracyReward, or set `outcome`"):
             RewardHackingCallback(trainer)
 
+    def test_a_process_reward_is_not_compared_with_itself(self, world):
+        with pytest.raises(ValueError, match="`outcome` and `process` are both 'step_reward'"):
+            RewardHackingCallback(world().trainer, outcome="step_reward")
+
     def test_no_process_reward(self, world):
         trainer = world().trainer
         trainer.reward_funcs, trainer.reward_func_names = trainer.reward_funcs[:1], NAMES[:1]

@@ -350,9 +350,9 @@ class TestLogs:
         trainer.train()
         log = trainer.state.log_history[0]
         rows = [row for rewards in REWARDS.values() for row in rewards]
-        values = [row for rewards in REWARDS.values() for row in progress(rewards)]
+        values = [[abs(value) for value in row] for rewards in REWARDS.values() for row in progress(rewards)]
         for j in range(4):
-            for kind, found in (("score", rows), ("advantage", values)):
+            for kind, found in (("score", rows), ("advantage_size", values)):
                 here = [row[j] for row in found if len(row) > j]
                 assert log[f"step_reward/{kind}/step_{j + 1}"] == pytest.approx(sum(here) / len(here), abs=1e-6)
         assert "step_reward/score/step_5" not in log

@@ -47,6 +47,8 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
     Args:
         problems (`str`, *optional*):
             Problems with answers to train on. See [`ProblemsConfig`]. The reward model is shown the problem without the template.
+        split (`str`, *optional*, defaults to `"train"`):
+            Dataset split to train on. Ignored for files. Unlike in the other commands, it is not `"test"` for `"math500"` and `"gsm8k"`.
         test_problems (`str`, *optional*):
             Held-out problems to evaluate on, if `eval_strategy` is set. They are read like `problems`, from the split
             `dataset_test_split`, and are excluded from `problems`.
@@ -82,6 +84,8 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
         `ValueError`: If there are neither problems nor a dataset, or both, or if an option has no effect with the others.
     """
 
+    # Not the default of `ProblemsConfig`, which is the test split of some datasets
+    split: str = field(default="train", metadata={"help": "Dataset split to train on. Ignored for files."})
     test_problems: str | None = field(
         default=None,
         metadata={
@@ -198,6 +202,11 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
             raise ValueError(
                 "`reward_model_engine` is vllm, which cannot run in a training process. Run `vllm serve` with the reward model on "
                 "another GPU, and set `reward_model_engine` to its URL."
+            )
+        if self.guard_max_steps is not None and self.guard_min_steps > self.guard_max_steps:
+            raise ValueError(
+                f"`guard_min_steps` is {self.guard_min_steps} and `guard_max_steps` is {self.guard_max_steps}, so every completion would "
+                "be rejected."
             )
         funcs = self.reward_funcs or []
         for name in funcs:
@@ -396,7 +405,9 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any) -> N
             eval_dataset=eval_dataset,
             peft_config=get_peft_config(model_args),
         )
-        trainer.dataset_name = script_args.dataset_name or script_args.problems  # for the model card
+        # For the model card
+        trainer.dataset_name = script_args.dataset_name or script_args.problems
+        trainer.eval_dataset_name = script_args.test_problems
         if (
             eval_dataset is not None
             and ACCURACY in trainer.reward_func_names

@@ -105,7 +105,8 @@ class RewardHackingCallback(TrainerCallback):
                 )
         if self.outcome == self.process:
             raise ValueError(
-                f"`outcome` and `process` are both {shown(self.outcome)}. Set `outcome` to the name of a reward function for the answer."
+                f"`outcome` and `process` are both {shown(self.outcome)}, so there is no accuracy to compare with. Add a reward function "
+                "for the answer, such as AccuracyReward."
             )
         self._columns = [names.index(self.outcome), names.index(self.process)]
         self._digest = digest_of_dataset(trainer.eval_dataset)

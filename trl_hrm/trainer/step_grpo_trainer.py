@@ -177,9 +177,11 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
             advantages = self._step_advantages(all_rewards, num_generations)[start : start + len(scored)]
         name = self.step_reward.__name__
         for completion, values in zip(scored, advantages, strict=True):
-            for kind, row in (("score", completion.scores), ("advantage", values)):
-                for j, value in enumerate((row or [])[:SHOWN_STEPS], 1):
-                    self._log_metric(f"{name}/{kind}/step_{j}", value)
+            for j, score in enumerate((completion.scores or [])[:SHOWN_STEPS], 1):
+                self._log_metric(f"{name}/score/step_{j}", score)
+            # Their size, because their mean over a group is 0 at the first step with most credits
+            for j, value in enumerate((values or [])[:SHOWN_STEPS], 1):
+                self._log_metric(f"{name}/advantage_size/step_{j}", abs(value))
         self._scored_batch = list(zip(scored, completion_ids_list, advantages, strict=True))
         if self.log_completions:
             steps = list(zip(scored, advantages, strict=True))
