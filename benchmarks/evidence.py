@@ -31,6 +31,7 @@ KEPT = (
     "The end of a prefix",
     "A pretrained model",
     "A pretrained policy",
+    "Credit for steps in RL",
     "Step credits and padding",
 )  # of other benchmarks
 INTRODUCTION = """# Evidence
