@@ -393,41 +393,58 @@ def begun(tmp_path_factory):
     return folder
 
 
-def test_resuming_in_a_later_epoch(tmp_path):
-    """The order of the problems is that of the unbroken training, and so are the weights."""
+def train_and_watch(folder, max_steps, resume=None, **args):
+    """Train on shuffled prompts, and return the trainer, and the step and the prompt of each generation batch."""
     prompts = ["1+2?", "add x y", "sub?", "so?"]
     completions = {prompt: texts for prompt in prompts for texts in COMPLETIONS.values()}
+    seen = []
 
-    def train(folder, max_steps, **kwargs):
-        seen = []
+    def rollout(prompts, trainer):
+        seen.append((trainer.state.global_step, prompts[0]))
+        return planted_rollout(prompts, trainer, completions)
 
-        def rollout(prompts, trainer):
-            seen.append(prompts[0])
-            return planted_rollout(prompts, trainer, completions)
+    trainer = make_trainer(
+        folder,
+        rollout=rollout,
+        prompts=prompts,
+        shuffle_dataset=True,
+        per_device_train_batch_size=3,
+        lr_scheduler_type="constant",
+        save_strategy="steps",
+        max_steps=max_steps,
+        **args,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, seen
 
-        trainer = make_trainer(
-            folder,
-            rollout=rollout,
-            prompts=prompts,
-            shuffle_dataset=True,
-            per_device_train_batch_size=3,
-            lr_scheduler_type="constant",
-            save_strategy="steps",
-            save_steps=3,
-            max_steps=max_steps,
-        )
-        trainer.train(**kwargs)
-        return trainer, seen
 
-    unbroken, order = train(tmp_path / "unbroken", 12)
+def test_resuming_in_a_later_epoch(tmp_path):
+    """The order of the problems is that of the unbroken training, and so are the weights."""
+    unbroken, seen = train_and_watch(tmp_path / "unbroken", 12, save_steps=12)
+    order = [prompt for _, prompt in seen]
     assert len({tuple(order[start : start + 4]) for start in (0, 4, 8)}) > 1
-    assert all(sorted(order[start : start + 4]) == sorted(prompts) for start in (0, 4, 8))
+    assert all(len(set(order[start : start + 4])) == 4 for start in (0, 4, 8))
     for step in (6, 9):  # in the second and third epoch
         folder = tmp_path / f"resumed-{step}"
-        _, before = train(folder, step)
-        resumed, after = train(folder, 12, resume_from_checkpoint=True)
-        assert before + after == order
+        _, before = train_and_watch(folder, step, save_steps=step)
+        resumed, after = train_and_watch(folder, 12, True, save_steps=12)
+        assert before + after == seen
         assert_same_weights(resumed, unbroken)
+
+
+def test_resuming_within_a_generation_batch(tmp_path, caplog):
+    """Each batch is trained on twice. The interrupted batch is sampled again, and the next ones at their own steps."""
+    unbroken, seen = train_and_watch(tmp_path / "unbroken", 8, num_iterations=2, save_steps=8)
+    assert [step for step, _ in seen] == [0, 2, 4, 6]
+    for step in (3, 4):
+        folder = tmp_path / f"resumed-{step}"
+        _, before = train_and_watch(folder, step, num_iterations=2, save_steps=step)
+        resumed, after = train_and_watch(folder, 8, True, num_iterations=2, save_steps=8)
+        again = [(3, seen[1][1])] if step == 3 else []
+        assert before == seen[:2] and after == again + seen[2:]
+        assert ("Step 3 is within a generation batch" in caplog.text) == bool(again)
+        caplog.clear()
+    assert_same_weights(resumed, unbroken)
 
 
 class TestBadInput:

@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.logging import get_logger
 from accelerate.utils import gather_object, is_peft_model
 from trl import GRPOTrainer
 
@@ -26,6 +27,8 @@ from .step_table import coloured_steps, log_steps_page
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+logger = get_logger(__name__)
 
 SHOWN_STEPS = 8  # positions of steps that have their own metrics
 
@@ -148,6 +151,18 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
 
         sampler.set_epoch = set_epoch
         return sampler
+
+    def _prepare_inputs(self, generation_batch):
+        if self.model.training and self._buffered_inputs is None and self.state.global_step:  # resumed
+            # TRL would count from 0, and sample every later generation batch at another step than without the interruption
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
+            if self._step % (self.args.steps_per_generation * self.num_iterations):
+                logger.warning(
+                    f"Step {self.state.global_step} is within a generation batch, whose completions are not part of a checkpoint. They are "
+                    "sampled again, so the weights will differ from an uninterrupted training. To avoid this, set `save_steps` to a multiple "
+                    "of the optimizer steps per generation batch."
+                )
+        return super()._prepare_inputs(generation_batch)
 
     @property
     def eval_rewards(self) -> torch.Tensor:
