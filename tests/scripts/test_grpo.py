@@ -249,6 +249,9 @@ class TestPrompts:
         Dataset.from_list([{"question": "1 + 2?"}]).to_parquet("data/train.parquet")
         with pytest.raises(ValueError, match=r"the columns \['question'\], but `prompt` is needed"):
             self.load(**settings)
+        Dataset.from_list([{"prompt": "1 + 2?", "completions": ["3"]}]).to_parquet("data/train.parquet")
+        with pytest.raises(ValueError, match=r"names \['completions'\] itself. Is it a dataset for a reward model"):
+            self.load(**settings)
 
 
 class TestRewards:
