@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from contextlib import ExitStack, nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -24,6 +25,7 @@ from trl_hrm.accuracy_reward import AccuracyReward
 from trl_hrm.scripts import grpo
 from trl_hrm.scripts.training import launch, run_script
 
+from ..distributed.launching import needs_deepspeed
 from ..fakes import write_rows
 from ..helpers import ROOT, save_checkpoint, tiny_model, tiny_tokenizer
 from ..scoring.pooling_server import PoolingServer
@@ -246,6 +248,9 @@ class TestPrompts:
         assert self.load(**settings)[0].to_list() == rows
         Dataset.from_list([{"question": "1 + 2?"}]).to_parquet("data/train.parquet")
         with pytest.raises(ValueError, match=r"the columns \['question'\], but `prompt` is needed"):
+            self.load(**settings)
+        Dataset.from_list([{"prompt": "1 + 2?", "completions": ["3"]}]).to_parquet("data/train.parquet")
+        with pytest.raises(ValueError, match=r"names \['completions'\] itself. Is it a dataset for a reward model"):
             self.load(**settings)
 
 
@@ -475,6 +480,43 @@ class TestLaunch:
         assert all((resumed[name] == unbroken[name]).all() for name in unbroken)
         first = load_file("out/checkpoint-1/model.safetensors")
         assert any((first[name] != resumed[name]).any() for name in resumed)
+
+    @pytest.mark.slow
+    @needs_deepspeed
+    def test_zero3(self, folder):
+        """The policy is sharded, and the reward model is whole on both processes."""
+        code = """
+            import gc, json, os
+            from transformers import PreTrainedModel
+            from transformers.integrations import is_deepspeed_zero3_enabled
+
+            def reward(completions, **columns):
+                models = [one for one in gc.get_objects() if isinstance(one, PreTrainedModel) and "For" in type(one).__name__]
+                sizes = {type(one).__name__: sum(weight.numel() for weight in one.parameters()) for one in models}
+                with open(f"rank-{os.environ['RANK']}.json", "w") as file:
+                    json.dump([is_deepspeed_zero3_enabled(), sizes], file)
+                return [0.0] * len(completions)
+        """
+        (folder / "mine.py").write_text(textwrap.dedent(code))
+        values = SETTINGS | {
+            "use_cpu": False,
+            "ddp_backend": "gloo",
+            "num_processes": 2,
+            "reward_funcs": ["mine.reward", "accuracy"],
+            "accelerate_config": str(ROOT / "accelerate_configs" / "zero3.yaml"),
+            "mixed_precision": "no",
+        }
+        Path("grpo.yaml").write_text(yaml.safe_dump(values))
+        done = command("--config", "grpo.yaml", TORCH_EXTENSIONS_DIR=str(Path(sys.prefix) / "torch_extensions"))
+        assert done.returncode == 0, done.stderr[-3000:]
+        whole = sum(weight.numel() for weight in tiny_model().parameters())
+        for rank in (0, 1):
+            assert json.loads(Path(f"rank-{rank}.json").read_text()) == [
+                True,
+                {"Qwen2ForCausalLM": 0, "Qwen2ForTokenClassification": whole},
+            ]
+        before, after = load_file("policy/model.safetensors"), load_file("out/model.safetensors")
+        assert before.keys() == after.keys() and any((before[name] != after[name]).any() for name in after)
 
 
 def command(*words: str, **env) -> subprocess.CompletedProcess:

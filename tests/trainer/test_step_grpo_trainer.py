@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, GRPOTrainer
+from trl.rewards import think_format_reward
 
 from trl_hrm import StepGRPOConfig, StepGRPOTrainer, StepReward, StepScorer
 from trl_hrm.step_credit import CREDITS, clip_delta, min_form, progress, step_sum
@@ -514,6 +515,7 @@ class TestBadInput:
             ({"step_credit": "progress"}, "step_credit was"),
             ({"step_reward_weight": 2.0}, "step_reward_weight was"),
             ({"min_form_temperature": 0.1}, "min_form_temperature was"),
+            ({"funcs": (think_format_reward,)}, r"reward_funcs was .*length_reward.* and is .*think_format_reward"),
             ({"reward": lambda: planted_reward(aggregate="mean")}, "step_reward.aggregate was"),
             ({"reward": lambda: planted_reward(max_steps=8)}, "step_reward.max_steps was"),
             ({"reward": lambda: planted_reward(segmentation="sentence")}, "step_reward.segmentation was"),

@@ -237,11 +237,17 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
         evaluates = training_args.eval_strategy != "no"
         if self.dataset_name is not None:
             splits = load_splits(self, training_args)
-            for rows in splits:
-                if rows is not None and "prompt" not in rows.column_names:
+            for columns in [rows.column_names for rows in splits if rows is not None]:
+                if "prompt" not in columns:
                     raise ValueError(
-                        f"{self.dataset_name} has the columns {rows.column_names}, but `prompt` is needed. To make prompts from "
-                        "problems, set `problems` instead of `dataset_name`."
+                        f"{self.dataset_name} has the columns {columns}, but `prompt` is needed. To make prompts from problems, set "
+                        "`problems` instead of `dataset_name`."
+                    )
+                # TRL passes the columns to the rewards by name, next to `prompts` and `completions`
+                if taken := {"prompts", "completions"} & {*columns}:
+                    raise ValueError(
+                        f"{self.dataset_name} has the columns {columns}, but GRPO uses the names {shown(sorted(taken))} itself. Is it a "
+                        "dataset for a reward model? If not, rename them."
                     )
             return splits
         from datasets import Dataset

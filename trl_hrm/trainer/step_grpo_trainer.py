@@ -258,6 +258,7 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
         else:  # a name on a server, or an engine
             identity = {"name": model or type(scorer).__name__}
         return super()._content | {
+            "reward_funcs": self.reward_func_names[: self._step_column],
             "reward_model": identity,
             "step_reward": {
                 "aggregate": aggregate_name(reward.aggregate),
