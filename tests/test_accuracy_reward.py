@@ -136,22 +136,22 @@ def test_copies_have_their_own_workers(accuracy):
     ],
 )
 def test_workers_end_with_the_process(tmp_path, end):
-    """Without a context manager, as in a training script that is killed."""
+    """As in a training script: no context manager, no main block, and possibly killed."""
     code = f"""
         import os, signal, sys
         from trl_hrm import AccuracyReward
 
-        if __name__ == "__main__":
-            reward = AccuracyReward(num_workers=2)
-            print(reward(["a"] * 2, ["The answer is 3.", "The answer is 4."], answer=["3", "3"]))
-            print(*[worker.process.pid for worker in reward._grader._workers if worker.process], flush=True)
-            {end}
+        reward = AccuracyReward(num_workers=2)
+        print(reward(["a"] * 4, ["The answer is 3.", "The answer is 4."] * 2, answer=["3", "3", "5", "5"]))
+        print(*[worker.process.pid for worker in reward._grader._workers if worker.process], flush=True)
+        assert "reward" in vars(sys.modules["__main__"])
+        {end}
     """
     (tmp_path / "program.py").write_text(textwrap.dedent(code))
     # `communicate` waits until no process has the pipe open any more
     done = subprocess.run([sys.executable, "program.py"], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     rewards, pids = done.stdout.splitlines()
-    assert rewards == "[1.0, 0.0]" and len(pids.split()) >= 1
+    assert rewards == "[1.0, 0.0, 0.0, 0.0]" and len(pids.split()) >= 1
     assert done.returncode == {"pass": 0, "sys.exit(3)": 3, "os._exit(3)": 3}.get(end, -9), done.stderr
 
 

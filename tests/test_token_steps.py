@@ -8,10 +8,9 @@ import pytest
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
-from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import qwen3_chat_template
 
-from trl_hrm import StepFormat, StepScorer
+from trl_hrm import StepFormat, StepGRPOConfig, StepGRPOTrainer, StepScorer
 from trl_hrm.rewards import ScoredCompletion, StepReward
 from trl_hrm.search.steps import RULES, step_spans
 from trl_hrm.token_steps import token_steps
@@ -417,6 +416,12 @@ class TestMessages:
         """Its beginning is not among the tokens, but the content is all that follows."""
         assert self.found(completion_of("a\n\nb", thinking=["So a\n\nb"]), "a\n\nb</think>a\n\nb") == "000000001"
 
+    @pytest.mark.parametrize("thought", ["c", "a"])
+    def test_thinking_after_a_content(self, thought):
+        """If the policy thinks once more and does not come to an end, the parser returns what it wrote before as the content."""
+        scored = completion_of("a\n\nb", thinking=[thought])
+        assert self.found(scored, f"a\n\nb[INST]{thought}") == "000111"
+
     def test_messages_without_text(self):
         """Their tokens belong to the step before them, or to the first step."""
         parts = ("<call>x", "3", "<call>", "3", "a\n\nb", "3", "<call>x", "33", "c")
@@ -497,7 +502,7 @@ def add(a: int, b: int) -> int:
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call><|im_end|>'
 
 
-class Scripted(GRPOTrainer):
+class Scripted(StepGRPOTrainer):
     """Generates given texts, turn after turn. All else is TRL's: tool calls, chat template, parser of responses."""
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
@@ -509,9 +514,16 @@ class Scripted(GRPOTrainer):
         self.generated = super()._generate(prompts)
         return self.generated
 
+    def _generate_and_score_completions(self, inputs):
+        self.output = super()._generate_and_score_completions(inputs)
+        return self.output
+
 
 def test_tools_in_trl(tmp_path):
-    """What TRL passes on differs from what the policy generated: its parser strips contents, and removes thinking and calls."""
+    """
+    What TRL passes on differs from what the policy generated: its parser strips contents, and removes thinking and calls. The last
+    completion is truncated, and not trained on.
+    """
     tokenizer = byte_level()
     tokenizer.chat_template = qwen3_chat_template
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "</s>"
@@ -520,9 +532,9 @@ def test_tools_in_trl(tmp_path):
     options |= {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 220, "max_steps": 1}
     trainer = Scripted(
         tiny_model(HEADS["lm"], vocab_size=len(tokenizer), max_position_embeddings=4096),
-        reward_funcs=[reward],
+        step_reward=reward,
         tools=[add],
-        args=GRPOConfig(str(tmp_path), gradient_checkpointing=False, **options),
+        args=StepGRPOConfig(str(tmp_path), gradient_checkpointing=False, mask_truncated_completions=True, **options),
         train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "1+2?"}]}]),
         processing_class=tokenizer,
     )
@@ -548,10 +560,16 @@ def test_tools_in_trl(tmp_path):
     for ids, mask, scored in zip(completion_ids, tool_mask, reward.scored, strict=True):
         steps = token_steps(tokenizer, ids, scored, mask)
         assert len(scored.scores) == max(steps) + 1
+        row = len(pieces)
+        if row < 3:
+            values = trainer._scored_batch[row][2]
+            assert len(set(values)) == len(values)
+            assert trainer.output["advantages"][row, : len(ids)].tolist() == pytest.approx([values[k] for k in steps])
         tokens = zip(steps, mask, ids, strict=True)
         pieces.append(
             [(k, tokenizer.decode([i for *_, i in run])) for k, run in itertools.groupby(tokens, lambda x: x[:2])]
         )
+    assert trainer.output["completion_mask"].sum(1).tolist() == [*map(len, completion_ids[:3]), 0]
     result = "\n<|im_start|>user\n<tool_response>\n3\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     assert pieces[0] == [
         ((0, 1), "<think>\nAdd 1.\n</think>\n\nAdd 1.\n\n"),

@@ -107,12 +107,17 @@ def _turns(
 
 
 def _find(decoded: str, text: str, thinking: str) -> int | None:
-    """Return where a text starts in the decoded tokens of its message. Thinking may come before it, and tool calls after it."""
+    """
+    Return where a text starts in the decoded tokens of its message. Thinking comes before it, or after it if it does not end, and tool
+    calls after it.
+    """
     if decoded.endswith(text):
         return len(decoded) - len(text)
     if thinking not in decoded:
         return None
     found = decoded.find(text, decoded.index(thinking) + len(thinking))
+    if found < 0:
+        found = decoded.rfind(text, 0, decoded.rindex(thinking))
     return None if found < 0 else found
 
 

@@ -83,7 +83,7 @@ def test_several_comparisons(comparisons):
     assert difference_interval(np.zeros(40), comparisons) == pytest.approx((-high, high))
 
 
-@pytest.mark.parametrize("comparisons", [1, 5, 20])
+@pytest.mark.parametrize("comparisons", [1, 5, pytest.param(20, marks=pytest.mark.slow)])
 def test_several_differences_are_covered_together(comparisons):
     """All intervals hold in at least 95 % of draws, up to the error of 400 draws. Without the correction, in far fewer."""
     rng = np.random.default_rng(comparisons)

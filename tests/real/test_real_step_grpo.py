@@ -154,7 +154,7 @@ def test_trackio(resumed):
     steps = {log["train/global_step"]: log for log in logs if "train/loss" in log}
     assert list(steps) == [1, 2, 3, 4, 5]
     for step, log in zip(steps.values(), logged(resumed), strict=True):
-        for key in ("loss", "reward", "step_reward/score/step_1", "step_reward/advantage/step_1"):
+        for key in ("loss", "reward", "step_reward/score/step_1", "step_reward/advantage_size/step_1"):
             assert step[f"train/{key}"] == pytest.approx(log[key], rel=1e-4)
     tables = [log["completions"]["_value"] for log in logs if "completions" in log]
     assert len(tables) >= 5 and all(len(table) == 4 for table in tables)

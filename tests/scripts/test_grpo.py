@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+import textwrap
+from contextlib import ExitStack, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from trl_hrm.accuracy_reward import AccuracyReward
 from trl_hrm.scripts import grpo
 from trl_hrm.scripts.training import launch, run_script
 
+from ..distributed.launching import needs_deepspeed
 from ..fakes import write_rows
 from ..helpers import ROOT, save_checkpoint, tiny_model, tiny_tokenizer
 from ..scoring.pooling_server import PoolingServer
@@ -99,6 +101,7 @@ class TestOptions:
             ({"reward_funcs": ["a.b"], "extractors": ["boxed"]}, "`extractors` only applies to the reward accuracy"),
             ({"guard_max_repeated": 2.0}, "`guard_max_repeated` is 2.0. It must be at least 0 and at most 1"),
             ({"guard_min_steps": 0}, "`guard_min_steps` is 0"),
+            ({"guard_min_steps": 5, "guard_max_steps": 3}, "`guard_min_steps` is 5 and `guard_max_steps` is 3"),
         ],
     )  # fmt: skip
     def test_options_without_effect_are_errors(self, settings, message):
@@ -191,6 +194,23 @@ class TestPrompts:
         assert rows[0]["prompt"][0]["content"] == f"Be brief.\n\n{KNOWN[0]['problem'].strip()}"
         assert "has no system messages" in capsys.readouterr().out
 
+    def test_no_training_on_a_test_split(self, folder, monkeypatch):
+        """For other commands, `gsm8k` is the test split."""
+        read = []
+
+        def loaded_dataset(name, split, config):
+            read.append((name, split, config))
+            rows = {
+                "train": [{"question": "1 + 1?", "answer": "#### 2"}],
+                "test": [{"question": "2 + 2?", "answer": "#### 4"}],
+            }
+            return nullcontext(Dataset.from_list(rows[split]))
+
+        monkeypatch.setattr("trl_hrm.data.problem_sets.loaded_dataset", loaded_dataset)
+        rows, held_out = self.load(problems="gsm8k", test_problems="gsm8k", eval_strategy="steps")
+        assert (rows["problem"], held_out["problem"]) == (["1 + 1?"], ["2 + 2?"])
+        assert read == [("openai/gsm8k", "test", "main"), ("openai/gsm8k", "train", "main")]
+
     def test_held_out_problems(self, folder, capsys):
         """They are read like the problems, and the problem that is in both files is not trained on."""
         settings = {"test_problems": "test.jsonl", "eval_strategy": "steps"}
@@ -228,6 +248,9 @@ class TestPrompts:
         assert self.load(**settings)[0].to_list() == rows
         Dataset.from_list([{"question": "1 + 2?"}]).to_parquet("data/train.parquet")
         with pytest.raises(ValueError, match=r"the columns \['question'\], but `prompt` is needed"):
+            self.load(**settings)
+        Dataset.from_list([{"prompt": "1 + 2?", "completions": ["3"]}]).to_parquet("data/train.parquet")
+        with pytest.raises(ValueError, match=r"names \['completions'\] itself. Is it a dataset for a reward model"):
             self.load(**settings)
 
 
@@ -350,7 +373,7 @@ class TestTraining:
         assert history["outcome"] == "accuracy" and [one["step"] for one in history["evaluations"]] == [1, 2]
         assert any((before[name] != tensor).any() for name, tensor in load_file("out/model.safetensors").items())
         card = Path("out/README.md").read_text()
-        assert "problems.jsonl" in card
+        assert "on held-out rows of test.jsonl" in card and "problems.jsonl" not in card
         shown = capsys.readouterr().out
         assert "  generation batch               4 completions (2 prompts x 2 generations)" in shown
 
@@ -457,6 +480,43 @@ class TestLaunch:
         assert all((resumed[name] == unbroken[name]).all() for name in unbroken)
         first = load_file("out/checkpoint-1/model.safetensors")
         assert any((first[name] != resumed[name]).any() for name in resumed)
+
+    @pytest.mark.slow
+    @needs_deepspeed
+    def test_zero3(self, folder):
+        """The policy is sharded, and the reward model is whole on both processes."""
+        code = """
+            import gc, json, os
+            from transformers import PreTrainedModel
+            from transformers.integrations import is_deepspeed_zero3_enabled
+
+            def reward(completions, **columns):
+                models = [one for one in gc.get_objects() if isinstance(one, PreTrainedModel) and "For" in type(one).__name__]
+                sizes = {type(one).__name__: sum(weight.numel() for weight in one.parameters()) for one in models}
+                with open(f"rank-{os.environ['RANK']}.json", "w") as file:
+                    json.dump([is_deepspeed_zero3_enabled(), sizes], file)
+                return [0.0] * len(completions)
+        """
+        (folder / "mine.py").write_text(textwrap.dedent(code))
+        values = SETTINGS | {
+            "use_cpu": False,
+            "ddp_backend": "gloo",
+            "num_processes": 2,
+            "reward_funcs": ["mine.reward", "accuracy"],
+            "accelerate_config": str(ROOT / "accelerate_configs" / "zero3.yaml"),
+            "mixed_precision": "no",
+        }
+        Path("grpo.yaml").write_text(yaml.safe_dump(values))
+        done = command("--config", "grpo.yaml", TORCH_EXTENSIONS_DIR=str(Path(sys.prefix) / "torch_extensions"))
+        assert done.returncode == 0, done.stderr[-3000:]
+        whole = sum(weight.numel() for weight in tiny_model().parameters())
+        for rank in (0, 1):
+            assert json.loads(Path(f"rank-{rank}.json").read_text()) == [
+                True,
+                {"Qwen2ForCausalLM": 0, "Qwen2ForTokenClassification": whole},
+            ]
+        before, after = load_file("policy/model.safetensors"), load_file("out/model.safetensors")
+        assert before.keys() == after.keys() and any((before[name] != after[name]).any() for name in after)
 
 
 def command(*words: str, **env) -> subprocess.CompletedProcess:

@@ -205,7 +205,7 @@ class TestReference:
         """
         rng = np.random.default_rng(0)
         corrected, plain = 0, 0
-        for _ in range(30):
+        for _ in range(15):
             one = world(num_problems=60)
             chances = rng.beta(0.7, 0.7, 60)
             history = []
@@ -220,7 +220,7 @@ class TestReference:
                 answers[-1] = (answers[-1], plain_answer)
             corrected += any(answer for answer, _ in answers)
             plain += any(answer for _, answer in answers)
-        assert corrected <= 4 and plain >= 15
+        assert corrected <= 2 and plain >= 7
 
     def test_other_problems_are_not_compared(self, world, caplog):
         first = world()
@@ -365,6 +365,15 @@ class TestTraining:
         world.evaluate(10, right(50), noisy(0.4))
         assert not world.state.log_history and not (world.folder / "reward_hacking.json").exists()
 
+    def test_evaluations_of_other_problems_are_not_compared(self, world):
+        """Another callback may evaluate other problems during training, with another prefix of the metrics."""
+        world = world()
+        world.evaluate(10, right(50), noisy(0.4))
+        world.state.global_step = 20
+        world.trainer.eval_rewards = torch.zeros(7, 2)
+        world.callback.on_evaluate(world.args, world.state, world.control, metrics={"other_loss": 0.0})
+        assert world.evaluate(20, right(20), noisy(0.6, seed=1))["eval_reward_hacking"] == 1.0
+
     def test_only_the_main_process_writes(self, world):
         world = world(stop=True, state=TrainerState(is_world_process_zero=False))
         world.evaluate(0, right(50), noisy(0.4))
@@ -424,6 +433,10 @@ class TestBadInput:
         with pytest.raises(ValueError, match="such as AccuracyReward, or set `outcome`"):
             RewardHackingCallback(trainer)
 
+    def test_a_process_reward_is_not_compared_with_itself(self, world):
+        with pytest.raises(ValueError, match="`outcome` and `process` are both 'step_reward'"):
+            RewardHackingCallback(world().trainer, outcome="step_reward")
+
     def test_no_process_reward(self, world):
         trainer = world().trainer
         trainer.reward_funcs, trainer.reward_func_names = trainer.reward_funcs[:1], NAMES[:1]
@@ -451,3 +464,8 @@ class TestBadInput:
             RewardHackingCallback(trainer, outcome=name)
         with pytest.raises(ValueError, match="`process` is 'steps'"):
             RewardHackingCallback(trainer, outcome="step_reward", process="steps")
+
+    def test_one_reward_as_both(self, world):
+        """Its mean cannot rise and fall."""
+        with pytest.raises(ValueError, match="`outcome` and `process` are both 'step_reward'"):
+            RewardHackingCallback(world().trainer, outcome="step_reward")

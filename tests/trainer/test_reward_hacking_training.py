@@ -36,6 +36,7 @@ def test_stop_on_reward_hacking(tmp_path, caplog):
     assert hacked == [0.0] * (len(before) - 1) + [1.0]
 
 
+@pytest.mark.slow
 def test_a_reward_that_follows_the_accuracy_is_not_hacked(tmp_path, caplog):
     """The same training, with an accuracy that rises with the process reward."""
     trainer = make_trainer(tmp_path, right=many_even)

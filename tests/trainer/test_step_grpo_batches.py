@@ -11,6 +11,10 @@ from .step_grpo_planted import GROUP, WEIGHT, make_trainer
 
 
 TRAINERS = {"GRPOTrainer": (GRPOTrainer, GRPOConfig), "StepGRPOTrainer": (StepGRPOTrainer, StepGRPOConfig)}
+KINDS = [
+    pytest.param("GRPOTrainer", marks=pytest.mark.slow),
+    "StepGRPOTrainer",
+]  # what holds for TRL is only the measure
 
 
 def trained(tmp_path, kind: str, **args) -> dict[str, torch.Tensor]:
@@ -26,7 +30,7 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo", "bnpo"])
 def test_accumulation(tmp_path, kind, loss_type):
     """
@@ -48,7 +52,7 @@ def test_accumulation(tmp_path, kind, loss_type):
         assert (difference(whole, part) < 1e-6) == (loss_type != "bnpo")
 
 
-@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
 def test_several_optimizer_steps_per_generation(tmp_path, kind, loss_type):
     """16 completions are sampled at once, for two optimizer steps."""

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, GRPOTrainer
+from trl.rewards import think_format_reward
 
 from trl_hrm import StepGRPOConfig, StepGRPOTrainer, StepReward, StepScorer
 from trl_hrm.step_credit import CREDITS, clip_delta, min_form, progress, step_sum
@@ -154,6 +156,13 @@ class TestAdvantages:
             expected = expected_of_tokens(values, text)
             assert row[: len(expected)].tolist() == pytest.approx(expected, abs=1e-5)
 
+    def test_threshold(self, tmp_path):
+        trainer = make_trainer(tmp_path, funcs=(), step_credit="clip_delta", clip_threshold=0.75)
+        values, text = clip_delta(REWARDS["1+2?"], 0.75)[1], COMPLETIONS["1+2?"][1]
+        expected = expected_of_tokens(values, text)
+        assert generate(trainer)["advantages"][1, : len(expected)].tolist() == pytest.approx(expected, abs=1e-5)
+        assert values != pytest.approx(clip_delta(REWARDS["1+2?"])[1], abs=1e-2)
+
     def test_a_rejected_completion_has_one_reward_for_all_tokens(self, tmp_path):
         """The second completion has one step, which `min_steps=2` rejects. It still counts in the baseline of the others."""
         completions = COMPLETIONS | {"1+2?": ["add 1\n\nso = 3", "add 1", "sub\n\nso = 3"]}
@@ -216,10 +225,27 @@ class TestAdvantages:
             extra={"eval_dataset": Dataset.from_list([{"prompt": prompt} for prompt in COMPLETIONS])},
         )
         trainer.evaluate()
-        assert trainer.eval_rewards.shape == (2, 2)
+        assert trainer.eval_rewards.tolist() == [
+            [pytest.approx(1.3), pytest.approx(0.8)],
+            [pytest.approx(1.3), pytest.approx(0.2)],
+        ]
         trainer.model.eval()
         output = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in COMPLETIONS])
         assert not output["advantages"].any()
+
+    def test_evaluation_without_an_outcome(self, tmp_path):
+        """The process rewards are known, although they are hidden from TRL's sum."""
+        data = Dataset.from_list([{"prompt": prompt} for prompt in COMPLETIONS])
+        trainer = make_trainer(
+            tmp_path,
+            funcs=(lambda completions, **_: [None] * len(completions),),
+            per_device_eval_batch_size=3,
+            extra={"eval_dataset": data},
+        )
+        trainer.evaluate()
+        assert sorted(trainer.eval_rewards[:, 1].tolist()) == pytest.approx(
+            sorted(min(row) for rows in REWARDS.values() for row in rows)
+        )
 
     def test_one_completion_per_group_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="generation"):
@@ -260,8 +286,9 @@ class TestEqualsGRPO:
                 if "time" not in key and "runtime" not in key and "per_second" not in key
             )
 
-    @pytest.mark.parametrize("credit", CREDIT_FUNCTIONS)
-    @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "cispo"])
+    @pytest.mark.parametrize(
+        "credit, loss_type", zip(CREDIT_FUNCTIONS, ["dapo", "grpo", "dr_grpo", "cispo"], strict=True)
+    )
     def test_without_weight_only_the_outcome_counts(self, tmp_path, credit, loss_type):
         """The advantages have the shape (B, T), and are the same for all tokens of a completion."""
         trainer = make_trainer(tmp_path, step_credit=credit, step_reward_weight=0.0, loss_type=loss_type)
@@ -324,14 +351,29 @@ class TestLogs:
         trainer.train()
         log = trainer.state.log_history[0]
         rows = [row for rewards in REWARDS.values() for row in rewards]
-        values = [row for rewards in REWARDS.values() for row in progress(rewards)]
+        values = [[abs(value) for value in row] for rewards in REWARDS.values() for row in progress(rewards)]
         for j in range(4):
-            for kind, found in (("score", rows), ("advantage", values)):
+            for kind, found in (("score", rows), ("advantage_size", values)):
                 here = [row[j] for row in found if len(row) > j]
                 assert log[f"step_reward/{kind}/step_{j + 1}"] == pytest.approx(sum(here) / len(here), abs=1e-6)
         assert "step_reward/score/step_5" not in log
         assert log["step_reward/num_steps"] == pytest.approx(sum(map(len, rows)) / 6)
         assert log["rewards/step_reward/mean"] == pytest.approx(sum(map(min, rows)) / 6)
+
+    def test_process_rewards_of_completions_without_an_outcome(self, tmp_path):
+        """They train the policy, so they are part of the mean and of the table. TRL alone would leave them out."""
+
+        def some(completions, **_):
+            return [1.0 if i % 3 == 0 else None for i in range(len(completions))]
+
+        trainer = make_trainer(tmp_path, funcs=(some,), max_steps=1)
+        trainer.train()
+        rewards = torch.tensor([min(row) for rows in REWARDS.values() for row in rows])
+        log = trainer.state.log_history[0]
+        assert log["rewards/step_reward/mean"] == pytest.approx(rewards.mean().item())
+        assert log["rewards/step_reward/std"] == pytest.approx(rewards.std().item())
+        assert list(trainer._logs["rewards"]["step_reward"]) == pytest.approx(rewards.tolist())
+        assert trainer._logs["rewards"]["some"].count(1.0) == 2
 
     def test_the_table_has_the_steps(self, tmp_path):
         trainer = make_trainer(tmp_path, log_completions=True, max_steps=1)
@@ -352,41 +394,58 @@ def begun(tmp_path_factory):
     return folder
 
 
-def test_resuming_in_a_later_epoch(tmp_path):
-    """The order of the problems is that of the unbroken training, and so are the weights."""
+def train_and_watch(folder, max_steps, resume=None, **args):
+    """Train on shuffled prompts, and return the trainer, and the step and the prompt of each generation batch."""
     prompts = ["1+2?", "add x y", "sub?", "so?"]
     completions = {prompt: texts for prompt in prompts for texts in COMPLETIONS.values()}
+    seen = []
 
-    def train(folder, max_steps, **kwargs):
-        seen = []
+    def rollout(prompts, trainer):
+        seen.append((trainer.state.global_step, prompts[0]))
+        return planted_rollout(prompts, trainer, completions)
 
-        def rollout(prompts, trainer):
-            seen.append(prompts[0])
-            return planted_rollout(prompts, trainer, completions)
+    trainer = make_trainer(
+        folder,
+        rollout=rollout,
+        prompts=prompts,
+        shuffle_dataset=True,
+        per_device_train_batch_size=3,
+        lr_scheduler_type="constant",
+        save_strategy="steps",
+        max_steps=max_steps,
+        **args,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, seen
 
-        trainer = make_trainer(
-            folder,
-            rollout=rollout,
-            prompts=prompts,
-            shuffle_dataset=True,
-            per_device_train_batch_size=3,
-            lr_scheduler_type="constant",
-            save_strategy="steps",
-            save_steps=3,
-            max_steps=max_steps,
-        )
-        trainer.train(**kwargs)
-        return trainer, seen
 
-    unbroken, order = train(tmp_path / "unbroken", 12)
+def test_resuming_in_a_later_epoch(tmp_path):
+    """The order of the problems is that of the unbroken training, and so are the weights."""
+    unbroken, seen = train_and_watch(tmp_path / "unbroken", 12, save_steps=12)
+    order = [prompt for _, prompt in seen]
     assert len({tuple(order[start : start + 4]) for start in (0, 4, 8)}) > 1
-    assert all(sorted(order[start : start + 4]) == sorted(prompts) for start in (0, 4, 8))
-    for step in (3, 6, 9):  # in the first, second and third epoch
+    assert all(len(set(order[start : start + 4])) == 4 for start in (0, 4, 8))
+    for step in (6, 9):  # in the second and third epoch
         folder = tmp_path / f"resumed-{step}"
-        _, before = train(folder, step)
-        resumed, after = train(folder, 12, resume_from_checkpoint=True)
-        assert before + after == order
+        _, before = train_and_watch(folder, step, save_steps=step)
+        resumed, after = train_and_watch(folder, 12, True, save_steps=12)
+        assert before + after == seen
         assert_same_weights(resumed, unbroken)
+
+
+def test_resuming_within_a_generation_batch(tmp_path, caplog):
+    """Each batch is trained on twice. The interrupted batch is sampled again, and the next ones at their own steps."""
+    unbroken, seen = train_and_watch(tmp_path / "unbroken", 8, num_iterations=2, save_steps=8)
+    assert [step for step, _ in seen] == [0, 2, 4, 6]
+    for step in (3, 4):
+        folder = tmp_path / f"resumed-{step}"
+        _, before = train_and_watch(folder, step, num_iterations=2, save_steps=step)
+        resumed, after = train_and_watch(folder, 8, True, num_iterations=2, save_steps=8)
+        again = [(3, seen[1][1])] if step == 3 else []
+        assert before == seen[:2] and after == again + seen[2:]
+        assert ("Step 3 is within a generation batch" in caplog.text) == bool(again)
+        caplog.clear()
+    assert_same_weights(resumed, unbroken)
 
 
 class TestBadInput:
@@ -401,9 +460,29 @@ class TestBadInput:
     def test_weights(self, tmp_path):
         with pytest.raises(ValueError, match="2 weights for 1 `reward_funcs`.*`step_reward_weight`"):
             make_trainer(tmp_path, reward_weights=[1.0, 0.5])
+        args = StepGRPOConfig(str(tmp_path), **ARGS)
+        for _ in range(2):  # the trainer does not change the user's `args`
+            data = Dataset.from_list([{"prompt": "1+2?"}] * 2)
+            model = tiny_model(HEADS["lm"])
+            StepGRPOTrainer(
+                model, length_reward, planted_reward(), args, train_dataset=data, processing_class=tiny_tokenizer()
+            )
         reward = planted_reward()
         with pytest.raises(ValueError, match="also one of the `reward_funcs`"):
             make_trainer(tmp_path, reward, funcs=(reward,))
+
+    def test_a_monitor_without_an_outcome(self, tmp_path):
+        """It would compare the process reward with itself, and never stop."""
+        args = {"stop_on_reward_hacking": True, "eval_strategy": "steps", "per_device_eval_batch_size": 3}
+        extra = {"eval_dataset": Dataset.from_list([{"prompt": prompt} for prompt in COMPLETIONS])}
+        with pytest.raises(ValueError, match="`outcome` is not set.*such as AccuracyReward"):
+            make_trainer(tmp_path, funcs=(), extra=extra, **args)
+
+    def test_a_tokenizer_of_the_only_reward_model(self, tmp_path):
+        """Not in a list, as in TRL."""
+        tokenizer = tiny_tokenizer()
+        trainer = make_trainer(tmp_path, extra={"reward_processing_classes": tokenizer})
+        assert trainer.reward_processing_classes == [tokenizer, None]
 
     @pytest.mark.parametrize(
         "args, message",
@@ -436,8 +515,10 @@ class TestBadInput:
             ({"step_credit": "progress"}, "step_credit was"),
             ({"step_reward_weight": 2.0}, "step_reward_weight was"),
             ({"min_form_temperature": 0.1}, "min_form_temperature was"),
+            ({"funcs": (think_format_reward,)}, r"reward_funcs was .*length_reward.* and is .*think_format_reward"),
             ({"reward": lambda: planted_reward(aggregate="mean")}, "step_reward.aggregate was"),
             ({"reward": lambda: planted_reward(max_steps=8)}, "step_reward.max_steps was"),
+            ({"reward": lambda: planted_reward(segmentation="sentence")}, "step_reward.segmentation was"),
             ({"reward": lambda: planted_reward(seed=1)}, "reward_model.weights was"),
             ({"log_completions": True, "num_generations_eval": 1}, None),
         ],
@@ -450,3 +531,18 @@ class TestBadInput:
         else:
             with pytest.raises(ValueError, match=name):
                 trainer.train(resume_from_checkpoint=True)
+
+    def test_another_adapter_of_the_reward_model(self, tmp_path):
+        """The weights of the base model are the same."""
+
+        def adapted(seed):
+            reward = planted_reward()
+            torch.manual_seed(seed)
+            config = LoraConfig(target_modules="all-linear", inference_mode=True)
+            reward.scorer.model = get_peft_model(reward.scorer.model, config)
+            return make_trainer(tmp_path, reward, save_strategy="steps", save_steps=1, max_steps=1)
+
+        adapted(0).train()
+        assert adapted(0)._resolve(True)[0] is not None
+        with pytest.raises(ValueError, match="reward_model.weights was"):
+            adapted(1).train(resume_from_checkpoint=True)

@@ -95,12 +95,15 @@ class TestPages:
     def test_completions_of_a_prompt_are_together(self):
         messages = [
             {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": [{"type": "text", "text": "2?"}]},
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": object(), "text": None}, {"type": "text", "text": "2?"}],
+            },
         ]
         rows = [(SCORED, None)] * 4
         page = steps_page(1, logs_of(*rows, prompts=["1?", "1?", messages, "1?"]))
         heads = [unescape(head) for head in re.findall(r'<h2 class="text">(.*?)</h2>', page, re.DOTALL)]
-        assert heads == ["1?", "system: Be brief.\n\nuser: 2?", "1?"]
+        assert heads == ["1?", "system: Be brief.\n\nuser: [image]2?", "1?"]
         assert [section.count("<article") for section in page.split("<section>")[1:]] == [2, 1, 1]
 
     @pytest.mark.parametrize(

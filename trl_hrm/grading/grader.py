@@ -5,12 +5,16 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import version
 from multiprocessing import get_context
 from queue import SimpleQueue
+from types import ModuleType
 from typing import Any
 
 from ..io import shown
@@ -23,6 +27,7 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 300  # importing SymPy from a slow disk may take long
 MAX_SHOWN = 10  # maximum number of unreadable references in a warning
 ORPHAN_SECONDS = 10  # after the timeout; a living parent would have killed its worker by then
+_main_lock = threading.Lock()
 SELF_TEST = (("y+x", "x+y", True), ("y", "x", False))  # decided by math-verify, without the slow parts of SymPy
 
 
@@ -41,7 +46,7 @@ class _Worker:
         context = get_context("spawn")  # fork would copy the memory and the held locks of other threads
         self.connection, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self.timeout, os.getpid()), daemon=True)
-        with holding_signals():
+        with holding_signals(), _without_main():
             process.start()
         self.process = process
         theirs.close()
@@ -52,8 +57,7 @@ class _Worker:
         if not ready:
             self.stop()
             raise GraderError(
-                "A grading worker did not start. See its error message above. Check that math-verify is installed, and that "
-                'scripts start the grader under `if __name__ == "__main__":`.'
+                "A grading worker did not start. See its error message above. Check that math-verify is installed."
             )
 
     def judge(self, answer: str, reference: str) -> Grade:
@@ -81,6 +85,21 @@ class _Worker:
             self.process.join()
             self.connection.close()
             self.process = None
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """
+    Context manager in which a process can be started that does not import the script that runs. Otherwise a training script without
+    `if __name__ == "__main__":` would run again in the worker, and every worker would import torch.
+    """
+    with _main_lock:  # another thread would restore the wrong module
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _serve(connection: Any, timeout: float, parent: int) -> None:

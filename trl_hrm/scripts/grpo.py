@@ -47,6 +47,8 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
     Args:
         problems (`str`, *optional*):
             Problems with answers to train on. See [`ProblemsConfig`]. The reward model is shown the problem without the template.
+        split (`str`, *optional*, defaults to `"train"`):
+            Dataset split to train on. Ignored for files. Unlike in the other commands, it is not `"test"` for `"math500"` and `"gsm8k"`.
         test_problems (`str`, *optional*):
             Held-out problems to evaluate on, if `eval_strategy` is set. They are read like `problems`, from the split
             `dataset_test_split`, and are excluded from `problems`.
@@ -82,6 +84,8 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
         `ValueError`: If there are neither problems nor a dataset, or both, or if an option has no effect with the others.
     """
 
+    # Not the default of `ProblemsConfig`, which is the test split of some datasets
+    split: str = field(default="train", metadata={"help": "Dataset split to train on. Ignored for files."})
     test_problems: str | None = field(
         default=None,
         metadata={
@@ -199,6 +203,11 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
                 "`reward_model_engine` is vllm, which cannot run in a training process. Run `vllm serve` with the reward model on "
                 "another GPU, and set `reward_model_engine` to its URL."
             )
+        if self.guard_max_steps is not None and self.guard_min_steps > self.guard_max_steps:
+            raise ValueError(
+                f"`guard_min_steps` is {self.guard_min_steps} and `guard_max_steps` is {self.guard_max_steps}, so every completion would "
+                "be rejected."
+            )
         funcs = self.reward_funcs or []
         for name in funcs:
             if name != ACCURACY and "." not in name:
@@ -228,11 +237,17 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
         evaluates = training_args.eval_strategy != "no"
         if self.dataset_name is not None:
             splits = load_splits(self, training_args)
-            for rows in splits:
-                if rows is not None and "prompt" not in rows.column_names:
+            for columns in [rows.column_names for rows in splits if rows is not None]:
+                if "prompt" not in columns:
                     raise ValueError(
-                        f"{self.dataset_name} has the columns {rows.column_names}, but `prompt` is needed. To make prompts from "
-                        "problems, set `problems` instead of `dataset_name`."
+                        f"{self.dataset_name} has the columns {columns}, but `prompt` is needed. To make prompts from problems, set "
+                        "`problems` instead of `dataset_name`."
+                    )
+                # TRL passes the columns to the rewards by name, next to `prompts` and `completions`
+                if taken := {"prompts", "completions"} & {*columns}:
+                    raise ValueError(
+                        f"{self.dataset_name} has the columns {columns}, but GRPO uses the names {shown(sorted(taken))} itself. Is it a "
+                        "dataset for a reward model? If not, rename them."
                     )
             return splits
         from datasets import Dataset
@@ -396,7 +411,9 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any) -> N
             eval_dataset=eval_dataset,
             peft_config=get_peft_config(model_args),
         )
-        trainer.dataset_name = script_args.dataset_name or script_args.problems  # for the model card
+        # For the model card
+        trainer.dataset_name = script_args.dataset_name or script_args.problems
+        trainer.eval_dataset_name = script_args.test_problems
         if (
             eval_dataset is not None
             and ACCURACY in trainer.reward_func_names

@@ -80,9 +80,12 @@ class HubPushMixin:
     Attributes:
         dataset_name (`str` or `None`):
             Name of the dataset in the model card. Set it before training to include it in the cards of checkpoints.
+        eval_dataset_name (`str` or `None`):
+            Name of the evaluation dataset in the model card, if it is not a part of that dataset.
     """
 
     dataset_name: str | None = None
+    eval_dataset_name: str | None = None
     _card_settings: tuple[str, ...]
 
     def __init__(self, *args, **kwargs):

@@ -168,8 +168,8 @@ def _save_card(
     args, model = trainer.args, trainer.model
     base = hub_id(get_config_model_id(model.config))
     dataset_name = dataset_name or trainer.dataset_name
-    dataset = hub_id(dataset_name) or (Path(dataset_name).absolute().name if dataset_name else None)
-    dataset_id = dataset if dataset and "/" in dataset else None
+    dataset, dataset_id = _dataset(dataset_name)
+    evaluated, evaluated_id = _dataset(trainer.eval_dataset_name or dataset_name)
     adapter = None
     if is_peft_model(model):
         config = model.peft_config[model.active_adapter]
@@ -185,7 +185,7 @@ def _save_card(
     data = ModelCardData(
         base_model=base,
         datasets=dataset_id,
-        eval_results=eval_results(metrics, dataset, dataset_id, task) or None,
+        eval_results=eval_results(metrics, evaluated, evaluated_id, task) or None,
         library_name="peft" if adapter else "transformers",
         license=license,
         model_name=model_name,
@@ -202,6 +202,7 @@ def _save_card(
         base=base,
         dataset=dataset,
         dataset_id=dataset_id,
+        evaluated=evaluated,
         adapter=adapter,
         settings=_settings_table(trainer, step, adapter),
         step=f"{step:,}",
@@ -215,6 +216,12 @@ def _save_card(
         **values,
     )
     card.save(Path(args.output_dir) / "README.md")
+
+
+def _dataset(name: str | None) -> tuple[str | None, str | None]:
+    """Return the name of a dataset to show, and its id if it can be on the Hub."""
+    shown = hub_id(name) or (Path(name).absolute().name if name else None)
+    return shown, shown if shown and "/" in shown else None
 
 
 def weights_step(trainer: "StepTrainer | KLSelfTrainer") -> int:

@@ -45,7 +45,8 @@ class RewardHackingCallback(TrainerCallback):
     warning describes every new case. All comparisons are written to `reward_hacking.json` in `output_dir`, and drawn in
     `reward_hacking.png` at the end. They are part of the log history of the trainer, so that a resumed training continues with them.
 
-    Set `eval_on_start=True` to compare with the untrained policy. Evaluations outside `trainer.train()` are not compared.
+    Set `eval_on_start=True` to compare with the untrained policy. Evaluations outside `trainer.train()`, or with another
+    `metric_key_prefix`, are not compared.
 
     Example:
 
@@ -102,6 +103,11 @@ class RewardHackingCallback(TrainerCallback):
                 raise ValueError(
                     f"`{option}` is {shown(name)}. It must be the name of exactly one reward function. The trainer has {shown(names)}."
                 )
+        if self.outcome == self.process:
+            raise ValueError(
+                f"`outcome` and `process` are both {shown(self.outcome)}, so there is no accuracy to compare with. Add a reward function "
+                "for the answer, such as AccuracyReward."
+            )
         self._columns = [names.index(self.outcome), names.index(self.process)]
         self._digest = digest_of_dataset(trainer.eval_dataset)
 
@@ -113,7 +119,7 @@ class RewardHackingCallback(TrainerCallback):
         metrics: dict[str, float],
         **kwargs,
     ) -> None:
-        if not self.trainer.is_in_train:  # possibly of other problems
+        if not self.trainer.is_in_train or "eval_loss" not in metrics:  # possibly of other problems
             return
         # Values of each problem. The last batch is filled with problems of the first, which are dropped
         group = self.trainer.num_generations_eval

@@ -6,12 +6,12 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
-from transformers import PreTrainedModel
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object, is_peft_model
 from trl import GRPOTrainer
 
 from .. import step_credit
-from .._compat import get_config_model_id
+from .._compat import get_config_model_id, trainer_utils
 from ..rewards import StepReward
 from ..scoring.aggregate import aggregate_name
 from ..token_steps import token_steps
@@ -26,6 +26,9 @@ from .step_table import coloured_steps, log_steps_page
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
+
+logger = get_logger(__name__)
 
 SHOWN_STEPS = 8  # positions of steps that have their own metrics
 
@@ -125,15 +128,16 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
         # TRL calls and logs the process reward. In its sum of rewards, it has no weight if the steps have advantages
         args = copy(args)
         args.reward_weights = [*weights, args.step_reward_weight if args.step_credit == "outcome" else 0.0]
-        if isinstance(classes := kwargs.get("reward_processing_classes"), list):
-            kwargs["reward_processing_classes"] = [*classes, None]
+        if (classes := kwargs.get("reward_processing_classes")) is not None:
+            kwargs["reward_processing_classes"] = [*(classes if isinstance(classes, list) else [classes]), None]
         self.step_reward = step_reward
         self._step_column = len(funcs)
         self._eval_batches: list[torch.Tensor] = []
         super().__init__(model=model, reward_funcs=[*funcs, step_reward], args=args, **kwargs)
         self._logs["steps"] = deque(maxlen=args.generation_batch_size)  # like the other columns of the table
         if args.stop_on_reward_hacking:
-            self.add_callback(RewardHackingCallback(self, outcome=self.reward_func_names[0], stop=True))
+            outcomes = [name for i, name in enumerate(self.reward_func_names) if i != self._step_column]
+            self.add_callback(RewardHackingCallback(self, outcome=next(iter(outcomes), None), stop=True))
 
     def _get_train_sampler(self, dataset=None):
         sampler = super()._get_train_sampler(dataset)
@@ -147,6 +151,18 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
 
         sampler.set_epoch = set_epoch
         return sampler
+
+    def _prepare_inputs(self, generation_batch):
+        if self.model.training and self._buffered_inputs is None and self.state.global_step:  # resumed
+            # TRL would count from 0, and sample every later generation batch at another step than without the interruption
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
+            if self._step % (self.args.steps_per_generation * self.num_iterations):
+                logger.warning(
+                    f"Step {self.state.global_step} is within a generation batch, whose completions are not part of a checkpoint. They are "
+                    "sampled again, so the weights will differ from an uninterrupted training. To avoid this, set `save_steps` to a multiple "
+                    "of the optimizer steps per generation batch."
+                )
+        return super()._prepare_inputs(generation_batch)
 
     @property
     def eval_rewards(self) -> torch.Tensor:
@@ -166,6 +182,7 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
             advantages = [None] * len(scored)
         else:
             # Without this, a completion that has only a process reward would have the reward 0 in the baseline of the others
+            self._process_rewards = rewards[:, self._step_column].clone()
             others = torch.arange(rewards.shape[1], device=rewards.device) != self._step_column
             if others.any():
                 rewards[rewards[:, others].isnan().all(dim=1), self._step_column] = torch.nan
@@ -175,9 +192,11 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
             advantages = self._step_advantages(all_rewards, num_generations)[start : start + len(scored)]
         name = self.step_reward.__name__
         for completion, values in zip(scored, advantages, strict=True):
-            for kind, row in (("score", completion.scores), ("advantage", values)):
-                for j, value in enumerate((row or [])[:SHOWN_STEPS], 1):
-                    self._log_metric(f"{name}/{kind}/step_{j}", value)
+            for j, score in enumerate((completion.scores or [])[:SHOWN_STEPS], 1):
+                self._log_metric(f"{name}/score/step_{j}", score)
+            # Their size, because their mean over a group is 0 at the first step with most credits
+            for j, value in enumerate((values or [])[:SHOWN_STEPS], 1):
+                self._log_metric(f"{name}/advantage_size/step_{j}", abs(value))
         self._scored_batch = list(zip(scored, completion_ids_list, advantages, strict=True))
         if self.log_completions:
             steps = list(zip(scored, advantages, strict=True))
@@ -205,6 +224,13 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         if self.args.step_credit == "outcome":
             return output
+        # TRL has not logged the process rewards of completions without another reward
+        metrics, name = self._metrics["train" if self.model.training else "eval"], self.step_reward.__name__
+        metrics[f"rewards/{name}/mean"][-1] = torch.nanmean(self._process_rewards).item()
+        metrics[f"rewards/{name}/std"][-1] = trainer_utils.nanstd(self._process_rewards).item()
+        logged, values = self._logs["rewards"][name], self._process_rewards.tolist()
+        for i in range(1, min(len(logged), len(values)) + 1):
+            logged[-i] = values[-i]
         # (B,) -> (B, T)
         advantages = output["advantages"].unsqueeze(1).repeat(1, output["completion_ids"].shape[1])
         for i, (completion, ids, values) in enumerate(self._scored_batch):
@@ -225,16 +251,18 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
     @cached_property
     def _content(self) -> dict[str, Any]:
         reward, scorer = self.step_reward, self.step_reward.scorer
-        if isinstance(model := getattr(scorer, "model", None), PreTrainedModel):
+        if isinstance(model := getattr(scorer, "model", None), torch.nn.Module):
             identity = model_identity(model)
-            if identity.keys() == {"config"}:
+            if identity.keys() == {"config"} or is_peft_model(model):  # the first is without the adapter
                 identity = identity_in_memory(model)
         else:  # a name on a server, or an engine
             identity = {"name": model or type(scorer).__name__}
         return super()._content | {
+            "reward_funcs": self.reward_func_names[: self._step_column],
             "reward_model": identity,
             "step_reward": {
                 "aggregate": aggregate_name(reward.aggregate),
+                "segmentation": reward.rule.name,
                 "guard_reward": reward.guard_reward,
                 **{
                     guard: getattr(reward, guard)

@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import Trainer
 
-from ..data.problems import content_text
 from ..io import replacing
 from ..pages.page import render
 from ..rewards import ScoredCompletion
@@ -73,7 +72,13 @@ def steps_page(step: int, logs: dict[str, Any]) -> str:
     groups: list[dict[str, Any]] = []  # consecutive completions of the same prompt
     for i, (prompt, (scored, advantages)) in enumerate(zip(logs["prompt"], logs["steps"], strict=True)):
         if not isinstance(prompt, str):
-            prompt = "\n\n".join(f"{message['role']}: {content_text(message.get('content'))}" for message in prompt)
+            parts = []
+            for message in prompt:
+                content = message.get("content") or ""
+                if not isinstance(content, str):  # blocks, which may be images
+                    content = "".join(block.get("text") or f"[{block['type']}]" for block in content)
+                parts.append(f"{message['role']}: {content}")
+            prompt = "\n\n".join(parts)
         if not groups or groups[-1]["prompt"] != prompt:
             groups.append({"prompt": prompt, "completions": []})
         facts = [f"{name} {_number(values[i])}" for name, values in logs["rewards"].items()]
