@@ -74,13 +74,13 @@ if TYPE_CHECKING:
 HEADING = "## Credit for steps in RL"
 PICTURE = "images/step-credit.png"  # in the folder of the page
 READING = """
-What helped: the outcome reward. No process reward improved on it. Next to it, only `clip_delta` changed nothing for the worse. One reward per
-completion and `step_sum` slowed learning down, and `clip_delta` was better than one reward per completion during training. At the end, no
-difference between the arms with an outcome reward is settled.
+What helped: the outcome reward. No process reward improved on it. Together with it, one reward per completion and `step_sum` slowed learning
+down, and `clip_delta` was better than one reward per completion during training. At the end, no difference from outcome only or from one
+reward per completion is settled.
 
 What failed: the process reward alone. All credits were hacked. Accuracy rises in the first 5 to 10 steps, and then falls while the process
-reward rises. `step_sum` and `progress` lost accuracy fastest. At the end, no difference between the credits is settled, and the seeds differ
-much.
+reward rises. `step_sum` and `progress` lost accuracy fastest. At the end, no difference from one reward per completion is settled, because
+the seeds differ much.
 
 Why: the reward model has learned that corrections are a good sign, because every correction in its training data is right. Policies learn to
 write corrections after right steps. With the outcome reward, these repeat the right value, and cost tokens but little accuracy. Without it, they
