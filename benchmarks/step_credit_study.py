@@ -74,17 +74,21 @@ if TYPE_CHECKING:
 HEADING = "## Credit for steps in RL"
 PICTURE = "images/step-credit.png"  # in the folder of the page
 READING = """
-What this shows: the outcome reward is enough here, and no process reward improved on it. Next to it, `min_form` and `clip_delta` cost no
-accuracy. One reward per completion and `step_sum` slowed learning down. Without the outcome reward, all credits were hacked: accuracy rises in
-the first 5 to 10 steps, and then falls while the process reward rises. `min_form` lost least on average, but its difference to one reward per
-completion is not settled.
+What helped: the outcome reward. No process reward improved on it. Next to it, only `clip_delta` changed nothing for the worse. One reward per
+completion and `step_sum` slowed learning down, and `clip_delta` was better than one reward per completion during training. At the end, no
+difference between the arms with an outcome reward is settled.
 
-Why: the reward model has learned that a correction is a good sign, because every correction in its training data is right. Policies learn to
-write corrections after right steps. With the outcome reward, these repeat the right value, and cost tokens but no accuracy. Without it, they
-become wrong. `clip_delta` with the outcome reward is the exception, because scores above 0.5 give no bonus, and most steps of correct solutions
-have them already.
+What failed: the process reward alone. All credits were hacked. Accuracy rises in the first 5 to 10 steps, and then falls while the process
+reward rises. `step_sum` and `progress` lost accuracy fastest. At the end, no difference between the credits is settled, and the seeds differ
+much.
 
-Not tested: other weights and learning rates, a KL penalty, a reward model that is trained again on the solutions of the policy, and problems
+Why: the reward model has learned that corrections are a good sign, because every correction in its training data is right. Policies learn to
+write corrections after right steps. With the outcome reward, these repeat the right value, and cost tokens but little accuracy. Without it, they
+become wrong. Some policies also apply other operations than the problem's, which never occur in the training data of the reward model.
+`clip_delta` with the outcome reward writes no additional corrections: scores above 0.5 give no bonus, and most steps of correct solutions have
+them already.
+
+Not tested: other weights and learning rates, a KL penalty, a reward model that is trained again on solutions of the new policy, and problems
 that the policy cannot solve with greedy decoding, where an outcome reward is rare and a process reward could help more.
 """
 NUM_TRAIN, NUM_RATED = 1200, 300  # problems of GRPO, and problems with labelled solutions for the reward model
@@ -495,7 +499,9 @@ def report(results: dict[str, Any]) -> str:
         f"{results['date']}, {results['minutes']:.0f} minutes in {args['num_workers']} processes with one thread on a shared machine, "
         f"{results['cpu_minutes']:.0f} minutes of CPU time for the {len(curves) * len(seeds)} trainings and their measurements, {versions}.",
         "Accuracy in percent, mean over seeds (lowest to highest). The hacking gap is the accuracy lost since the best measurement before the "
-        'end, in points, as `RewardHackingCallback` computes it on means over seeds. "change" is the change of the process reward since then:',
+        "end, in points, with the interval of `RewardHackingCallback`, on means over seeds. The next column is the change of the process reward "
+        "since then. Hacked is yes if accuracy has fallen and the process reward has risen, no if a loss of 5 points is excluded, and otherwise "
+        "open:",
         accuracy_table(curves, before).markdown(),
         f"![Accuracy and process reward during training]({PICTURE})",
         'What the policies do at the end: steps, tokens and corrections ("Wait,") per solution. Rates in percent: steps that continue from a '
@@ -512,10 +518,9 @@ def report(results: dict[str, Any]) -> str:
         "reward model without errors would give 1 to all of them. This was measured after the trainings, to explain them.",
         *([READING.strip()] if list(curves) == list(ARMS) else []),  # about the full study
         "All arms have the learning rate of the outcome-only arm, although the advantages of the credits differ in scale. There is one policy "
-        "and one reward model. The intervals do not cover their choice, and they do not correct for the number of "
-        "comparisons or for choosing the best measurement. The policy before training answers "
-        f'{100 * before["greedy"]:.0f} % correctly with greedy decoding, so RL only has to remove errors of sampling here. "hacked" is open '
-        "unless the interval excludes a loss of 5 points or 0.",
+        "and one reward model, and the intervals do not cover their choice. The intervals of the differences do not correct for the number of "
+        f"comparisons. The policy before training answers {100 * before['greedy']:.0f} % correctly with greedy decoding, so RL only has to "
+        "remove errors of sampling here.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -543,7 +548,7 @@ def accuracy_table(curves: dict[str, Any], before: dict[str, Any]) -> Table:
                 gap["answer"],
             ]
         )
-    head = ["rewards", "at the end", "greedy", "mean over training", "hacking gap", "change", "hacked"]
+    head = ["rewards", "at the end", "greedy", "mean over training", "hacking gap", "process reward", "hacked"]
     return Table(head, rows)
 
 
