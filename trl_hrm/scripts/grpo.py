@@ -416,6 +416,11 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any) -> N
         reward_funcs = script_args.make_reward_funcs(train_dataset, stack)
         if not reward_funcs and training_args.process_index == 0:
             say("Only the process reward trains the policy, because no `reward_funcs` are used.")
+        if training_args.stop_on_reward_hacking and ACCURACY in (script_args.reward_funcs or [])[1:]:
+            raise ValueError(
+                f"`stop_on_reward_hacking` takes the first of the `reward_funcs` as the accuracy, which is {script_args.reward_funcs[0]}. "
+                f"Put {ACCURACY} first, also in the order of `reward_weights`."
+            )
         if script_args.plan:
             script_args.check_reward_model()
             say_plan(training_args, train_dataset)
