@@ -412,6 +412,24 @@ class TestTraining:
         assert "Only the process reward trains the policy" in capsys.readouterr().out
         assert not any("rewards/accuracy/mean" in log for log in logs) and "rewards/step_reward/mean" in logs[0]
 
+    def test_the_monitor_needs_the_accuracy_first(self, folder):
+        with pytest.raises(ValueError, match="which is trl.rewards.think_format_reward. Put accuracy first"):
+            run(
+                test_problems="test.jsonl",
+                eval_strategy="epoch",
+                stop_on_reward_hacking=True,
+                reward_funcs=["trl.rewards.think_format_reward", "accuracy"],
+            )
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_an_error_in_a_reward_is_not_a_bug_of_the_package(self, folder, monkeypatch, is_async):
+        name = f"broken_{is_async}"
+        start = "async def" if is_async else "def"
+        (folder / f"{name}.py").write_text(f"{start} reward(completions, **columns): return completions.rewards")
+        monkeypatch.syspath_prepend(folder)
+        with pytest.raises(ValueError, match="The reward reward failed with AttributeError: 'list' object has no"):
+            run(reward_funcs=[f"{name}.reward", "accuracy"])
+
     def test_the_output_is_no_input(self, folder):
         for name in ("model", "policy"):
             with pytest.raises(FileExistsError, match="would be replaced"):

@@ -1,13 +1,15 @@
 """Train a policy with GRPO and process rewards: the steps of each completion are scored by a step reward model."""
 
 import pkgutil
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import COUNT
 from ..data.problems_config import ProblemsConfig
+from ..errors import is_foreseen
 from ..io import shown
 from ..scoring.reward_model_config import RewardModelConfig
 from ..search.policy_config import PromptConfig
@@ -383,6 +385,22 @@ def without_zero3(training_args: "TrainingArguments") -> Iterator[None]:
         set_hf_deepspeed_config(config)
 
 
+@contextmanager
+def naming_reward(funcs: Sequence[Callable]) -> Iterator[None]:
+    """Context manager that names the reward function in which an error was raised. Otherwise it would be called a bug in trl_hrm."""
+    try:
+        yield
+    except Exception as error:
+        called = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+        for func in funcs:
+            if getattr(func, "__code__", None) in called and not is_foreseen(error):
+                raise ValueError(
+                    f"The reward {func.__name__} failed with {type(error).__name__}: {error}. With --log_level debug, the traceback is "
+                    "printed."
+                ) from error
+        raise
+
+
 def main(script_args: ScriptArguments, training_args: Any, model_args: Any) -> None:
     from trl import get_peft_config
 
@@ -398,6 +416,11 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any) -> N
         reward_funcs = script_args.make_reward_funcs(train_dataset, stack)
         if not reward_funcs and training_args.process_index == 0:
             say("Only the process reward trains the policy, because no `reward_funcs` are used.")
+        if training_args.stop_on_reward_hacking and ACCURACY in (script_args.reward_funcs or [])[1:]:
+            raise ValueError(
+                f"`stop_on_reward_hacking` takes the first of the `reward_funcs` as the accuracy, which is {script_args.reward_funcs[0]}. "
+                f"Put {ACCURACY} first, also in the order of `reward_weights`."
+            )
         if script_args.plan:
             script_args.check_reward_model()
             say_plan(training_args, train_dataset)
@@ -421,8 +444,9 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any) -> N
         ):
             trainer.add_callback(RewardHackingCallback(trainer, outcome=ACCURACY))
         say_plan(trainer.args, train_dataset)
-        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-        finish(trainer)
+        with naming_reward(reward_funcs):
+            trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+            finish(trainer)
 
 
 def make_parser(prog: str | None = None):
