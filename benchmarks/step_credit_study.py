@@ -83,10 +83,10 @@ reward rises. `step_sum` and `progress` lost accuracy fastest. At the end, no di
 the seeds differ much.
 
 Why: the reward model has learned that corrections are a good sign, because every correction in its training data is right. Policies learn to
-write corrections after right steps. With the outcome reward, these repeat the right value, and cost tokens but little accuracy. Without it, they
-become wrong. Some policies also apply other operations than the problem's, which never occur in the training data of the reward model.
-`clip_delta` with the outcome reward writes no additional corrections: scores above 0.5 give no bonus, and most steps of correct solutions have
-them already.
+write corrections after right steps. With the outcome reward, these repeat the right value, and cost tokens but little accuracy. Without it,
+they become wrong, and the policies apply other operations than those of the problem, which never occur in the training data of the reward
+model. `clip_delta` with the outcome reward writes no additional corrections: scores above 0.5 give no bonus, and most steps of correct
+solutions have them already.
 
 Not tested: other weights and learning rates, a KL penalty, a reward model that is trained again on solutions of the new policy, and problems
 that the policy cannot solve with greedy decoding, where an outcome reward is rare and a process reward could help more.
