@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import think_format_reward
@@ -417,6 +418,24 @@ def train_and_watch(folder, max_steps, resume=None, **args):
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer, seen
+
+
+def test_the_model_card_has_the_rewards_of_the_evaluation(tmp_path):
+    """And not the 60 other metrics of GRPO."""
+    trainer = make_trainer(
+        tmp_path,
+        num_generations_eval=1,
+        per_device_eval_batch_size=2,
+        extra={"eval_dataset": Dataset.from_list([{"prompt": prompt} for prompt in COMPLETIONS])},
+    )
+    trainer.evaluate()
+    trainer.create_model_card()
+    [result] = ModelCard.load(tmp_path / "README.md").data.to_dict()["model-index"][0]["results"]
+    assert {metric["type"] for metric in result["metrics"]} == {
+        *(f"rewards/{name}/{kind}" for name in ("length_reward", "step_reward") for kind in ("mean", "std")),
+        "completions/mean_length",
+        "completions/clipped_ratio",
+    }
 
 
 def test_resuming_in_a_later_epoch(tmp_path):

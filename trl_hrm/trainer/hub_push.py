@@ -74,8 +74,8 @@ class HubPushMixin:
       its arguments without it.
     - The branch `hub_revision` is created if it does not exist.
 
-    Subclasses set the arguments to show in the model card (`_card_settings`) and the function that writes the card
-    (`_save_card`).
+    Subclasses set the arguments to show in the model card (`_card_settings`), the beginnings of the names of the metrics to show, if
+    not all of them (`_card_metrics`), and the function that writes the card (`_save_card`).
 
     Attributes:
         dataset_name (`str` or `None`):
@@ -87,6 +87,7 @@ class HubPushMixin:
     dataset_name: str | None = None
     eval_dataset_name: str | None = None
     _card_settings: tuple[str, ...]
+    _card_metrics: tuple[str, ...] = ("",)
 
     def __init__(self, *args, **kwargs):
         self._pushes: list[StepPush] = []

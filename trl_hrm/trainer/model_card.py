@@ -242,7 +242,8 @@ def metrics_at(trainer: "StepTrainer | KLSelfTrainer", step: int) -> dict[str, d
     for key, value in logged.items():
         prefix, name = next((pair for pair in prefixes if key.startswith(pair[0])), ("", ""))
         metric = key.removeprefix(prefix)
-        if prefix and metric not in NO_METRICS and isinstance(value, float) and math.isfinite(value):
+        is_shown = metric.startswith(trainer._card_metrics) and metric not in NO_METRICS
+        if prefix and is_shown and isinstance(value, float) and math.isfinite(value):
             found.setdefault(name, {})[metric] = value
     return found
 

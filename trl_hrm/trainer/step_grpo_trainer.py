@@ -99,6 +99,14 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
     _name = "Step GRPO"
     _save_card = save_policy_card
     _card_settings = ("step_credit", "step_reward_weight", "num_generations", "loss_type", "beta", "scale_rewards")
+    # Of about 60 metrics of GRPO
+    _card_metrics = (
+        "rewards/",
+        "reward_hacking",
+        "process_reward_rise",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+    )
 
     def __init__(
         self,
