@@ -1,0 +1,96 @@
+"""Verdicts of a judge on solutions: which step is the first wrong one, by several votes."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from ..io import read_json_lines
+from ..schema import Share, check_json
+
+
+NO_ERROR = -1  # a vote that finds no wrong step, as in ProcessBench
+JUDGES = "judges"  # folder in a run, with one folder per judge
+VERDICTS = "verdicts.jsonl"
+REMEDY = "Run `trl-hrm judge` again to write it."
+
+
+class VerdictRow(TypedDict):
+    """Line of `verdicts.jsonl`: a solution in TRL's stepwise format, with the votes of the judge."""
+
+    prompt: str
+    completions: list[str]
+    labels: list[Share | None]
+    problem_id: str
+    node_ids: list[str]
+    judge_votes: list[int | None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """
+    Votes of a judge on a solution.
+
+    Args:
+        problem_id (`str`):
+            Id of the problem.
+        node_ids (`tuple[str, ...]`):
+            Ids of the S steps, as in the column `node_ids` of an export.
+        votes (`tuple[int | None, ...]`):
+            Index of the first wrong step for each vote, from 0, `-1` (`NO_ERROR`) if all steps are right, and `None` if the response
+            of the judge was unreadable.
+    """
+
+    problem_id: str
+    node_ids: tuple[str, ...]
+    votes: tuple[int | None, ...]
+
+    @property
+    def readable(self) -> tuple[int, ...]:
+        """The readable votes."""
+        return tuple(vote for vote in self.votes if vote is not None)
+
+    @property
+    def first_error(self) -> int | None:
+        """The most frequent vote. `None` if no vote is readable, or several are the most frequent."""
+        ranked = Counter(self.readable).most_common(2)
+        if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
+            return None
+        return ranked[0][0]
+
+    def agreement(self, first_error: int) -> float | None:
+        """Return the share of the readable votes that name this first wrong step, or `None` if no vote is readable."""
+        return self.readable.count(first_error) / len(self.readable) if self.readable else None
+
+
+def read_verdicts(run: str | Path, name: str = "judge") -> Iterator[Verdict]:
+    """
+    Read the verdicts that `trl-hrm judge` added to a run.
+
+    Args:
+        run (`str` or `Path`):
+            Folder of the run.
+        name (`str`, *optional*, defaults to `"judge"`):
+            Name of the judge.
+
+    Raises:
+        `FileNotFoundError`: If this judge has not judged the run.
+        `ValueError`: If the file is damaged. The message has the file and line.
+    """
+    path = Path(run, JUDGES, name, VERDICTS)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Run `trl-hrm judge {run}` first.")
+    for where, row in read_json_lines(path, REMEDY):
+        yield _verdict(row, where)
+
+
+def _verdict(row: Any, where: str) -> Verdict:
+    check_json(row, VerdictRow, where, REMEDY, more=True)
+    steps = len(row["node_ids"])
+    wrong = [vote for vote in row["judge_votes"] if vote is not None and not NO_ERROR <= vote < steps]
+    if wrong or not steps:
+        raise ValueError(f"{where}: found the vote {wrong[0] if wrong else None} for {steps} steps. {REMEDY}")
+    return Verdict(row["problem_id"], tuple(row["node_ids"]), tuple(row["judge_votes"]))
