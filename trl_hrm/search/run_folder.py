@@ -195,6 +195,8 @@ def claimed_run(path: str | Path, shard: Shard, files: Iterable[str] = ()) -> It
 _MODELS = {
     "policy": "policies",
     "policy_server": "policies",
+    "judge": "judges",
+    "judge_server": "judges",
     "engine": "policies",
     "reward_model": "reward models",
     "reward_model_server": "reward models",
@@ -203,12 +205,16 @@ _MODELS = {
 _UNRECORDED = "not recorded"
 
 
-def check_manifest(folder: Path, manifest: dict[str, Any], accept: Sequence[str] = ()) -> list[str]:
+def check_manifest(
+    folder: Path, manifest: dict[str, Any], accept: Sequence[str] = (), option: str = "output_dir"
+) -> list[str]:
     """Write or check the manifest of one folder. See [`check_manifests`]."""
-    return check_manifests({folder: manifest}, accept)
+    return check_manifests({folder: manifest}, accept, option)
 
 
-def check_manifests(manifests: Mapping[Path, dict[str, Any]], accept: Sequence[str] = ()) -> list[str]:
+def check_manifests(
+    manifests: Mapping[Path, dict[str, Any]], accept: Sequence[str] = (), option: str = "output_dir"
+) -> list[str]:
     """
     Write the manifests of new runs, or check that resumed runs have the same settings and models. See [`compare_runs`] for what
     is compared.
@@ -221,6 +227,8 @@ def check_manifests(manifests: Mapping[Path, dict[str, Any]], accept: Sequence[s
             Manifest of each folder.
         accept (`Sequence[str]`, *optional*):
             Names of the changes to accept, such as `policy.weights`.
+        option (`str`, *optional*, defaults to `"output_dir"`):
+            Option that starts a new run, for error messages.
 
     Returns:
         `list[str]`: Notes for the user, for example about a checkpoint that was moved.
@@ -233,7 +241,7 @@ def check_manifests(manifests: Mapping[Path, dict[str, Any]], accept: Sequence[s
     if fixed:
         raise ValueError(
             f"`accept_changes` contains {', '.join(fixed)}. Only changes of {', '.join(_MODELS)} can be accepted, and not their "
-            "`spans` and `combine`. Files of the run depend on all other settings. Use another `output_dir` to start a new run."
+            f"`spans` and `combine`. Files of the run depend on all other settings. Use another `{option}` to start a new run."
         )
     notes: list[str] = []
     confirmed: set[str] = set()  # names in `accept` that changed, or whose change was accepted before
@@ -241,7 +249,9 @@ def check_manifests(manifests: Mapping[Path, dict[str, Any]], accept: Sequence[s
     for folder, manifest in manifests.items():
         path = folder / MANIFEST
         if path.exists():
-            updated[folder], names = _resumed_manifest(path, read_manifest(folder), manifest, accept, notes)
+            updated[folder], names = _resumed_manifest(
+                path, read_manifest(folder), manifest, accept, notes, option
+            )
             confirmed |= names
     unchanged = [name for name in accept if name not in confirmed]
     if unchanged:
@@ -260,14 +270,14 @@ def check_manifests(manifests: Mapping[Path, dict[str, Any]], accept: Sequence[s
         try:
             os.link(fresh, path)  # if several shards start together, the first one wins
         except FileExistsError:
-            _resumed_manifest(path, read_manifest(folder), manifest, (), notes)
+            _resumed_manifest(path, read_manifest(folder), manifest, (), notes, option)
         finally:
             fresh.unlink()
     return list(dict.fromkeys(notes))
 
 
 def _resumed_manifest(
-    path: Path, found: dict[str, Any], manifest: dict[str, Any], accept: Sequence[str], notes: list[str]
+    path: Path, found: dict[str, Any], manifest: dict[str, Any], accept: Sequence[str], notes: list[str], option: str
 ) -> tuple[dict[str, Any], set[str]]:
     """
     Return the manifest of a resumed run, and the names in `accept` that changed or were accepted before.
@@ -283,7 +293,7 @@ def _resumed_manifest(
         fixed = [name for name in refused if not _is_acceptable(name)]
         raise ValueError(
             f"{path}: this run was started with different settings: {describe_changes(refused)} Use the same settings to "
-            "resume it, or another --output_dir to start a new run. "
+            f"resume it, or another --{option} to start a new run. "
             + (
                 f"A change of {', '.join(fixed)} cannot be accepted, because files of the run depend on it."
                 if fixed
