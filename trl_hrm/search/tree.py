@@ -137,12 +137,15 @@ class SearchTree:
         status (`str`, *optional*, defaults to `"open"`):
             `"open"`, or why the search of this problem ended: `"done"`, `"always_solved"` or `"never_solved"` (root filter),
             `"ungradable"` (unreadable reference answer), `"prompt_too_long"` or `"error"`.
+        value (`float`, *optional*):
+            MC score of the prompt recorded by the source, as in [`Node`].
     """
 
     problem: Problem
     nodes: list[Node] = field(default_factory=list)
     prompt_ids: list[int] = field(default_factory=list)
     status: str = "open"
+    value: float | None = None
 
     def children(self) -> list[list[int]]:
         """Return the indices of the children of each node, in ascending order. The last entry is for the prompt."""
@@ -204,7 +207,7 @@ class SearchTree:
             pending.extend(below)
         new_index = {old: new for new, old in enumerate(order)} | {ROOT: ROOT}
         nodes = [replace(self.nodes[old], parent=new_index[self.nodes[old].parent]) for old in order]
-        return SearchTree(self.problem, nodes, self.prompt_ids, self.status)
+        return replace(self, nodes=nodes)
 
 
 def make_id(*parts: Any) -> str:
