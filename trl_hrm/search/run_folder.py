@@ -37,7 +37,7 @@ from .outcomes import (
 )
 from .prompts import OLD_DEFAULTS, Prompt, started_prompt
 from .step_search import STRATEGIES
-from .steps import StepRule
+from .thinking import rule_type
 from .tree import SearchTree, Status, make_id
 
 
@@ -558,7 +558,7 @@ def read_manifest(folder: str | Path, needed: Collection[str] = ()) -> dict[str,
     if "prompt" in manifest:
         from_json(Prompt, started_prompt(manifest), f"{path}: `prompt`", remedy)
     if "steps" in manifest:
-        from_json(StepRule, manifest["steps"], f"{path}: `steps`", remedy)
+        from_json(rule_type(manifest["steps"]), manifest["steps"], f"{path}: `steps`", remedy)
     if "search" in manifest:
         check_json(manifest["search"], SearchSettings, f"{path}: `search`", remedy, more=True)
     if missing := [key for key in needed if key not in manifest]:
