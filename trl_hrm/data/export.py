@@ -132,7 +132,8 @@ def _run_recipe(config: ExportConfig) -> Recipe:
     if config.columns:
         raise ValueError(f"`columns` is {config.columns}, but `format='run'` does not support it. Remove `columns`.")
     folders = [name for name in config.inputs if Path(name).is_dir()]
-    files = [str(file) for name in config.inputs for file in (node_files(name) if name in folders else [name])]
+    run_of = [(str(file), name) for name in config.inputs for file in (node_files(name) if name in folders else [name])]
+    files = [file for file, _ in run_of]
     _refuse_repeats(files)
     for folder in dict.fromkeys(Path(file).parent for file in files if config.view != "sft"):
         # Labels must estimate what the policy alone writes after a step, not what a reward model selects
@@ -149,7 +150,7 @@ def _run_recipe(config: ExportConfig) -> Recipe:
                     f"{name} is not the folder of a run, so it has no verdicts for `consensus`. Give the folder that `trl-hrm judge` has "
                     "judged, or remove `consensus`."
                 )
-        source = JudgedNodeFiles({str(file): name for name in folders for file in node_files(name)}, config.judge_name)
+        source = JudgedNodeFiles(dict(run_of), config.judge_name)
     else:
         source = NodeFiles(files)
     needed = ["prompt"] if config.view == "sft" else []
