@@ -62,7 +62,7 @@ COLUMNS = {
     "mc_unresolved": pa.list_(pa.int32()),
     "node_ids": pa.list_(pa.string()),
     "label_weights": pa.list_(pa.float32()),
-    "mc_score": pa.list_(pa.float64()),
+    "mc_scores": pa.list_(pa.float64()),
     "prompt_mc_score": pa.float64(),
     "problem_id": pa.string(),
     "answer": pa.string(),
@@ -73,12 +73,7 @@ COLUMNS = {
     "source": pa.string(),
     "node_id": pa.string(),
 }
-SOLUTION_COLUMNS = COLUMNS | {
-    "mc_correct": pa.int32(),
-    "mc_total": pa.int32(),
-    "mc_score": pa.float64(),
-    "problem": pa.string(),
-}
+SOLUTION_COLUMNS = COLUMNS | {"mc_correct": pa.int32(), "mc_total": pa.int32(), "problem": pa.string()}
 BARE_PROMPTS = (
     "`prompt` is the bare problem in all rows, because {}. If the policy was given a different prompt, training uses another prompt "
     "than sampling."
