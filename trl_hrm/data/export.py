@@ -62,7 +62,7 @@ COLUMNS = {
     "mc_unresolved": pa.list_(pa.int32()),
     "node_ids": pa.list_(pa.string()),
     "label_weights": pa.list_(pa.float32()),
-    "mc_score": pa.list_(pa.float64()),
+    "mc_scores": pa.list_(pa.float64()),
     "prompt_mc_score": pa.float64(),
     "problem_id": pa.string(),
     "answer": pa.string(),
@@ -73,12 +73,7 @@ COLUMNS = {
     "source": pa.string(),
     "node_id": pa.string(),
 }
-SOLUTION_COLUMNS = COLUMNS | {
-    "mc_correct": pa.int32(),
-    "mc_total": pa.int32(),
-    "mc_score": pa.float64(),
-    "problem": pa.string(),
-}
+SOLUTION_COLUMNS = COLUMNS | {"mc_correct": pa.int32(), "mc_total": pa.int32(), "problem": pa.string()}
 BARE_PROMPTS = (
     "`prompt` is the bare problem in all rows, because {}. If the policy was given a different prompt, training uses another prompt "
     "than sampling."
@@ -132,7 +127,8 @@ def _run_recipe(config: ExportConfig) -> Recipe:
     if config.columns:
         raise ValueError(f"`columns` is {config.columns}, but `format='run'` does not support it. Remove `columns`.")
     folders = [name for name in config.inputs if Path(name).is_dir()]
-    files = [str(file) for name in config.inputs for file in (node_files(name) if name in folders else [name])]
+    run_of = [(str(file), name) for name in config.inputs for file in (node_files(name) if name in folders else [name])]
+    files = [file for file, _ in run_of]
     _refuse_repeats(files)
     for folder in dict.fromkeys(Path(file).parent for file in files if config.view != "sft"):
         # Labels must estimate what the policy alone writes after a step, not what a reward model selects
@@ -149,7 +145,7 @@ def _run_recipe(config: ExportConfig) -> Recipe:
                     f"{name} is not the folder of a run, so it has no verdicts for `consensus`. Give the folder that `trl-hrm judge` has "
                     "judged, or remove `consensus`."
                 )
-        source = JudgedNodeFiles({str(file): name for name in folders for file in node_files(name)}, config.judge_name)
+        source = JudgedNodeFiles(dict(run_of), config.judge_name)
     else:
         source = NodeFiles(files)
     needed = ["prompt"] if config.view == "sft" else []

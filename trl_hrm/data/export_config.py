@@ -33,7 +33,7 @@ class ExportConfig(BuildConfig):
             label. `"progress"`: (1 + the MC score of the step − the MC score before it) / 2, where 0.5 means no change.
             `"ratio"`: the MC score of the step divided by the MC score before it, at most 1. A merged step is compared with the
             MC score before its first step. See [`make_label`]. All labels are in [0, 1], and every head of [`StepFormat`] can be
-            trained on them. With `"progress"` and `"ratio"`, the rows also have `mc_score` and `prompt_mc_score`.
+            trained on them. With `"progress"` and `"ratio"`, the rows also have `mc_scores` and `prompt_mc_score`.
         threshold (`float`, *optional*, defaults to `0.0`):
             MC score above which a step counts as right, for `labels="hard"` and for `consensus`.
         eta (`float`, *optional*):

@@ -50,9 +50,9 @@ def hrm_view(
         raise ValueError(f"`max_merge` is {max_merge}. It must be at least 2 (pairs, as in the paper).")
     kind = tree.extra.get("label_kind")
     is_relative = kind in RELATIVE_LABELS
-    if is_relative and not ("mc_score" in tree.step_columns and "prompt_mc_score" in tree.extra):
+    if is_relative and not ("mc_scores" in tree.step_columns and "prompt_mc_score" in tree.extra):
         raise ValueError(
-            f"The labels are of the kind {shown(kind)}, but `mc_score` or `prompt_mc_score` is missing, from which the labels of "
+            f"The labels are of the kind {shown(kind)}, but `mc_scores` or `prompt_mc_score` is missing, from which the labels of "
             "merged steps are computed. Keep these columns of `trl-hrm export`, or remove `label_kind` to give a merged step the "
             "label of its last step."
         )
@@ -69,8 +69,8 @@ def hrm_view(
             text, count, first = completions[first] + merge_separator + text, count + num_merged[first], parents[first]
             merged = label
             if is_relative:
-                value = tree.step_columns["mc_score"][step]
-                before = tree.extra["prompt_mc_score"] if first == -1 else tree.step_columns["mc_score"][first]
+                value = tree.step_columns["mc_scores"][step]
+                before = tree.extra["prompt_mc_score"] if first == -1 else tree.step_columns["mc_scores"][first]
                 merged = None if value is None else make_label(value, kind, before=before)
                 if merged is None:
                     if notes is not None:

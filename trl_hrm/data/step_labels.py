@@ -171,7 +171,7 @@ def label_steps(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple
     Label the steps of a search tree by their MC scores. See [`score_steps`] and [`make_label`].
 
     With `config.view="orm"`, only steps that end a solution have labels. Labels that compare two MC scores (`"progress"`,
-    `"ratio"`) come with the scores of the steps in the column `mc_score` and the score of the prompt in `prompt_mc_score`, from
+    `"ratio"`) come with the scores of the steps in the column `mc_scores` and the score of the prompt in `prompt_mc_score`, from
     which [`hrm_view`] computes the labels of merged steps.
 
     Args:
@@ -214,7 +214,7 @@ def label_steps(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple
     columns["node_ids"] = [tree.nodes[members[0]].node_id for members in steps.members]
     extra = {}
     if is_relative:
-        *columns["mc_score"], extra["prompt_mc_score"] = values
+        *columns["mc_scores"], extra["prompt_mc_score"] = values
     num_merged = steps.num_merged if config.hnc else None
     labelled = StepTree(tree.problem.prompt, steps.texts, labels, steps.parents, num_merged, columns, extra)
     return labelled, steps.members
