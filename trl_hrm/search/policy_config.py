@@ -11,7 +11,8 @@ from ..grading import DEFAULT_EXTRACTORS, EXTRACTORS
 from ..io import read_text, shown
 from .prompts import PROMPTS, Prompt
 from .run_folder import Shard, show_own_gpu
-from .steps import RULES, StepRule, regex_rule
+from .segmentation_config import SegmentationConfig
+from .steps import StepRule
 
 
 # Metadata of the fields that all models with an engine have
@@ -242,9 +243,10 @@ class PolicyConfig(EngineConfig):
 
 
 @dataclass(kw_only=True)
-class PromptConfig(Config):
+class PromptConfig(SegmentationConfig):
     r"""
-    Configuration of the prompt, of the rule that splits solutions into steps, and of the answer extractors.
+    Configuration of the prompt, of the rule that splits solutions into steps, and of the answer extractors. It also has the fields of
+    [`SegmentationConfig`]. The default of `segmentation` is the rule of the prompt, or `"blank_line"` for a file.
 
     Args:
         prompt (`str`, *optional*, defaults to `"boxed"`):
@@ -262,17 +264,12 @@ class PromptConfig(Config):
             Date for chat templates that print today's date. A fixed date keeps prompts the same from day to day.
         final_stops (`list[str]`, *optional*):
             Strings that end a solution. An empty string means none. Defaults to the strings of the prompt, or none for a file.
-        segmentation (`str`, *optional*):
-            Name of the [`StepRule`] that splits solutions into steps, or `"regex"`. Defaults to the rule of the prompt,
-            or `"blank_line"` for a file.
-        step_pattern (`str`, *optional*):
-            Regular expression for `segmentation="regex"`. Each match ends a step.
         extractors (`list[str]`, *optional*):
             Answer extractors, in order. The first one that finds an answer is used. Defaults to
             `["marker", "tag", "boxed", "hash", "answer_is"]`. See [`extract_answer`].
 
     Raises:
-        `ValueError`: If the prompt or rule is unknown, or if only one of `segmentation="regex"` and `step_pattern` is set.
+        `ValueError`: If `final_stops` contains an empty string. See also [`SegmentationConfig`].
     """
 
     prompt: str = field(
@@ -311,19 +308,6 @@ class PromptConfig(Config):
             "may_be_empty": True,
         },
     )
-    segmentation: Literal["step_header", "blank_line", "sentence", "formula", "regex"] | None = field(
-        default=None,
-        metadata={
-            "help": "Rule that splits solutions into steps (default: the rule of the prompt, or blank_line for a file)."
-        },
-    )
-    step_pattern: str | None = field(
-        default=None,
-        metadata={
-            "help": "Regular expression for --segmentation regex. Each match ends a step.",
-            "advanced": True,
-        },
-    )
     extractors: list[str] | None = field(
         default=None,
         metadata={
@@ -343,13 +327,6 @@ class PromptConfig(Config):
             )
         if self.chat_template_kwargs == {}:
             self.chat_template_kwargs = None
-        if (self.segmentation == "regex") != (self.step_pattern is not None):
-            raise ValueError(
-                f"`segmentation` is {shown(self.segmentation)} and `step_pattern` is {shown(self.step_pattern)}. `segmentation='regex'` and "
-                "`step_pattern` must be used together."
-            )
-        if self.step_pattern is not None:
-            regex_rule(self.step_pattern)  # raises if the pattern is invalid
 
     def make_prompt(self) -> tuple[Prompt, StepRule]:
         """
@@ -367,7 +344,7 @@ class PromptConfig(Config):
                 f"`prompt` is {shown(self.prompt)}. It must be one of {', '.join(PROMPTS)}, or the path of a text file that contains "
                 "{question}."
             )
-        rule = regex_rule(self.step_pattern) if self.step_pattern else RULES[self.segmentation or prompt.rule]
+        rule = self.step_rule(prompt.rule)
         prompt = replace(
             prompt,
             rule=rule.name,
