@@ -523,7 +523,7 @@ FAULTS = ["hang up", "cut", "100,000 brackets", "too few", "ids of another text"
 
 @pytest.mark.parametrize("mode", FAULTS)
 def test_server_with_faults(searched, run, tmp_path, served, mode):
-    """Every fifth response is faulty and retried. The verdicts are those of an honest server."""
+    """Every fifth response is faulty and retried. An honest server gives the same verdicts."""
     shutil.copytree(searched, tmp_path / "honest")
     with JudgeServer() as server:
         _, expected = judged(tmp_path / "honest", **served_options(tmp_path, server))
