@@ -66,7 +66,7 @@ class JudgedNodeFiles(NodeFiles):
 
     Raises:
         `FileNotFoundError`: If a run has not been judged.
-        `ValueError`: If there is no verdict, a solution has two, or a problem is not in the run.
+        `ValueError`: If a run has no verdicts, or two verdicts for the same solution.
     """
 
     def __init__(self, files: Mapping[str, str], judge_name: str):
@@ -115,7 +115,7 @@ class ComparedSolution(NamedTuple):
         nodes (`Sequence[int]`):
             Nodes that end the solution.
         first_error (`int`):
-            Index of the first wrong step by the MC scores, from 0, `-1` (`NO_ERROR`) if there is none.
+            Index of the first wrong step by the MC scores, from 0. `-1` (`NO_ERROR`): all steps are right.
         agreement (`float`):
             Share of the readable votes of the judge that name the same step.
         is_agreed (`bool`):
@@ -146,8 +146,8 @@ def compare_solutions(
     - all MC scores are above the threshold, but the answer is wrong. This can only happen where the last step also continues in the
       tree. If the answer is unknown, the first wrong step is unknown, too.
 
-    A correct solution may have a wrong step by the MC scores, such as one from which no other rollout is right. It is compared like
-    any other, and counted.
+    A correct solution may have a wrong step by the MC scores, for example if all other rollouts from this step are wrong. Such a
+    solution is compared and counted.
 
     Args:
         tree ([`SearchTree`]):
