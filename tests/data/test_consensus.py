@@ -193,7 +193,9 @@ def test_kept_solutions_match_a_slow_reference(tmp_path, judged_run, options):
         assert given[key][0] == (None if label is None else pytest.approx(label, abs=1e-6)), key
         assert given[key][1] == (pytest.approx(weight, abs=1e-6) if config.disagreement == "weight" else None), key
     facts = report["facts"]["consensus"]
-    assert {name: count for name, count in (facts["not_compared"] | facts["first_wrong_step"]).items() if count} == counts
+    assert {
+        name: count for name, count in (facts["not_compared"] | facts["first_wrong_step"]).items() if count
+    } == counts
     assert facts["compared"] == sum(facts["first_wrong_step"].values())
     assert facts["solutions"] == facts["compared"] + sum(facts["not_compared"].values())
     assert facts["agreed"] == counts["mc_none_judge_none"] + counts["mc_error_judge_same"]
@@ -313,8 +315,9 @@ class TestSmallRun:
         }
         # observed 2/3; by chance 1/3·2/3 without and 2/3·1/3 with an error
         assert facts["kappa_any_error"] == pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))
-        assert "consensus with judge: 3 of 3 solutions compared, 2 agree (66.7%, 95 % interval 20.8% to 93.9%), kappa 0.40" in str(
-            report
+        assert (
+            "consensus with judge: 3 of 3 solutions compared, 2 agree (66.7%, 95 % interval 20.8% to 93.9%), kappa 0.40"
+            in str(report)
         )
 
     def test_merged_steps(self, tmp_path, small_run):
@@ -443,7 +446,9 @@ def test_balance_with_consensus(tmp_path, judged_run):
     counts = Counter(label >= 0.5 for label in labels)
     assert 0.7 < counts[True] / counts[False] < 1.4
     for row in rows:
-        assert all((label is None) == (weight == 0) for label, weight in zip(row["labels"], row["label_weights"], strict=True))
+        assert all(
+            (label is None) == (weight == 0) for label, weight in zip(row["labels"], row["label_weights"], strict=True)
+        )
 
 
 def test_processes_change_nothing(tmp_path, judged_run, monkeypatch):

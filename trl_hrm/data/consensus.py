@@ -252,7 +252,12 @@ def keep_solutions(
         for place, step in enumerate(labelled.path(end)):
             agreements[step].append(solution.agreement)
             is_after = solution.first_error != NO_ERROR and place > solution.first_error
-            if is_after and config.after_first_error == "context" and config.view != "orm" and labels[step] is not None:
+            if (
+                is_after
+                and config.after_first_error == "context"
+                and config.view != "orm"
+                and labels[step] is not None
+            ):
                 labels[step] = None
                 notes["consensus_labels_after_first_error"] += 1
     notes["consensus_steps_dropped"] += len(labels) - len(agreements)

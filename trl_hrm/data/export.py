@@ -127,7 +127,9 @@ def _run_recipe(config: ExportConfig) -> Recipe:
     if config.columns:
         raise ValueError(f"`columns` is {config.columns}, but `format='run'` does not support it. Remove `columns`.")
     folders = [name for name in config.inputs if Path(name).is_dir()]
-    run_of = [(str(file), name) for name in config.inputs for file in (node_files(name) if name in folders else [name])]
+    run_of = [
+        (str(file), name) for name in config.inputs for file in (node_files(name) if name in folders else [name])
+    ]
     files = [file for file, _ in run_of]
     _refuse_repeats(files)
     for folder in dict.fromkeys(Path(file).parent for file in files if config.view != "sft"):
@@ -386,7 +388,11 @@ def _describe_labels(config: ExportConfig, estimator: str) -> dict[str, Any]:
         chosen = {"min_mc_score": config.min_mc_score, "max_solutions": config.max_solutions or "all"}
         rows = {"rows": "prefixes" if config.prefixes else "correct solutions"}
         return {"estimator": estimator, "truncated": config.truncated} | rows | chosen | hnc
-    names = ["eta"] * (config.labels == "entropy") + ["threshold"] * (config.labels == "hard") + ["truncated", "min_leaves"] * (estimator != "recorded")
+    names = (
+        ["eta"] * (config.labels == "entropy")
+        + ["threshold"] * (config.labels == "hard")
+        + ["truncated", "min_leaves"] * (estimator != "recorded")
+    )
     return {"kind": config.labels, "estimator": estimator} | {name: getattr(config, name) for name in names} | hnc
 
 

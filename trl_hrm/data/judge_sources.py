@@ -88,7 +88,9 @@ def read_solutions(config: CandidatesConfig, notes: Counter) -> Iterator[JudgedP
         `ValueError`: If a row is invalid, or an option has no effect on this input.
     """
     if is_run(config):
-        refuse_options(config, ("segmentation", "step_pattern", "keep_thinking"), "a run, whose steps are judged as exported")
+        refuse_options(
+            config, ("segmentation", "step_pattern", "keep_thinking"), "a run, whose steps are judged as exported"
+        )
         source = NodeFiles([str(file) for file in node_files(config.candidates)])
         for chunk in source.chunks():
             for where, _, tree in source.read(chunk):
@@ -215,7 +217,5 @@ def _add(
         notes["equal_solutions"] += 1
     else:
         if node_ids is None:
-            node_ids = [
-                make_id("judge", problem.problem_id, json.dumps(steps[: i + 1])) for i in range(len(steps))
-            ]
+            node_ids = [make_id("judge", problem.problem_id, json.dumps(steps[: i + 1])) for i in range(len(steps))]
         problem.solutions.append(JudgedSolution(steps, node_ids, len(problem.solutions), columns))

@@ -112,7 +112,9 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
         else:
             reference = self._load_reference()
         self._set_reference_weights()
-        self.reference = AdapterOff(self.accelerator) if reference is None else FrozenReference(reference, self.accelerator)
+        self.reference = (
+            AdapterOff(self.accelerator) if reference is None else FrozenReference(reference, self.accelerator)
+        )
         if args.precompute_ref_log_probs:
             self._precompute()
 
@@ -347,7 +349,9 @@ def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str) 
         texts.append(value)
     steps = cut_text(texts[1], separator_rule(separator))
     if not steps:
-        raise ValueError(f"{name} row {index}: `completion` is {shown(texts[1])}. It must have at least one step. Remove the row.")
+        raise ValueError(
+            f"{name} row {index}: `completion` is {shown(texts[1])}. It must have at least one step. Remove the row."
+        )
     label = row["label"]
     if label not in (True, False):
         raise ValueError(f"{name} row {index}: `label` is {shown(label)}. It must be true (right) or false (wrong).")
