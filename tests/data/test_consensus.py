@@ -213,7 +213,7 @@ def test_the_random_runs_have_every_case(tmp_path, judged_run):
 # Planted noise
 
 
-def noisy_run(folder: Path, a: float, b: float, num_steps: int, number: int, seed: int) -> dict[str, int]:
+def noisy_run(folder: Path, a: float, b: float, num_steps: int, num_problems: int, seed: int) -> dict[str, int]:
     """
     Write a run with one solution per problem. Monte Carlo names a wrong place with probability `a`, and the judge with
     probability `b`, independently and uniformly over the other places. Return the true first wrong steps by problem.
@@ -225,7 +225,7 @@ def noisy_run(folder: Path, a: float, b: float, num_steps: int, number: int, see
         return rng.choice([place for place in places if place != truth]) if rng.random() < chance else truth
 
     trees, votes, truths = [], {}, {}
-    for number in range(number):
+    for number in range(num_problems):
         name = f"p{number}"
         truths[name] = truth = rng.choice(places)
         mc = noisy(truth, a)
@@ -330,6 +330,12 @@ class TestSmallRun:
         assert row["completions"] == ["a", "b", "c", "d", "e"] and row["labels"] == [0.5, 0, 1, 1, 0]
         assert row["label_weights"] == pytest.approx([5 / 6, 2 / 3, 1, 1, 1 / 3])
         assert report["facts"]["consensus"]["steps_dropped"] == 0
+
+    def test_progress(self, tmp_path, small_run):
+        """The score of the prompt, 1/4, counts the solution `e`, which is dropped."""
+        [row], _ = build(tmp_path, small_run, labels="progress")
+        assert row["prompt_mc_score"] == 1 / 4 and row["mc_scores"] == [1 / 2, 0, 1, 1]
+        assert row["labels"] == [5 / 8, 1 / 4, 3 / 4, 1 / 2]
 
     def test_threshold(self, tmp_path, small_run):
         """With 0.5, the step `a` is wrong, so the judge names a later step or none in the solutions after it."""
@@ -437,7 +443,13 @@ def test_runs_with_the_same_problems(tmp_path):
     assert rows == alone[0][0] + alone[1][0]
     facts = report["facts"]["consensus"]
     assert facts["solutions"] == sum(report["facts"]["consensus"]["solutions"] for _, report in alone)
-    assert len(set(facts["verdicts"].values())) == 2
+    assert len({judge["verdicts"] for judge in facts["judges"].values()}) == 2
+    assert report["warnings"] == []
+    for name in trees:
+        write_json(tmp_path / name / "judges" / "judge" / "manifest.json", {"identity": {"judge": name}})
+    _, report = build(tmp_path, tmp_path / "one", tmp_path / "two")
+    assert report["facts"]["consensus"]["judges"][str(tmp_path / "one")]["identity"] == {"judge": "one"}
+    assert "judged by different models" in report["warnings"][0]
 
 
 def test_balance_with_consensus(tmp_path, judged_run):

@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import math
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,11 @@ from datasets import Dataset
 
 import trl_hrm
 from trl_hrm.cli import COMMANDS, main
+from trl_hrm.data.step_labels import solution_ends, unite_steps
+from trl_hrm.search.nodes import read_trees
+from trl_hrm.step_tree import StepTree
 
+from ..data.judged_runs import write_verdicts
 from ..evaluation.benchmark_rows import mistake_row, prm_row, process_row
 from ..helpers import save_checkpoint
 from ..search.policies import KNOWN, SOLUTIONS, make_policy
@@ -133,6 +139,15 @@ def make_inputs(folder: Path, write_policy: Callable[[Path], object] = train_pol
         for name in SETTINGS:
             if name != "env":
                 Path(f"{name}.yaml").write_text(yaml.safe_dump(settings(name)), encoding="utf-8")
+    shutil.copytree(folder / "run", folder / "agreed")
+    votes = {}
+    for tree in read_trees(next((folder / "agreed").glob("nodes-*.parquet"))):
+        steps = unite_steps(tree, Counter())
+        for end in solution_ends(tree, steps):
+            labelled = StepTree("p", steps.texts, [None] * len(steps.texts), steps.parents)
+            ids = tuple(tree.nodes[steps.members[step][0]].node_id for step in labelled.path(end))
+            votes[tree.problem.problem_id, ids] = [-1, -1, len(ids) - 1]
+    write_verdicts(folder / "agreed", votes)
     pairs = [{"prompt": "1+2?", "completion": f" so {i}"} for i in range(2)]
     Dataset.from_list(pairs).to_parquet(folder / "pairs" / "train.parquet")
 
@@ -323,6 +338,9 @@ def targets() -> list[Target]:
         target(f"{ANNOTATE} --limit 2 --num_children 4 --max_depth 4 --max_step_tokens 30 --output_dir run", "run/*.json*", check_run, 0.3),
         target(f"export run {BUILD}", "run/*.json*", check_dataset, 1, "run"),
         target(f"export run {BUILD} --labels entropy --eta 2", "run/*.parquet", check_dataset, 1, "run"),
+        target(f"export run {BUILD} --labels progress --view hrm", "run/*.parquet", check_dataset, 1, "run"),
+        target(f"export agreed {BUILD} --consensus", "agreed/judges/judge/*.jsonl", check_dataset, 1, "agreed"),
+        target(f"export agreed {BUILD} --consensus --disagreement weight", "agreed/*.parquet", check_dataset, 1, "agreed"),
         target(f"export run {BUILD} --view sft", "run/*.parquet", check_dataset, 1, "run"),
         target(f"export run {BUILD} --view sft --prefixes --min_mc_score 0.5 --hnc", "run/*.parquet", check_dataset, 1, "run"),
         target(f"export openr.jsonl --format openr {BUILD}", "openr.jsonl", check_dataset),

@@ -51,9 +51,9 @@ def hrm_view(
     is_relative = kind in RELATIVE_LABELS
     if is_relative and not ("mc_scores" in tree.step_columns and "prompt_mc_score" in tree.extra):
         raise ValueError(
-            f"The labels are of the kind {shown(kind)}, but `mc_scores` or `prompt_mc_score` is missing, from which the labels of "
-            "merged steps are computed. Keep these columns of `trl-hrm export`, or remove `label_kind` to give a merged step the "
-            "label of its last step."
+            f"The labels are of the kind {shown(kind)}, but `mc_scores` or `prompt_mc_score` is missing. The labels of merged "
+            "steps need both. Keep these columns of `trl-hrm export`, or remove `label_kind` to give a merged step the label of its "
+            "last step."
         )
     completions, labels, parents = list(tree.completions), list(tree.labels), list(tree.parents)
     num_merged = list(tree.num_merged) if tree.num_merged is not None else [1] * len(completions)
