@@ -705,7 +705,7 @@ def make_manifest(
     versions = {"trl_hrm": __version__}
     for settings in (described, graded):
         versions |= {name: settings.pop(name) for name in VERSIONED & settings.keys()}
-    identity = {"policy": config.policy_identity()}
+    identity = {"policy": config.model_identity()}
     if "identity" in described:  # what a server says about the model that it runs
         identity["policy_server"] = described.pop("identity")
     filtered = {"where": config.where} if isinstance(config.where, dict) else {}  # older manifests do not have it

@@ -37,7 +37,7 @@ from .outcomes import (
 )
 from .prompts import OLD_DEFAULTS, Prompt, started_prompt
 from .step_search import STRATEGIES
-from .steps import StepRule
+from .thinking import rule_type
 from .tree import SearchTree, Status, make_id
 
 
@@ -208,6 +208,8 @@ def claimed_run(path: str | Path, shard: Shard, files: Iterable[str] = ()) -> It
 _MODELS = {
     "policy": "policies",
     "policy_server": "policies",
+    "judge": "judges",
+    "judge_server": "judges",
     "engine": "policies",
     "reward_model": "reward models",
     "reward_model_server": "reward models",
@@ -219,14 +221,21 @@ _UNRECORDED = "not recorded"
 
 
 def check_manifest(
-    folder: Path, manifest: dict[str, Any], accept: Sequence[str] = (), source: Path | None = None
+    folder: Path,
+    manifest: dict[str, Any],
+    accept: Sequence[str] = (),
+    source: Path | None = None,
+    option: str = "output_dir",
 ) -> list[str]:
     """Write or check the manifest of one folder. See [`check_manifests`]."""
-    return check_manifests({folder: manifest}, accept, source)
+    return check_manifests({folder: manifest}, accept, source, option)
 
 
 def check_manifests(
-    manifests: Mapping[Path, dict[str, Any]], accept: Sequence[str] = (), source: Path | None = None
+    manifests: Mapping[Path, dict[str, Any]],
+    accept: Sequence[str] = (),
+    source: Path | None = None,
+    option: str = "output_dir",
 ) -> list[str]:
     """
     Write the manifests of new runs, or check that resumed runs have the same settings and models. See [`compare_runs`] for what
@@ -242,6 +251,8 @@ def check_manifests(
             Names of the changes to accept, such as `policy.weights`.
         source (`Path`, *optional*):
             Folder of a run that new runs continue. Their settings and models must be the same as its own.
+        option (`str`, *optional*, defaults to `"output_dir"`):
+            Option that starts a new run, for error messages.
 
     Returns:
         `list[str]`: Notes for the user, for example about a checkpoint that was moved.
@@ -254,8 +265,9 @@ def check_manifests(
     if fixed:
         raise ValueError(
             f"`accept_changes` contains {', '.join(fixed)}. Only changes of {', '.join(_MODELS)} can be accepted, and not their "
-            "`spans` and `combine`. Files of the run depend on all other settings. Use another `output_dir` to start a new run."
+            f"`spans` and `combine`. Files of the run depend on all other settings. Use another `{option}` to start a new run."
         )
+    resume = f"Use the same settings to resume it, or another --{option} to start a new run."
     notes: list[str] = []
     confirmed: set[str] = set()  # names in `accept` that changed, or whose change was accepted before
     updated: dict[Path, dict[str, Any]] = {}
@@ -263,7 +275,7 @@ def check_manifests(
     for folder, manifest in manifests.items():
         path, names = folder / MANIFEST, set()
         if path.exists():
-            updated[folder], names = _resumed_manifest(path, read_manifest(folder), manifest, accept, notes)
+            updated[folder], names = _resumed_manifest(path, read_manifest(folder), manifest, accept, notes, resume)
         elif source is None:
             fresh[folder] = manifest
         else:
@@ -288,7 +300,7 @@ def check_manifests(
         try:
             os.link(written, folder / MANIFEST)  # if several shards start together, the first one wins
         except FileExistsError:
-            _resumed_manifest(folder / MANIFEST, read_manifest(folder), manifests[folder], (), notes)
+            _resumed_manifest(folder / MANIFEST, read_manifest(folder), manifests[folder], (), notes, resume)
         finally:
             written.unlink()
     return list(dict.fromkeys(notes))
@@ -300,7 +312,7 @@ def _resumed_manifest(
     manifest: dict[str, Any],
     accept: Sequence[str],
     notes: list[str],
-    advice: str = "Use the same settings to resume it, or another --output_dir to start a new run.",
+    advice: str,
 ) -> tuple[dict[str, Any], set[str]]:
     """
     Return the manifest of a resumed run, and the names in `accept` that changed or were accepted before.
@@ -558,7 +570,7 @@ def read_manifest(folder: str | Path, needed: Collection[str] = ()) -> dict[str,
     if "prompt" in manifest:
         from_json(Prompt, started_prompt(manifest), f"{path}: `prompt`", remedy)
     if "steps" in manifest:
-        from_json(StepRule, manifest["steps"], f"{path}: `steps`", remedy)
+        from_json(rule_type(manifest["steps"]), manifest["steps"], f"{path}: `steps`", remedy)
     if "search" in manifest:
         check_json(manifest["search"], SearchSettings, f"{path}: `search`", remedy, more=True)
     if missing := [key for key in needed if key not in manifest]:
