@@ -183,8 +183,9 @@ def _read_step_trees(
             raise ValueError(f"{where}: `answer` is {shown(answer)}, expected a string. Rename or remove the column.")
         new = JudgedProblem(problem_id or problem_key(tree.prompt).hex(), tree.prompt, answer, where)
         problem = problems.setdefault(new.problem_id, new)
-        for name in ("prompt", "answer"):
-            if getattr(problem, name) != getattr(new, name):
+        same_prompt = problem_key(problem.prompt) == problem_key(new.prompt)
+        for name, is_same in (("prompt", same_prompt), ("answer", problem.answer == new.answer)):
+            if not is_same:
                 raise ValueError(
                     f"{where}: `{name}` is {shown(getattr(new, name))}, but {problem.where} has {shown(getattr(problem, name))} for the "
                     "same problem. Correct the rows, or give the problems different `problem_id`."
