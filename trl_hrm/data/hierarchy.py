@@ -1,11 +1,23 @@
 """Views of a step tree: with merged steps (HRM), as flat rows (PRM), and with outcome labels only (ORM)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
+from ..io import shown
+from ..search.thinking import thought_length
 from ..step_tree import StepTree
 
 
-def hrm_view(tree: StepTree, merge_separator: str = "\n", max_merge: int = 2) -> StepTree:
+MAX_MERGE = {"pairs": 2, "thoughts": 16}  # steps in a merged step
+
+
+def hrm_view(
+    tree: StepTree,
+    merge_separator: str = "\n",
+    max_merge: int | None = None,
+    merge: Literal["pairs", "thoughts"] = "pairs",
+    thinking_marks: Sequence[str] | None = None,
+) -> StepTree:
     r"""
     Add merged steps: D_HRM = D_PRM ∪ {(s_i + s_{i+1}, R(s_i + s_{i+1}))} ([HRM](https://huggingface.co/papers/2503.13551),
     section 3.1 and Table 2).
@@ -13,6 +25,11 @@ def hrm_view(tree: StepTree, merge_separator: str = "\n", max_merge: int = 2) ->
     For every labelled step with a step before it, a merged step is added. Its text is the two texts joined by `merge_separator`,
     its parent is the grandparent, and its label is the label of the second step (Table 2: a merged step is positive exactly when
     the current step is). The original steps do not change.
+
+    In the thinking of a reasoning model, a correction often comes several steps after the error. With `merge="thoughts"`, a merged
+    step is added only for a labelled step that begins with a mark such as "Wait". It joins this step with all steps of the thought
+    before it (see [`~search.thinking.thought_length`]) and has the label of its last step. Steps that are already merged are not
+    merged further.
 
     The result has no duplicates: a merged step is not added if the tree already has a step with the same parent, text, number of
     merged steps and label. Applying the function to its own result therefore changes nothing.
@@ -23,17 +40,25 @@ def hrm_view(tree: StepTree, merge_separator: str = "\n", max_merge: int = 2) ->
         merge_separator (`str`, *optional*, defaults to `"\n"`):
             Text between the steps of a merged step. It must match the `merge_separator` of the [`StepFormat`] that the model is
             trained with.
-        max_merge (`int`, *optional*, defaults to `2`):
-            Maximum number of original steps (`num_merged`) in a merged step. The paper merges pairs. Longer runs follow the same
-            rule.
+        max_merge (`int`, *optional*):
+            Maximum number of original steps (`num_merged`) in a merged step. Defaults to 2 for `merge="pairs"`, as in the paper. Longer
+            runs follow the same rule. Defaults to 16 for `merge="thoughts"`. Of a longer thought, only the last steps are merged.
+        merge (`str`, *optional*, defaults to `"pairs"`):
+            Which steps are merged: `"pairs"` or `"thoughts"`.
+        thinking_marks (`Sequence[str]`, *optional*):
+            Phrases that begin a thought, for `merge="thoughts"`. They must match the `thinking_marks` of the [`StepFormat`]. Defaults
+            to [`~search.thinking.MARKS`].
 
     Returns:
         [`StepTree`]: The tree with the merged steps after the original ones, and `num_merged` set. In other per-step columns, a
         merged step has the value of its last step.
 
     Raises:
-        `ValueError`: If `max_merge` is below 2.
+        `ValueError`: If `max_merge` is below 2, or `merge` is unknown.
     """
+    if merge not in MAX_MERGE:
+        raise ValueError(f"`merge` is {shown(merge)}. It must be one of {', '.join(MAX_MERGE)}.")
+    max_merge = MAX_MERGE[merge] if max_merge is None else max_merge
     if max_merge < 2:
         raise ValueError(f"`max_merge` is {max_merge}. It must be at least 2 (pairs, as in the paper).")
     completions, labels, parents = list(tree.completions), list(tree.labels), list(tree.parents)
@@ -42,6 +67,20 @@ def hrm_view(tree: StepTree, merge_separator: str = "\n", max_merge: int = 2) ->
     last_steps = []
     for step, label in enumerate(tree.labels):
         text, count, first = completions[step], num_merged[step], parents[step]
+        if merge == "thoughts":
+            path = tree.path(step) if label is not None else []
+            run = path[-thought_length([completions[i] for i in path], thinking_marks, max_merge) :]
+            if len(run) < 2 or any(num_merged[i] > 1 for i in run):
+                continue
+            text, count, first = merge_separator.join(completions[i] for i in run), len(run), parents[run[0]]
+            if (first, text, count, label) not in found:
+                found.add((first, text, count, label))
+                completions.append(text)
+                labels.append(label)
+                parents.append(first)
+                num_merged.append(count)
+                last_steps.append(step)
+            continue
         while label is not None and first != -1 and count + num_merged[first] <= max_merge:
             text, count, first = completions[first] + merge_separator + text, count + num_merged[first], parents[first]
             if (first, text, count, label) not in found:
