@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,31 +57,44 @@ def read_candidates(
         `FileNotFoundError`: If the file or folder does not exist.
         `ValueError`: If a row is invalid, or an option has no effect on these candidates.
     """
-    path = Path(config.candidates)
     if is_run(config):
         problems = _finished_candidates(config, notes)
-    elif path.is_dir() and any(path.glob("log-*.jsonl")):
+    else:
+        with opened_rows(config) as (rows, before):
+            problems = CandidateRows(config, notes, answers, grades).read(rows, before)
+    if not problems:
+        raise ValueError(f"{config.candidates}: no candidates found. Check the path, or remove the empty input.")
+    _check_prompts(problems)
+    return problems
+
+
+@contextmanager
+def opened_rows(config: CandidatesConfig) -> Iterator[tuple[JsonLines | DatasetRows, str]]:
+    """
+    Context manager that opens a file or a dataset folder. It returns the reader of the rows, and a prefix for their locations in error
+    messages.
+
+    Raises:
+        `FileNotFoundError`: If the file or folder does not exist.
+        `ValueError`: If the file has another format, or an option has no effect on it.
+    """
+    path = Path(config.candidates)
+    if path.is_dir() and any(path.glob("log-*.jsonl")):
         raise FileNotFoundError(
             f"{path}: found the log of a search (log-*.jsonl), but not its {MANIFEST}, which has the prompt of the policy. Copy the "
             "whole folder of `trl-hrm annotate`."
         )
-    elif path.suffix == ".parquet":
+    if path.suffix == ".parquet":
         raise ValueError(
             f"{path}: found a Parquet file, expected a JSON Lines file or a folder. Pass the folder of the dataset or run that contains "
             "the file."
         )
-    elif path.is_dir():
+    if path.is_dir():
         with loaded_dataset(config.candidates, config.split or "train") as dataset:
-            rows = DatasetRows(dataset, config.columns)
-            problems = CandidateRows(config, notes, answers, grades).read(rows, f"{config.candidates}, ")
+            yield DatasetRows(dataset, config.columns), f"{config.candidates}, "
     else:
-        _refuse(config, ("split",), "a file")
-        rows = JsonLines([config.candidates], config.columns)
-        problems = CandidateRows(config, notes, answers, grades).read(rows)
-    if not problems:
-        raise ValueError(f"{path}: no candidates found. Check the path, or remove the empty input.")
-    _check_prompts(problems)
-    return problems
+        refuse_options(config, ("split",), "a file")
+        yield JsonLines([config.candidates], config.columns), ""
 
 
 def read_all_candidates(config: RaftConfig, notes: Counter) -> list[ProblemCandidates]:
@@ -331,7 +345,7 @@ def is_run(config: CandidatesConfig) -> bool:
     """
     if not Path(config.candidates, MANIFEST).is_file():
         return False
-    _refuse(config, ("split", "join_steps", "columns"), "a run")
+    refuse_options(config, ("split", "join_steps", "columns"), "a run")
     return True
 
 
@@ -369,9 +383,10 @@ def cut_again(config: CandidatesConfig) -> StepRule | None:
     return rule if config.segmentation is not None or config.keep_thinking else None
 
 
-def _refuse(config: CandidatesConfig, names: tuple[str, ...], kind: str) -> None:
+def refuse_options(config: CandidatesConfig, names: tuple[str, ...], kind: str) -> None:
+    """Raise `ValueError` if an option is set that has no effect on this kind of input."""
     for name in names:
-        if getattr(config, name) not in (None, {}):
+        if getattr(config, name) not in (None, {}, False):
             raise ValueError(
                 f"`{name}` is {shown(getattr(config, name))}, but has no effect because {config.candidates} is {kind}. Remove `{name}`."
             )

@@ -83,3 +83,11 @@ class ScoringConfig(Config):
         if THOUGHT in self.spans:
             lengths.add(thought_length(steps, step_format.thinking_marks, step_format.max_thought))
         return sorted(lengths - {1})
+
+
+def check_candidates(prompts: Sequence[str], candidates: Sequence[Sequence[Sequence[str]]]) -> None:
+    """Raise `ValueError` if there is not one list of candidates per prompt."""
+    if len(prompts) != len(candidates):
+        raise ValueError(
+            f"Got {len(prompts)} prompts and candidates for {len(candidates)} prompts. Pass one list of candidates per prompt."
+        )

@@ -143,6 +143,8 @@ class SearchTree:
         thinking (`str`, *optional*, defaults to `"left_out"`):
             Whether the steps include the thinking of a reasoning model: `"left_out"`, `"kept"` (see [`~search.thinking.ThinkingRule`]),
             or `"opened"`, which is `"kept"` after a prompt that ends with an opening thinking tag.
+        value (`float`, *optional*):
+            MC score of the prompt recorded by the source, as in [`Node`].
     """
 
     problem: Problem
@@ -150,6 +152,7 @@ class SearchTree:
     prompt_ids: list[int] = field(default_factory=list)
     status: str = "open"
     thinking: str = "left_out"
+    value: float | None = None
 
     def children(self) -> list[list[int]]:
         """Return the indices of the children of each node, in ascending order. The last entry is for the prompt."""

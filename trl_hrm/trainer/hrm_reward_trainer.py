@@ -281,7 +281,8 @@ def prepare_rows(
         args ([`HRMRewardConfig`]):
             Arguments of the training.
         name (`str`):
-            Name of the dataset in messages. `train_on_last_step_only` applies to `"train_dataset"`.
+            Name of the dataset in messages. `train_on_last_step_only` applies to `"train_dataset"`, and only it requires the column
+            of `label_weighting="column"`.
 
     Raises:
         `TypeError`: If the dataset is not a [`~datasets.Dataset`].
@@ -292,13 +293,22 @@ def prepare_rows(
             f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because rows are joined by "
             "prompt and packed before training. Load the dataset without `streaming=True`."
         )
+    has_weights = "label_weights" in dataset.column_names
+    label_weighting = args.label_weighting
+    if name == "train_dataset" and has_weights and label_weighting != "column":
+        logger.warning(
+            f"{name} has the column `label_weights`, which is not used. To weight the loss of each step by it, set "
+            "`label_weighting='column'`."
+        )
+    if name != "train_dataset" and not has_weights and label_weighting == "column":
+        label_weighting = "unique"
     builder = ForestBuilder(
         tokenizer=tokenizer,
         step_format=step_format,
         max_length=args.max_length,
         shared_prefix=args.shared_prefix,
         packing=args.packing,
-        label_weighting=args.label_weighting,
+        label_weighting=label_weighting,
         error_weight=args.error_weight,
         train_on_last_step_only=args.train_on_last_step_only and name == "train_dataset",
     )
