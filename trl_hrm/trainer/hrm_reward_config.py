@@ -119,6 +119,21 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
     """
 
     _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs", "chat_template_kwargs"]
+    # Arguments that are fields of the step format
+    _TEXT_FORMAT = (
+        "prompt_style",
+        "system_prompt",
+        "step_separator",
+        "merge_separator",
+        "thinking_marks",
+        "max_thought",
+        "head",
+        "regression_loss",
+        "label_tokens",
+        "chat_template_kwargs",
+        "chat_template_date",
+        "sanitize_control_tokens",
+    )
 
     # Parameters whose default values are overridden from TrainingArguments
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
@@ -314,28 +329,12 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
                     "text format too. Remove either `step_format` or these arguments."
                 )
             return StepFormat.named(self.step_format)
-        return StepFormat(**{name: getattr(self, name) for name in _TEXT_FORMAT})
+        return StepFormat(**{name: getattr(self, name) for name in self._TEXT_FORMAT})
 
     def changed_text_format(self) -> list[str]:
         """Return the names of the arguments of the text format that do not have their default values."""
         defaults = {field.name: field for field in fields(self)}
-        return [name for name in _TEXT_FORMAT if getattr(self, name) != _default(defaults[name])]
-
-
-_TEXT_FORMAT = (
-    "prompt_style",
-    "system_prompt",
-    "step_separator",
-    "merge_separator",
-    "thinking_marks",
-    "max_thought",
-    "head",
-    "regression_loss",
-    "label_tokens",
-    "chat_template_kwargs",
-    "chat_template_date",
-    "sanitize_control_tokens",
-)
+        return [name for name in self._TEXT_FORMAT if getattr(self, name) != _default(defaults[name])]
 
 
 def _default(field: Field) -> Any:
