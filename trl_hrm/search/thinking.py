@@ -58,7 +58,6 @@ MARKS = (
     ),
     *("Attends", "Attendez", "Moment mal", "Warte", "Espera", "Подожди", "Подождите", "待って", "ちょっと待", "잠깐"),
 )
-MAX_THOUGHT = 16  # steps in a merged thought
 
 _LEAD = " \t*_#>-+•\"'“‘(「"  # formatting before a mark
 _BEFORE_MARK = re.compile(
@@ -233,12 +232,12 @@ def mark_pattern(marks: tuple[str, ...]) -> re.Pattern:
     return re.compile(rf"(?<!\w)(?:{one})", re.IGNORECASE)
 
 
-def begins_thought(step: str, marks: Sequence[str] = MARKS) -> bool:
+def begins_thought(step: str, marks: Sequence[str] | None = None) -> bool:
     """Return whether a step begins with a mark, after any formatting such as `**`."""
-    return mark_pattern(tuple(marks)).match(step.lstrip(_LEAD + "\n\r")) is not None
+    return mark_pattern(MARKS if marks is None else tuple(marks)).match(step.lstrip(_LEAD + "\n\r")) is not None
 
 
-def thought_length(steps: Sequence[str], marks: Sequence[str] = MARKS, max_steps: int = MAX_THOUGHT) -> int:
+def thought_length(steps: Sequence[str], marks: Sequence[str] | None = None, max_steps: int = 16) -> int:
     """
     Return the number of steps at the end of a path that are merged into one, if the last step begins a thought: this step and all
     steps of the thought before it. The thought before it starts at the previous step that begins with a mark, or at the first step.
