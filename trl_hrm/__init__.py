@@ -39,6 +39,8 @@ _NAMES = {
     "ImplicitPRMTrainer": "trainer.implicit_prm_trainer",
     "inspect_tree": "scripts.inspect",
     "InspectConfig": "scripts.inspect",
+    "judge": "scripts.judge",
+    "JudgeConfig": "scripts.judge",
     "JudgeTemplate": "scoring.judge_templates",
     "KLSelfConfig": "trainer.kl_self_config",
     "KLSelfTrainer": "trainer.kl_self_trainer",
@@ -110,6 +112,7 @@ if TYPE_CHECKING:
     from .scripts.env import EnvConfig, print_env
     from .scripts.evaluate import EvaluateConfig, evaluate
     from .scripts.inspect import InspectConfig, inspect_tree
+    from .scripts.judge import JudgeConfig, judge
     from .scripts.quickstart import QuickstartConfig, quickstart
     from .scripts.report import ReportConfig, report
     from .scripts.score import ScoreConfig, score

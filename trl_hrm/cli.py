@@ -45,6 +45,12 @@ COMMANDS = {
         "sample search trees of solutions from a policy, and grade the answers",
         resumes=True,
     ),
+    "judge": Command(
+        "JudgeConfig",
+        "judge",
+        "let a language model name the first wrong step of solutions, by several votes",
+        resumes=True,
+    ),
     "export": Command(
         "ExportConfig", "export", "build a dataset of labelled steps, or of correct solutions, from search trees"
     ),
@@ -99,6 +105,7 @@ COMMANDS = {
 }
 TRAINING = {
     "reward": "train a step reward model: hierarchical (HRM), process (PRM) or outcome (ORM)",
+    "implicit-prm": "train a step reward model on right and wrong solutions, without labels of steps (implicit PRM)",
     "kl-self": "train a policy on its best solutions, with log-scaled KL regularisation towards a reference model",
     "grpo": "train a policy with GRPO, with a step reward model that scores each step of its solutions",
 }

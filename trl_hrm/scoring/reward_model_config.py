@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # The settings of each engine, with their defaults: for a step reward model, and for a judge
 ENGINE_SETTINGS: dict[str, dict[str, Any]] = {
-    "transformers": {"revision": None, "dtype": "float32", "max_length": 2048, "batch_size": 8},
+    "transformers": {"revision": None, "dtype": "float32", "max_length": 2048, "batch_size": 8, "reference_model": None},
     "vllm": {"revision": None, "dtype": "float32", "args": None},
     "URL": {"revision": None, "served_model_name": None},
 }
@@ -70,6 +70,8 @@ class RewardModelConfig(ScoringConfig):
         step_format (`str`, *optional*):
             Name of a published step format (see `docs/model_zoo.md`) or path to a `step_format.json`, for a model that was saved
             without one. Defaults to the file of the model or, for a published model, to its format.
+        reference_model (`str`, *optional*):
+            Path or Hub id of the reference model of an implicit PRM, for `transformers`. Defaults to the name in its `step_format.json`.
         judge_template (`str`, *optional*):
             Use the reward model as a judge: a language model that writes a critique and a verdict for each step. `"instruct"` for any
             instruction model, `"genprm"`, `"thinkprm"`, or the path of a template file. See [`JudgeTemplate`]. The engine can then be a
@@ -150,13 +152,21 @@ class RewardModelConfig(ScoringConfig):
         },
     )
 
+    reference_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Path or Hub id of the reference model of an implicit PRM, for transformers (default: the name in its "
+            "step_format.json).",
+            "advanced": True,
+        },
+    )
     judge_template: str | None = field(
         default=None,
         metadata={
             "help": "Use the reward model as a judge, a language model that writes a critique and a verdict for each step: "
-            "instruct (any instruction model), genprm, thinkprm, or the path of a template file. The engine can then be a "
-            "server that runs `vllm serve MODEL`.",
-            "metavar": "instruct|genprm|thinkprm|FILE",
+            "instruct (any instruction model), first_error (any instruction model, one prompt per solution), genprm, thinkprm, or "
+            "the path of a template file. The engine can then be a server that runs `vllm serve MODEL`.",
+            "metavar": "instruct|first_error|genprm|thinkprm|FILE",
         },
     )
     judge_samples: int | None = field(
@@ -282,7 +292,7 @@ class RewardModelConfig(ScoringConfig):
         step_format = self._step_format()
         if self._kind() == "transformers":
             step_format = step_format or read_step_format(self.reward_model, revision)
-            check_checkpoint(self.reward_model, step_format, revision)
+            check_checkpoint(self.reward_model, step_format, revision, reference_model=self.reference_model)
             tokenizer = load_tokenizer(self.reward_model, revision)
         else:
             tokenizer, step_format = read_text_contract(self.reward_model, step_format, revision, False)
@@ -307,7 +317,9 @@ class RewardModelConfig(ScoringConfig):
             identity["step_format"] = digest_of_files([file]) if file.is_file() else self.step_format
         if self.judge_template is not None:
             identity.pop("step_format", None)
-            identity["judge_template"] = hashlib.sha256(repr(self._judge_template()).encode()).hexdigest()
+            template = self._judge_template()
+            content = repr(template.settings() if template.scope == "first_error" else template)
+            identity["judge_template"] = hashlib.sha256(content.encode()).hexdigest()
         found = {"reward_model": identity}
         described = scorer.describe() if hasattr(scorer, "describe") else {}
         if "identity" in described:
@@ -354,7 +366,11 @@ class RewardModelConfig(ScoringConfig):
                         f"`{name}` has no effect without `judge_template`. Set `judge_template`, or remove it."
                     )
             return
-        self._judge_template()  # raises if it is invalid
+        if self._judge_template().needs_answer:
+            raise ValueError(
+                f"`judge_template` is {shown(self.judge_template)}, which shows the reference answer, but a reward model scores solutions "
+                "without it. Use another template, or label solutions with trl-hrm judge."
+            )
         if self.step_format is not None:
             raise ValueError("`step_format` does not apply to a judge. Remove `step_format`, or `judge_template`.")
         if set(self.spans) != {1}:
@@ -381,7 +397,7 @@ class RewardModelConfig(ScoringConfig):
         table = ENGINE_SETTINGS if self.judge_template is None else JUDGE_SETTINGS
         settings = dict(table[self._kind()])
         for name in dict.fromkeys(name for names in ENGINE_SETTINGS.values() for name in names):
-            own = name if name == "served_model_name" else f"reward_model_{name}"
+            own = name if name in ("served_model_name", "reference_model") else f"reward_model_{name}"
             value = getattr(self, own)
             if value is None:
                 continue

@@ -17,7 +17,7 @@ from ..losses import step_score
 from ..step_format import StepFormat
 from ..step_tree import StepTree
 from ..terminal import plain
-from .scoring_config import ScoringConfig
+from .scoring_config import ScoringConfig, check_candidates
 
 
 logger = logging.getLogger(__name__)
@@ -89,11 +89,7 @@ class TreeScorer:
             `ValueError`: If the lists have different lengths, a step is not a string, a solution has more tokens than the
             model has positions, or the model returns NaN or infinity.
         """
-        if len(prompts) != len(candidates):
-            raise ValueError(
-                f"Got {len(prompts)} prompts and candidates for {len(candidates)} prompts. Pass one list of candidates per "
-                "prompt."
-            )
+        check_candidates(prompts, candidates)
         trees = []
         for prompt, solutions in zip(prompts, candidates, strict=True):
             tree = StepTree(prompt, [], [], [])

@@ -141,7 +141,7 @@ class ForestBuilder:
             split or packed.
         shared_prefix (`bool`): Whether the branches of a tree share their prefix.
         packing (`bool`): Whether to pack several trees into a row.
-        label_weighting (`str`): `"unique"` or `"occurrence"`.
+        label_weighting (`str`): `"unique"`, `"occurrence"` or `"column"`.
         error_weight (`float`): Weight of a step with label 0 relative to a step with label 1.
         train_on_last_step_only (`bool`): Whether to keep only the label of the last step of each trajectory.
         version (`str`): Version of this package. It is a field because `datasets` caches rows by the fields of the
@@ -153,7 +153,7 @@ class ForestBuilder:
     max_length: int | None
     shared_prefix: bool = True
     packing: bool = True
-    label_weighting: Literal["unique", "occurrence"] = "unique"
+    label_weighting: Literal["unique", "occurrence", "column"] = "unique"
     error_weight: float = 1.0
     train_on_last_step_only: bool = False
     version: str = __version__
@@ -179,6 +179,11 @@ class ForestBuilder:
         """
         if not len(dataset):
             raise ValueError(f"{name} has no rows. It must have at least one labelled step.")
+        if self.label_weighting == "column" and "label_weights" not in dataset.column_names:
+            raise ValueError(
+                f"{name} has the columns {dataset.column_names}. `label_weighting='column'` requires the column `label_weights`, with a "
+                "weight for each step. Use another `label_weighting`, or add the column."
+            )
         missing = {"prompt", "completions", "labels"} - set(dataset.column_names)
         if missing:
             raise ValueError(
@@ -207,6 +212,8 @@ class ForestBuilder:
         report.describe_rows(_lengths(rows, "input_ids"), _lengths(rows, "labels"))
         if not len(rows):
             raise ValueError(f"{name}: no labelled step is left to train on ({report}).")
+        if self.label_weighting == "column" and not flat_column(rows, "label_weights").any():
+            raise ValueError(f"{name}: all `label_weights` of labelled steps are 0. At least one must be above 0.")
         return rows, report
 
     def _encode_row(
@@ -221,10 +228,12 @@ class ForestBuilder:
         trie = TokenTrie()
         is_implicit = self.step_format.head == "implicit"
         labels: list[list[float]] = []
+        weights: list[list[float]] = []
         num_merged: list[int] = []
         path_lengths: list[int] = []  # of all labels, including dropped ones
         for tree, where in zip(trees, places, strict=True):
             kept = self._kept_labels(tree, where)
+            given_weights = self._weights(tree, where)
             report.count_control_text(self.tokenizer, self.step_format, tree.prompt, tree.completions, tree.num_merged)
             try:
                 nodes = self.step_format.insert(trie, self.tokenizer, tree.prompt, tree.completions, tree.parents)
@@ -246,8 +255,10 @@ class ForestBuilder:
                 step = trie.mark(nodes[i], trie.shared_length(nodes[i], nodes[-1]) if is_implicit else 0)
                 if step == len(labels):
                     labels.append([])
+                    weights.append([])
                     num_merged.append(tree.num_merged[i] if tree.num_merged else 1)
                 labels[step].append(kept[i])
+                weights[step].append(given_weights[i])
         token_tree = trie.layout()
         report.labels_in = len(path_lengths)
         report.tokens_unshared = sum(path_lengths)
@@ -257,12 +268,13 @@ class ForestBuilder:
         report.labels_contradicting = sum(len(set(given)) > 1 for given in labels)
         report.trees_without_labels = int(bool(trees) and not labels)
         report.tokens = len(token_tree)
-        means = np.array([sum(given) / len(given) for given in labels], dtype=np.float32)
-        times = np.array([len(given) if self.label_weighting == "occurrence" else 1 for given in labels], np.float32)
+        means = np.array(list(map(_weighted_mean, labels, weights)), dtype=np.float32)
+        sizes = [1 if self.label_weighting == "occurrence" else len(given) for given in labels]
+        times = np.array([sum(given) / size for given, size in zip(weights, sizes, strict=True)], dtype=np.float32)
         # A soft label y has the weight y·1 + (1 − y)·error_weight
-        weights = times * (means + (1 - means) * np.float32(self.error_weight))
+        step_weights = times * (means + (1 - means) * np.float32(self.error_weight))
         order = token_tree.steps
-        columns = _columns(token_tree, means[order], weights[order], np.array(num_merged, dtype=np.int32)[order])
+        columns = _columns(token_tree, means[order], step_weights[order], np.array(num_merged, dtype=np.int32)[order])
         if is_implicit:
             columns[PROMPT_LENGTHS] = token_tree.starts
         counts = {name: getattr(report, name) for name in COUNTS}
@@ -289,6 +301,21 @@ class ForestBuilder:
             )
         leaves = set(tree.leaves())
         return [label if i in leaves else None for i, label in enumerate(tree.labels)]
+
+    def _weights(self, tree: StepTree, where: str) -> list[float]:
+        """Return the weight of each label before it is joined with other labels of the same step."""
+        if self.label_weighting != "column":
+            return [1.0] * len(tree.labels)
+        weights = tree.step_columns.get("label_weights")
+        if weights is None:
+            raise ValueError(f"{where}: `label_weights` is missing, expected a list with one weight per step.")
+        for i, (weight, label) in enumerate(zip(weights, tree.labels, strict=True)):
+            is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            if label is not None and not (is_number and 0 <= weight < math.inf):
+                raise ValueError(
+                    f"{where}: `label_weights[{i}]` is {shown(weight)}, expected a finite number of at least 0 for a labelled step."
+                )
+        return weights
 
     def _rows(self, batch: Mapping[str, list]) -> dict[str, list]:
         """Split the trees of a batch if needed and pack the parts into rows."""
@@ -318,6 +345,14 @@ class ForestBuilder:
             joined = TokenTree.join([pieces[i] for i in group])
             rows.append(_columns(joined, *steps) | {PROMPT_LENGTHS: joined.starts})
         return {name: [row[name] for row in rows] for name in names}
+
+
+def _weighted_mean(values: list[float], weights: list[float]) -> float:
+    """Return the weighted mean of labels of the same step, and their plain mean if all weights are 0."""
+    total = sum(weights)
+    if not total:
+        return sum(values) / len(values)
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / total
 
 
 def _arrow(rows: Dataset, column: str) -> Iterator[pa.ChunkedArray]:

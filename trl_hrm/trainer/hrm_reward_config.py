@@ -81,7 +81,10 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
             number of rows.
         label_weighting (`str`, *optional*, defaults to `"unique"`):
             Weight of a step that occurs in several rows of the dataset. `"unique"`: the step counts once.
-            `"occurrence"`: it counts once per row, as if each row were a separate sequence.
+            `"occurrence"`: it counts once per row, as if each row were a separate sequence. `"column"`: the step counts by the
+            mean of its weights in the column `label_weights`, such as the agreement of a judge (`trl-hrm export --consensus
+            --disagreement weight`). The loss is the sum of weight times loss divided by the sum of the weights. An evaluation
+            dataset without the column counts every step once.
         train_on_last_step_only (`bool`, *optional*, defaults to `False`):
             Whether to train only on the last step of each trajectory (outcome reward model). Evaluation still covers
             every labelled step.
@@ -236,11 +239,12 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
             "`per_device_train_batch_size` is the number of rows."
         },
     )
-    label_weighting: Literal["unique", "occurrence"] = field(
+    label_weighting: Literal["unique", "occurrence", "column"] = field(
         default="unique",
         metadata={
             "help": "Weight of a step that occurs in several rows of the dataset. `unique`: the step counts once. "
-            "`occurrence`: it counts once per row, as if each row were a separate sequence."
+            "`occurrence`: it counts once per row, as if each row were a separate sequence. `column`: it counts by the mean "
+            "of its weights in the column `label_weights` of the dataset."
         },
     )
     train_on_last_step_only: bool = field(
@@ -275,9 +279,9 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
                 f"from day to day. Set a date such as {CHAT_TEMPLATE_DATE!r}."
             )
         self.make_step_format()  # validate the format before anything is loaded
-        if self.label_weighting not in ("unique", "occurrence"):
+        if self.label_weighting not in ("unique", "occurrence", "column"):
             raise ValueError(
-                f"`label_weighting` is {shown(self.label_weighting)}. It must be 'unique' or 'occurrence'."
+                f"`label_weighting` is {shown(self.label_weighting)}. It must be 'unique', 'occurrence' or 'column'."
             )
         if not 0 < self.error_weight < math.inf:
             raise ValueError(f"`error_weight` is {self.error_weight}. It must be a number greater than 0.")

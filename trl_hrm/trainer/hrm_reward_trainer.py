@@ -1,6 +1,8 @@
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ from ..io import shown
 from ..loading import load_base_model, load_reward_model, load_tokenizer, read_step_format
 from ..losses import step_score
 from ..pages.papers import HRM_PAPER
+from ..rewards import separator_rule
+from ..search.steps import cut_text
 from ..step_format import StepFormat, published_name
 from ..step_metrics import METRICS, judged_steps, step_metrics
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
@@ -88,7 +92,8 @@ class HRMRewardTrainer(StepTrainer):
         train_dataset ([`~datasets.Dataset`]):
             Dataset to use for training, in TRL's
             [stepwise supervision](https://huggingface.co/docs/trl/dataset_formats) format: columns `prompt`,
-            `completions` and `labels`, and optionally `parents` for trees. See `docs/dataset_formats.md`.
+            `completions` and `labels`, and optionally `parents` for trees. Rows in its unpaired preference format (`prompt`,
+            `completion` and `label`) have one label, on the last step. See `docs/dataset_formats.md`.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Dataset to use for evaluation, or a dictionary of named datasets.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -185,9 +190,14 @@ class HRMRewardTrainer(StepTrainer):
     ) -> tuple["PreTrainedModel | PeftModel", str | None, StepFormat, bool]:
         """See [`load_model`]. `has_adapter`: whether this trainer adds an adapter."""
         loaded = load_model(model, args)
-        if loaded[2].head == "implicit":
-            raise ValueError("The model has the head 'implicit'. Use `ImplicitPRMTrainer` (`trl-hrm implicit-prm`).")
+        self.check_head(model if isinstance(model, str) else type(model).__name__, loaded[2])
         return loaded
+
+    @classmethod
+    def check_head(cls, name: str, step_format: StepFormat) -> None:
+        """Raise `ValueError` if this trainer does not train models with the head of the model `name`."""
+        if step_format.head == "implicit":
+            raise ValueError(f"{name} has the head 'implicit'. Train it with ImplicitPRMTrainer (`trl-hrm implicit-prm`).")
 
     # Datasets and batches
 
@@ -285,7 +295,7 @@ def prepare_rows(
 
     Args:
         dataset ([`~datasets.Dataset`]):
-            Dataset in the format of [`StepTree.from_row`].
+            Dataset in the format of [`StepTree.from_row`], or in TRL's unpaired preference format. See [`stepwise_row`].
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
         step_format ([`StepFormat`]):
@@ -293,7 +303,8 @@ def prepare_rows(
         args ([`HRMRewardConfig`]):
             Arguments of the training.
         name (`str`):
-            Name of the dataset in messages. `train_on_last_step_only` applies to `"train_dataset"`.
+            Name of the dataset in messages. `train_on_last_step_only` applies to `"train_dataset"`, and only it requires the column
+            of `label_weighting="column"`.
 
     Raises:
         `TypeError`: If the dataset is not a [`~datasets.Dataset`].
@@ -304,13 +315,29 @@ def prepare_rows(
             f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because rows are joined by "
             "prompt and packed before training. Load the dataset without `streaming=True`."
         )
+    has_weights = "label_weights" in dataset.column_names
+    label_weighting = args.label_weighting
+    if name == "train_dataset" and has_weights and label_weighting != "column":
+        logger.warning(
+            f"{name} has the column `label_weights`, which is not used. To weight the loss of each step by it, set "
+            "`label_weighting='column'`."
+        )
+    if name != "train_dataset" and not has_weights and label_weighting == "column":
+        label_weighting = "unique"
+    if {"completion", "label"} <= set(dataset.column_names):
+        dataset = dataset.map(
+            partial(stepwise_row, separator=step_format.step_separator, name=name),
+            with_indices=True,
+            remove_columns=dataset.column_names,
+            desc=f"Splitting {name} into steps",
+        )
     builder = ForestBuilder(
         tokenizer=tokenizer,
         step_format=step_format,
         max_length=args.max_length,
         shared_prefix=args.shared_prefix,
         packing=args.packing,
-        label_weighting=args.label_weighting,
+        label_weighting=label_weighting,
         error_weight=args.error_weight,
         train_on_last_step_only=args.train_on_last_step_only and name == "train_dataset",
     )
@@ -323,6 +350,45 @@ def prepare_rows(
     if too_long is not None:
         logger.warning(f"{name}: {too_long}")
     return rows, report
+
+
+def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str) -> dict[str, Any]:
+    """
+    Convert a row in TRL's unpaired preference format to the stepwise format, with a label on the last step only.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            Row with `prompt`, `completion` and `label`. A conversation has one user message and one assistant message, and may
+            have a system message, which is left out: it is a setting of the step format.
+        index (`int`):
+            Number of the row, for errors.
+        separator (`str`):
+            Separator at which the completion is split into steps.
+        name (`str`):
+            Name of the dataset, for errors.
+
+    Raises:
+        `ValueError`: If the prompt or the completion is not one text, or the completion has no steps.
+    """
+    texts = []
+    for column, role in (("prompt", "user"), ("completion", "assistant")):
+        value = row[column]
+        if isinstance(value, list):
+            contents = [message["content"] for message in value if message["role"] != "system"]
+            roles = [message["role"] for message in value if message["role"] != "system"]
+            value = contents[0] if roles == [role] else None
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{name} row {index}: `{column}` is {shown(row[column])}. It must be a string, or a conversation with one {role} message."
+            )
+        texts.append(value)
+    steps = cut_text(texts[1], separator_rule(separator))
+    if not steps:
+        raise ValueError(f"{name} row {index}: `completion` is {shown(texts[1])}. It must have at least one step. Remove the row.")
+    label = row["label"]
+    if label not in (True, False):
+        raise ValueError(f"{name} row {index}: `label` is {shown(label)}. It must be true (right) or false (wrong).")
+    return {"prompt": texts[0], "completions": steps, "labels": [None] * (len(steps) - 1) + [float(label)]}
 
 
 def find_step_format(
