@@ -1,5 +1,6 @@
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -406,8 +407,17 @@ def find_step_format(
         return step_format, None
     if args.step_format is None and not args.changed_text_format():
         return trained_format, trained_format
+    step_format = with_reference_of(step_format, trained_format)
     warn_of_another_format(model, trained_format, step_format)
     return step_format, trained_format
+
+
+def with_reference_of(step_format: StepFormat, trained_format: StepFormat) -> StepFormat:
+    """Return a step format with the reference model of a checkpoint that is trained further, if both have implicit rewards."""
+    if not step_format.head == trained_format.head == "implicit":
+        return step_format
+    names = ("reference_model", "reference_revision", "reference_weights")
+    return replace(step_format, **{name: getattr(trained_format, name) for name in names})
 
 
 def load_model(
@@ -438,6 +448,7 @@ def load_model(
         if name and (Path(name).is_dir() or published_name(name) is not None):
             trained_format = StepFormat.find(name)
             if trained_format is not None:
+                step_format = with_reference_of(step_format, trained_format)
                 warn_of_another_format(name, trained_format, step_format)
         return model, None, step_format, False
     kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
