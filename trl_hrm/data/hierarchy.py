@@ -1,9 +1,8 @@
 """Views of a step tree: with merged steps (HRM), as flat rows (PRM), and with outcome labels only (ORM)."""
 
+from array import array
 from collections import Counter
 from collections.abc import Callable
-
-import numpy as np
 
 from ..io import shown
 from ..search.values import RELATIVE_LABELS, make_label
@@ -60,7 +59,7 @@ def hrm_view(
     num_merged = list(tree.num_merged) if tree.num_merged is not None else [1] * len(completions)
     known = labels
     if is_relative:  # labels that were stored in single precision are equal to newly computed ones only in this precision
-        known = [None if label is None else float(np.float32(label)) for label in labels]
+        known = [None if label is None else array("f", [label])[0] for label in labels]
     found = set(zip(parents, completions, num_merged, known, strict=True))
     last_steps = []
     for step, label in enumerate(tree.labels):
@@ -76,7 +75,7 @@ def hrm_view(
                     if notes is not None:
                         notes["merged_steps_without_label"] += 1
                     continue
-            key = (first, text, count, float(np.float32(merged)) if is_relative else merged)
+            key = (first, text, count, array("f", [merged])[0] if is_relative else merged)
             if key not in found:
                 found.add(key)
                 completions.append(text)

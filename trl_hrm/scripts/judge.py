@@ -429,7 +429,7 @@ def _judge(config: JudgeConfig, shard: Shard, folder: Path, option: str) -> Judg
     try:
         _apply_budget(problems, config, scorer, beyond)
         manifest = _make_manifest(config, scorer, shard.count, digest)
-        for note in check_manifest(folder, manifest, config.accept_changes or (), option):
+        for note in check_manifest(folder, manifest, config.accept_changes or (), option=option):
             say(note)
         scorer.open_log(folder / shard_name("judgements", shard.index, shard.count, "jsonl"), check=False)
         num_solutions = sum(len(problem.solutions) for problem in problems)
