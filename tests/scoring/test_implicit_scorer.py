@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from trl_hrm import BestOfNConfig, ScoreConfig, StepFormat, StepReward, StepScorer, StepTree, best_of_n, score
 from trl_hrm.cli import main
+from trl_hrm.evaluation.results import load_candidates, load_results
 from trl_hrm.identity import digest_of_checkpoint_weights
 from trl_hrm.loading import check_checkpoint
 from trl_hrm.scoring.tree_scorer import refuse_head
@@ -77,7 +78,7 @@ def test_scores_equal_full_logits(checkpoint, models, trees, span, settings):
         {"step_separator": " so", "score_position": "before_separator"},  # the separator belongs to the next step
         {"prompt_style": "chat"},
         {"prompt_style": "turns", "step_separator": "+", "tokenization": "string", "score_position": "before_separator"},
-        {"tokenization": "string", "step_separator": "\n\n\n", "step_prefix": "Step {number}: ", "step_suffix": "x "},
+        {"tokenization": "string", "step_separator": " ки", "step_prefix": "Step {number}: ", "step_suffix": "\n"},
     ],
     ids=lambda text_format: ",".join(map(str, text_format.values())),
 )
@@ -236,20 +237,19 @@ class TestUse:
     def test_best_of_n(self, checkpoint, tmp_path):
         """With the prefix score and the aggregate `last`, the chosen solution has the highest reward of all its tokens."""
         folder = copy_of(checkpoint, tmp_path / "model", score_span="prefix")
-        solutions = [["add 1", f"so = {i}", f"The answer is \\boxed{{{i}}}"] for i in range(6)]
-        rows = [
-            {"problem": f"{name} 1+2?", "answer": "3", "solutions": ["\n\n".join(steps) for steps in solutions]}
-            for name in "ab"
-        ]
+        solutions = [[f"add {i}", f"so = {i}", f"The answer is \\boxed{{{i}}}"] for i in range(6)]
+        rows = [{"prompt": f"{name} 1+2?", "answer": "3", "candidates": solutions} for name in "ab"]
         file = write_rows(tmp_path / "candidates.jsonl", rows)
-        config = BestOfNConfig(
-            candidates=[file], reward_model=folder, aggregate=["last"], n=[1, 6], output_dir=str(tmp_path / "out")
-        )
-        best_of_n(config)
-        report = json.loads((tmp_path / "out" / "report.json").read_text())
-        scores = StepScorer.from_pretrained(folder).score(["a 1+2?"], [solutions])[0]
-        best = max(range(6), key=lambda i: scores[i][-1])
-        assert report is not None and best in range(6)
+        output = tmp_path / "out"
+        best_of_n(BestOfNConfig(candidates=file, reward_model=folder, aggregate=["last"], n=[1, 6], output_dir=str(output)))
+        found = [[one.scores for one in problem.candidates] for problem in load_candidates(output)]
+        scorer = StepScorer.from_pretrained(folder)
+        expected = scorer.score([row["prompt"] for row in rows], [solutions] * 2)
+        for one, other in zip(sum(found, []), sum(expected, []), strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+        chosen = [max(range(6), key=lambda i: scores[i][-1]) for scores in expected]
+        [point] = [point for point in load_results(output).curves["best_of_n/last"] if point["n"] == 6]
+        assert point["accuracy"] == sum(i == 3 for i in chosen) / 2
 
     def test_a_reward_for_reinforcement_learning(self, checkpoint):
         reward = StepReward(str(checkpoint), aggregate="min", device_map=None)
