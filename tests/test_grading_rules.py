@@ -281,7 +281,7 @@ def test_runs_record_the_grading_rules(monkeypatch):
         def describe(self):
             return {"policy": "p"}
 
-    monkeypatch.setattr(AnnotateConfig, "policy_identity", lambda config: {})  # there is no checkpoint
+    monkeypatch.setattr(AnnotateConfig, "model_identity", lambda config: {})  # there is no checkpoint
 
     def manifest():
         config = AnnotateConfig(problems="p", policy="p", output_dir="run", extractors=["boxed"], seed=1)

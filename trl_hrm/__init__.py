@@ -35,8 +35,12 @@ _NAMES = {
     "hrm_view": "data.hierarchy",
     "HRMRewardConfig": "trainer.hrm_reward_config",
     "HRMRewardTrainer": "trainer.hrm_reward_trainer",
+    "ImplicitPRMConfig": "trainer.implicit_prm_config",
+    "ImplicitPRMTrainer": "trainer.implicit_prm_trainer",
     "inspect_tree": "scripts.inspect",
     "InspectConfig": "scripts.inspect",
+    "judge": "scripts.judge",
+    "JudgeConfig": "scripts.judge",
     "JudgeTemplate": "scoring.judge_templates",
     "KLSelfConfig": "trainer.kl_self_config",
     "KLSelfTrainer": "trainer.kl_self_trainer",
@@ -108,6 +112,7 @@ if TYPE_CHECKING:
     from .scripts.env import EnvConfig, print_env
     from .scripts.evaluate import EvaluateConfig, evaluate
     from .scripts.inspect import InspectConfig, inspect_tree
+    from .scripts.judge import JudgeConfig, judge
     from .scripts.quickstart import QuickstartConfig, quickstart
     from .scripts.report import ReportConfig, report
     from .scripts.score import ScoreConfig, score
@@ -125,6 +130,8 @@ if TYPE_CHECKING:
     from .step_tree import StepTree
     from .trainer.hrm_reward_config import HRMRewardConfig
     from .trainer.hrm_reward_trainer import HRMRewardTrainer
+    from .trainer.implicit_prm_config import ImplicitPRMConfig
+    from .trainer.implicit_prm_trainer import ImplicitPRMTrainer
     from .trainer.kl_self_config import KLSelfConfig
     from .trainer.kl_self_trainer import KLSelfTrainer
     from .trainer.plan import TrainingPlan, plan_training

@@ -45,6 +45,12 @@ COMMANDS = {
         "sample search trees of solutions from a policy, and grade the answers",
         resumes=True,
     ),
+    "judge": Command(
+        "JudgeConfig",
+        "judge",
+        "let a language model name the first wrong step of solutions, by several votes",
+        resumes=True,
+    ),
     "export": Command(
         "ExportConfig", "export", "build a dataset of labelled steps, or of correct solutions, from search trees"
     ),

@@ -21,6 +21,7 @@ from .scoring.scorer import StepScorer
 from .scoring.scoring_config import ScoringConfig
 from .scoring.tree_scorer import TreeScorer
 from .search.steps import RULES, StepRule, read_text, regex_rule, step_spans
+from .search.thinking import ThinkingRule
 
 
 GUARDS = ("too_few_steps", "too_many_steps", "repeated_steps", "blank_steps", "too_long", "control_text")
@@ -117,8 +118,9 @@ class StepReward:
             Column of the dataset with the problem to show to the reward model. A row where it is `None` gets no reward from this
             function. By default, the problem is the prompt or, in a conversation, the user message, without system messages. Required
             for conversations with several turns.
-        segmentation (`str`, *optional*):
-            Name of the [`StepRule`] that splits completions into steps. By default, completions are split at the `step_separator`
+        segmentation (`str` or [`StepRule`], *optional*):
+            Rule that splits completions into steps, or its name. `"thinking"` also splits the thinking of a reasoning model (see
+            [`ThinkingRule`]). By default, completions are split at the `step_separator`
             of the checkpoint. If the separator is a blank line, `# Answer` stays in the same step as the text after it, as in the
             datasets of this package. If policies do not write the separator, because it is a control token or belongs to the format
             of a published model (`" ки"`, a reply `"+"`), completions are split at blank lines.
@@ -139,9 +141,9 @@ class StepReward:
         max_tokens (`int`, *optional*):
             Guard `too_long`: maximum number of tokens of the steps, including separators, with the tokenizer of the reward model.
             By default, only completions with more tokens than the reward model has positions are rejected.
-        keep_thinking (`bool`, *optional*, defaults to `False`):
-            Whether to score the thinking of a reasoning model like the rest of the completion. By default, the text up to
-            `</think>` is removed before splitting and guards, and a completion that contains only thinking has no steps. In a
+        keep_thinking (`bool`, *optional*):
+            Whether to score the thinking of a reasoning model like the rest of the completion. Defaults to `True` with
+            `segmentation="thinking"`, and to `False` otherwise. With `False`, the text up to `</think>` is removed before splitting and guards, and a completion that contains only thinking has no steps. In a
             conversation whose chat template adds the opening tag, a completion that ends before `</think>` cannot be distinguished
             from one without thinking. Thinking that TRL's parser of responses removed from the content cannot be scored.
         name (`str`, *optional*, defaults to `"step_reward"`):
@@ -165,7 +167,7 @@ class StepReward:
         reward_model: str | TreeScorer,
         aggregate: str | Callable[[Sequence[float]], float] = "min",
         problem_column: str | None = None,
-        segmentation: str | None = None,
+        segmentation: str | StepRule | None = None,
         spans: Sequence[int] = (1,),
         combine: Literal["max", "mean"] = "max",
         guard_reward: float = 0.0,
@@ -174,14 +176,17 @@ class StepReward:
         max_repeated: float | None = 0.25,
         max_blank: int | None = 4,
         max_tokens: int | None = None,
-        keep_thinking: bool = False,
+        keep_thinking: bool | None = None,
         name: str = "step_reward",
         **scorer_kwargs,
     ):
         if isinstance(aggregate, str):
             aggregate_scores([0.5], aggregate)  # checks the name
-        if segmentation is not None and segmentation not in RULES:
-            raise ValueError(f"`segmentation` is {shown(segmentation)}. It must be one of {', '.join(RULES)}.")
+        rules = RULES | {"thinking": ThinkingRule()}
+        if isinstance(segmentation, str):
+            if segmentation not in rules:
+                raise ValueError(f"`segmentation` is {shown(segmentation)}. It must be one of {', '.join(rules)}.")
+            segmentation = rules[segmentation]
         if not math.isfinite(guard_reward):
             raise ValueError(
                 f"`guard_reward` is {guard_reward}. It must be a finite number, because TRL ignores NaN rewards."
@@ -211,7 +216,12 @@ class StepReward:
         self.scoring = ScoringConfig(spans, combine)
         self.scorer.score([], [], spans=spans, combine=combine)  # raises errors before anything is sampled
         self.separator = written_separator(self.scorer)
-        self.rule = separator_rule(self.separator) if segmentation is None else RULES[segmentation]
+        self.rule = separator_rule(self.separator) if segmentation is None else segmentation
+        if keep_thinking is False and self.rule.keeps_thinking:
+            raise ValueError(
+                "`keep_thinking` is False, but `segmentation` is 'thinking', which has steps in thinking. Remove `keep_thinking`, or use "
+                "another segmentation."
+            )
         self.aggregate = aggregate
         self.problem_column = problem_column
         self.guard_reward = guard_reward
@@ -220,7 +230,7 @@ class StepReward:
         self.max_repeated = max_repeated
         self.max_blank = max_blank
         self.max_tokens = max_tokens
-        self.keep_thinking = keep_thinking
+        self.keep_thinking = self.rule.keeps_thinking if keep_thinking is None else keep_thinking
         self.__name__ = name  # TRL logs the reward under this name
         self.metrics: dict[str, float] = {}
         self.scored: list[ScoredCompletion] = []

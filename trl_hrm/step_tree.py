@@ -8,7 +8,7 @@ from .io import shown
 
 
 # Optional columns with one entry per step. A column with one of these names is per step only if its value is a list.
-STEP_COLUMNS = ("mc_correct", "mc_total", "mc_unresolved", "node_ids", "label_weights")
+STEP_COLUMNS = ("mc_correct", "mc_total", "mc_unresolved", "node_ids", "label_weights", "mc_scores")
 
 
 @dataclass

@@ -53,7 +53,7 @@ def fast_run():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trl_hrm.grading.AnswerGrader", InstantGrader)
         patch.setattr(PolicyConfig, "load_tokenizer", lambda self: CharTokenizer())
-        patch.setattr(PolicyConfig, "policy_identity", lambda self: {"tokenizer": "characters"})
+        patch.setattr(PolicyConfig, "model_identity", lambda self: {"tokenizer": "characters"})
         patch.setattr("trl_hrm.search.engines.http.MAX_PAUSE", 0.01)
         patch.setenv("OPENAI_API_KEY", KEY)
         yield

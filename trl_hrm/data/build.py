@@ -267,7 +267,7 @@ class _Worker:
             trees = [tree for tree in trees if any(label is not None for label in tree.labels)]
             if not trees:
                 raise Dropped("no_labelled_step")
-            rows = [row for tree in trees for row in views(tree)]
+            rows = [row for tree in trees for row in views(tree, notes)]
             if not rows:
                 raise Dropped("no_labelled_final_step")
             if self.config.view in ("prm", "orm"):
@@ -289,14 +289,14 @@ class _Worker:
             counts["notes", note] += count
         return rows
 
-    def rows(self, tree: StepTree) -> list[StepTree]:
+    def rows(self, tree: StepTree, notes: Counter) -> list[StepTree]:
         """Return the rows of a tree in the requested view. For `"sft"`, the parser already returns one tree per row."""
         if self.config.view == "prm":
             return prm_view(tree)
         if self.config.view == "orm":
             return orm_view(tree, self.recipe.is_final)
         if self.config.view == "hrm":
-            return [hrm_view(tree, self.config.merge_separator, self.config.max_merge)]
+            return [hrm_view(tree, self.config.merge_separator, self.config.max_merge, notes)]
         return [tree]
 
     def write(self, part: int, trees: list[StepTree], where: str, counts: Counter) -> dict[str, str]:
@@ -363,7 +363,7 @@ def _count_chunk(chunk: dict[str, Any], part: int, worker: _Worker, cells: Calla
 def _index_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[str, Any]:
     counts, keys, addresses = Counter(), [], []
     for where, address, record in worker.recipe.source.read(chunk):
-        for tree in worker.keep(record, where, counts, lambda tree: [tree]):
+        for tree in worker.keep(record, where, counts, lambda tree, notes: [tree]):
             keys.append(text_key(tree.prompt))
             addresses.append(address)
     return {"counts": dump_counts(counts), "keys": keys, "addresses": np.array(addresses, dtype=np.int64)}
@@ -379,9 +379,10 @@ def _write_groups(batch: dict[str, Any], part: int, worker: _Worker) -> dict[str
             where, record = next(records)
             chains += worker.recipe.trees(record, where, Counter())
         tree, contradictions = StepTree.from_chains(chains)
-        counts["notes", "joined_records"] += size - 1
-        counts["notes", "contradicting_labels"] += contradictions
-        trees += worker.rows(tree)
+        notes = Counter(joined_records=size - 1, contradicting_labels=contradictions)
+        trees += worker.rows(tree, notes)
+        for note, count in notes.items():
+            counts["notes", note] += count
     return worker.write(part, trees, where, counts)
 
 

@@ -102,5 +102,14 @@ class BuildReport(dict[str, Any]):
         lines = [(one_line(name, 100), count) for name, count in report_lines(self)]
         width = max(len(name) for name, _ in lines)
         table = [f"{name:<{width}}  {count:>12,}" for name, count in lines]
-        outcomes = [f"{plain(name)}: {line}" for name, line in self.get("facts", {}).get("outcomes", {}).items()]
+        facts = self.get("facts", {})
+        outcomes = [f"{plain(name)}: {line}" for name, line in facts.get("outcomes", {}).items()]
+        consensus = facts.get("consensus")
+        if consensus and consensus["compared"]:
+            kappa = consensus["kappa_any_error"]
+            outcomes.append(
+                f"consensus with {plain(consensus['judge'])}: {consensus['compared']:,} of {consensus['solutions']:,} solutions compared, "
+                f"{consensus['agreed']:,} agree ({consensus['agreement']:.1%}, 95 % interval {consensus['agreement_low']:.1%} to "
+                f"{consensus['agreement_high']:.1%})" + (f", kappa {kappa:.2f}" if kappa is not None else "")
+            )
         return "\n".join(table + outcomes + [f"warning: {one_line(warning)}" for warning in self["warnings"]])

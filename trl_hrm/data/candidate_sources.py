@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from ..grading import (
 from ..io import shown
 from ..search.nodes import read_trees
 from ..search.run_folder import MANIFEST, node_files, read_manifest, read_summary
+from ..search.segmentation_config import THINKING_OPTIONS
 from ..search.steps import StepRule, cut_text
+from ..search.thinking import ThinkingRule, rule_type
 from ..search.tree import ROOT, SearchTree
 from .candidates import THINKING, Candidate, CandidateRows, ProblemCandidates, check_same_problem
-from .candidates_config import CandidatesConfig, RaftConfig
+from .candidates_config import KEEPS_THINKING, CandidatesConfig, RaftConfig
 from .problem_sets import ProblemSet
 from .problems import problem_key
 from .self_training import asked, prompt_of
@@ -54,31 +57,44 @@ def read_candidates(
         `FileNotFoundError`: If the file or folder does not exist.
         `ValueError`: If a row is invalid, or an option has no effect on these candidates.
     """
-    path = Path(config.candidates)
     if is_run(config):
         problems = _finished_candidates(config, notes)
-    elif path.is_dir() and any(path.glob("log-*.jsonl")):
+    else:
+        with opened_rows(config) as (rows, before):
+            problems = CandidateRows(config, notes, answers, grades).read(rows, before)
+    if not problems:
+        raise ValueError(f"{config.candidates}: no candidates found. Check the path, or remove the empty input.")
+    _check_prompts(problems)
+    return problems
+
+
+@contextmanager
+def opened_rows(config: CandidatesConfig) -> Iterator[tuple[JsonLines | DatasetRows, str]]:
+    """
+    Context manager that opens a file or a dataset folder. It returns the reader of the rows, and a prefix for their locations in error
+    messages.
+
+    Raises:
+        `FileNotFoundError`: If the file or folder does not exist.
+        `ValueError`: If the file has another format, or an option has no effect on it.
+    """
+    path = Path(config.candidates)
+    if path.is_dir() and any(path.glob("log-*.jsonl")):
         raise FileNotFoundError(
             f"{path}: found the log of a search (log-*.jsonl), but not its {MANIFEST}, which has the prompt of the policy. Copy the "
             "whole folder of `trl-hrm annotate`."
         )
-    elif path.suffix == ".parquet":
+    if path.suffix == ".parquet":
         raise ValueError(
             f"{path}: found a Parquet file, expected a JSON Lines file or a folder. Pass the folder of the dataset or run that contains "
             "the file."
         )
-    elif path.is_dir():
+    if path.is_dir():
         with loaded_dataset(config.candidates, config.split or "train") as dataset:
-            rows = DatasetRows(dataset, config.columns)
-            problems = CandidateRows(config, notes, answers, grades).read(rows, f"{config.candidates}, ")
+            yield DatasetRows(dataset, config.columns), f"{config.candidates}, "
     else:
-        _refuse(config, ("split",), "a file")
-        rows = JsonLines([config.candidates], config.columns)
-        problems = CandidateRows(config, notes, answers, grades).read(rows)
-    if not problems:
-        raise ValueError(f"{path}: no candidates found. Check the path, or remove the empty input.")
-    _check_prompts(problems)
-    return problems
+        refuse_options(config, ("split",), "a file")
+        yield JsonLines([config.candidates], config.columns), ""
 
 
 def read_all_candidates(config: RaftConfig, notes: Counter) -> list[ProblemCandidates]:
@@ -161,16 +177,18 @@ def read_pool(
                 "independent samples for every problem. Sample them with: trl-hrm annotate ... --search rollouts "
                 "--num_solutions N --num_completions 0"
             )
-        found = list(read_run(node_files(config.candidates), extractors, cut_again(config), config.keep_thinking))
-        if not config.keep_thinking:
+        keep = keeps_thinking(config)
+        found = list(read_run(node_files(config.candidates), extractors, cut_again(config), keep))
+        if not keep:
             texts = (candidate.text for problem in found for candidate in problem.candidates)
             notes[THINKING] += sum(bool(thinking_spans(text)) for text in texts)
         return found
     found = read_candidates(config, notes, answers=problems is None, grades=True)
+    from_thinking = bool(config.keep_thinking) and not config.step_rule().keeps_thinking
     for problem in found:
         opened = "<think>" if isinstance(problem.prompt, str) and opens_thinking(problem.prompt) else ""
         for candidate in problem.candidates:
-            candidate.answer = _stated_answer(candidate.text, extractors, config.keep_thinking, opened)
+            candidate.answer = _stated_answer(candidate.text, extractors, from_thinking, opened)
     filled = [problem for problem in found if problem.candidates]
     if not filled:
         raise ValueError(f"{found[0].where}: no candidates found for any of the {len(found):,} problems.")
@@ -255,6 +273,9 @@ def _sampled_candidates(
                 firsts[node.round, node.child_index] = i
             else:
                 below[node.parent] = i
+    opened = "<think>" if tree.thinking == "opened" else ""
+    # The answer of a solution never comes from its thinking if thinking has steps of its own
+    from_thinking = keep_thinking and tree.thinking == "left_out" and not (rule is not None and rule.keeps_thinking)
     for node in tree.nodes:
         if node.parent == ROOT and node.role == "rollout":
             steps, i = [], firsts.get((node.round, node.child_index))
@@ -263,15 +284,18 @@ def _sampled_candidates(
                 i = below.get(i)
             steps = [text for text in steps if text]
             has_answer = node.is_final and (steps or keep_thinking)  # a solution with only thinking has no answer
-            answer = _stated_answer(node.text, extractors, keep_thinking) if has_answer else None
+            answer = _stated_answer(node.text, extractors, from_thinking, opened) if has_answer else None
             if rule is not None:
-                steps = cut_text(node.text, rule, keep_thinking)
+                steps = cut_text(opened + node.text, rule, keep_thinking)
             yield Candidate(node.text, steps, answer, node.finish, len(node.token_ids))
 
 
-def _stated_answer(text: str, extractors: Sequence[str], keep_thinking: bool, opened: str = "") -> str | None:
-    """Return the answer of a solution. `opened` is the thinking tag at the end of its prompt, if any."""
-    shown = without_thinking_tags(text) if keep_thinking else visible_text(opened + text)
+def _stated_answer(text: str, extractors: Sequence[str], from_thinking: bool, opened: str = "") -> str | None:
+    """
+    Return the answer of a solution, with `from_thinking` also one in its thinking. `opened` is the thinking tag at the end of its
+    prompt, if any.
+    """
+    shown = without_thinking_tags(text) if from_thinking else visible_text(opened + text)
     return extract_answer(shown, extractors)
 
 
@@ -294,8 +318,8 @@ def reading_settings(config: CandidatesConfig, extractors: Sequence[str] | None 
             Names of the answer extractors. Defaults to the extractors of the run, or to the default of [`extract_answer`].
 
     Returns:
-        `dict[str, Any]`: `extractors`, `segmentation`, `keep_thinking`, `step_pattern` if the segmentation is `"regex"` and, for a
-        run, `prompt_style`.
+        `dict[str, Any]`: `extractors`, `segmentation`, `keep_thinking`, `step_pattern` if the segmentation is `"regex"`, options of
+        the segmentation `"thinking"` that differ from their defaults and, for a run, `prompt_style`.
     """
     manifest = read_manifest(config.candidates) if is_run(config) else {}
     found: dict[str, Any] = {"extractors": list(extractors or manifest.get("extractors") or DEFAULT_EXTRACTORS)}
@@ -304,9 +328,12 @@ def reading_settings(config: CandidatesConfig, extractors: Sequence[str] | None 
         found["segmentation"] = rule.name
         if rule.name == "regex":
             found["step_pattern"] = rule.pattern
+        if isinstance(rule, ThinkingRule):
+            options = {option: getattr(rule, name) for option, name in THINKING_OPTIONS.items()}
+            found |= {key: value for key, value in options.items() if value != getattr(ThinkingRule, THINKING_OPTIONS[key])}
     if "prompt" in manifest:
         found["prompt_style"] = prompt_of(manifest).style
-    return found | {"keep_thinking": config.keep_thinking}
+    return found | {"keep_thinking": keeps_thinking(config)}
 
 
 def is_run(config: CandidatesConfig) -> bool:
@@ -318,7 +345,7 @@ def is_run(config: CandidatesConfig) -> bool:
     """
     if not Path(config.candidates, MANIFEST).is_file():
         return False
-    _refuse(config, ("split", "join_steps", "columns"), "a run")
+    refuse_options(config, ("split", "join_steps", "columns"), "a run")
     return True
 
 
@@ -330,17 +357,36 @@ def rule_of(config: CandidatesConfig) -> StepRule | None:
     if config.segmentation is not None or not is_run(config):
         return config.step_rule()
     steps = read_manifest(config.candidates).get("steps")
-    return None if steps is None else StepRule(**steps)
+    return None if steps is None else rule_type(steps)(**steps)
+
+
+def keeps_thinking(config: CandidatesConfig) -> bool:
+    """
+    Return whether the thinking of the candidates is kept: if the options say so, or if the rule has steps in thinking.
+
+    Raises:
+        `ValueError`: If they contradict each other.
+    """
+    rule = rule_of(config)
+    if rule is None or not rule.keeps_thinking:
+        return bool(config.keep_thinking)
+    if config.keep_thinking is False:
+        raise ValueError(KEEPS_THINKING.format(f"{config.candidates} is a run with `segmentation='thinking'`"))
+    return True
 
 
 def cut_again(config: CandidatesConfig) -> StepRule | None:
     """Return the rule to split the solutions of a run into steps, or `None` to keep the steps of the search."""
-    return rule_of(config) if config.segmentation is not None or config.keep_thinking else None
+    rule = rule_of(config)
+    if config.segmentation is None and rule is not None and rule.keeps_thinking:
+        return None  # the steps of the search have the thinking
+    return rule if config.segmentation is not None or config.keep_thinking else None
 
 
-def _refuse(config: CandidatesConfig, names: tuple[str, ...], kind: str) -> None:
+def refuse_options(config: CandidatesConfig, names: tuple[str, ...], kind: str) -> None:
+    """Raise `ValueError` if an option is set that has no effect on this kind of input."""
     for name in names:
-        if getattr(config, name) not in (None, {}):
+        if getattr(config, name) not in (None, {}, False):
             raise ValueError(
                 f"`{name}` is {shown(getattr(config, name))}, but has no effect because {config.candidates} is {kind}. Remove `{name}`."
             )
@@ -359,6 +405,7 @@ def finished_solutions(tree: SearchTree) -> Iterator[tuple[str, list[str]]]:
 
 def _finished_candidates(config: CandidatesConfig, notes: Counter) -> list[ProblemCandidates]:
     prompt, rule = prompt_of(read_manifest(config.candidates, ["prompt"])), cut_again(config)
+    keep = keeps_thinking(config)
     source = NodeFiles([str(file) for file in node_files(config.candidates)])
     problems = []
     for chunk in source.chunks():
@@ -369,14 +416,15 @@ def _finished_candidates(config: CandidatesConfig, notes: Counter) -> list[Probl
             goes_on = {node.parent for node in tree.nodes if node.role != "rollout"}
             unfinished = [i for i, node in enumerate(tree.nodes) if not node.is_final and node.role != "rollout"]
             notes["solutions_without_an_end"] += sum(i not in goes_on for i in unfinished)
+            opened = "<think>" if tree.thinking == "opened" else ""
             candidates = [Candidate(text, steps) for text, steps in finished_solutions(tree)]
             if not candidates:
                 notes["problems_without_a_finished_solution"] += 1
                 continue
             for candidate in candidates:
                 if rule is not None:
-                    candidate.steps = cut_text(candidate.text, rule, config.keep_thinking)
-                if not config.keep_thinking and thinking_spans(candidate.text):
+                    candidate.steps = cut_text(opened + candidate.text, rule, keep)
+                if not keep and thinking_spans(opened + candidate.text):
                     notes[THINKING] += 1
             problems.append(
                 ProblemCandidates(

@@ -176,6 +176,7 @@ class CandidateRows:
         self.answers = answers
         self.grades = grades
         self.rule = config.step_rule()
+        self.keep_thinking = bool(config.keep_thinking) or self.rule.keeps_thinking
         self.problems: dict[str, ProblemCandidates] = {}
         self.num_texts = 0
         self.num_lists = 0
@@ -319,7 +320,7 @@ class CandidateRows:
             problem.num_cut += 1
             is_opened = isinstance(problem.prompt, str) and opens_thinking(problem.prompt)
             written = "<think>" + value if is_opened else value
-            text, steps = value, cut_text(written, self.rule, self.config.keep_thinking)
+            text, steps = value, cut_text(written, self.rule, self.keep_thinking)
         elif isinstance(value, list) and name != "completion":
             for i, step in enumerate(value):
                 if not isinstance(step, str):
@@ -332,7 +333,7 @@ class CandidateRows:
             steps = [step.strip() for step in value if step.strip()]
             if len(steps) < len(value):
                 self.notes["blank_steps_left_out"] += len(value) - len(steps)
-            steps = [step.strip() for step in visible_steps(steps, self.config.keep_thinking)]
+            steps = [step.strip() for step in visible_steps(steps, self.keep_thinking)]
             steps = [step for step in steps if step]
         else:
             expected = {
@@ -342,7 +343,7 @@ class CandidateRows:
             raise ValueError(
                 f"{where}: `{name}` is {shown(value)}, expected {expected.get(name, 'a text or a list of step texts')}."
             )
-        if not self.config.keep_thinking and thinking_spans(written):
+        if not self.keep_thinking and thinking_spans(written):
             self.notes[THINKING] += 1
         return Candidate(text, steps)
 

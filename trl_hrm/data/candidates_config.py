@@ -3,20 +3,25 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from ..config import COUNT, Config
-from ..io import shown
-from ..search.steps import RULES, StepRule, regex_rule
+from ..config import COUNT
+from ..search.segmentation_config import SegmentationConfig
 from .build_config import BuildConfig, unescape
 from .sources import parse_columns
 
 
 Aggregate = Literal["min", "prod", "last", "mean", "max"]
+KEEPS_THINKING = (
+    "`keep_thinking` is False, but {}, which has steps in thinking. Remove `keep_thinking`, or use another segmentation, such as "
+    "'blank_line'."
+)
 
 
 @dataclass(kw_only=True)
-class CandidatesConfig(Config):
+class CandidatesConfig(SegmentationConfig):
     r"""
-    Configuration of candidate solutions: where to read them, and how to split them into steps.
+    Configuration of candidate solutions: where to read them, and how to split them into steps. It also has the fields of
+    [`SegmentationConfig`]. The segmentation is not applied to lists of steps. Its default is `"step_header"`, or the steps of the
+    search for a folder of `trl-hrm annotate`.
 
     Args:
         candidates (`str`):
@@ -25,22 +30,17 @@ class CandidatesConfig(Config):
             of `trl-hrm annotate`.
         split (`str`, *optional*):
             Dataset split to read. Defaults to `"train"`.
-        segmentation (`str`, *optional*):
-            Name of the [`StepRule`] that splits texts into steps, or `"regex"`. Not applied to lists of steps. Defaults to
-            `"step_header"`, or to the steps of the search for a folder of `trl-hrm annotate`.
-        step_pattern (`str`, *optional*):
-            Regular expression for `segmentation="regex"`. Each match ends a step.
         join_steps (`str`, *optional*):
             Separator used to join the steps of a candidate that is given as a list. Defaults to `"\n\n"`.
         columns (`dict[str, str]`, *optional*):
             Column to read for each expected name, such as `{"prompt": "question"}`, or `prompt=question` on the command line. See
             [`~data.sources.rename_columns`]. Not supported for a folder of `trl-hrm annotate`.
-        keep_thinking (`bool`, *optional*, defaults to `False`):
+        keep_thinking (`bool`, *optional*):
             Whether to keep the thinking of a reasoning model. By default, it is removed before candidates are scored, and a
-            candidate that contains only thinking has no steps.
+            candidate that contains only thinking has no steps. With `segmentation="thinking"`, thinking is always kept.
 
     Raises:
-        `ValueError`: If `segmentation` or `step_pattern` is invalid, or only one of `segmentation="regex"` and `step_pattern` is set.
+        `ValueError`: If `keep_thinking` is `False` with `segmentation="thinking"`. See also [`SegmentationConfig`].
     """
 
     candidates: str = field(
@@ -53,20 +53,6 @@ class CandidatesConfig(Config):
     )
     split: str | None = field(
         default=None, metadata={"help": "Dataset split to read (default: train).", "advanced": True}
-    )
-    segmentation: Literal["step_header", "blank_line", "sentence", "formula", "regex"] | None = field(
-        default=None,
-        metadata={
-            "help": "Rule that splits texts into steps. Not applied to lists of steps (default: step_header, or the steps of the search "
-            "for a folder of `trl-hrm annotate`)."
-        },
-    )
-    step_pattern: str | None = field(
-        default=None,
-        metadata={
-            "help": "Regular expression for --segmentation regex. Each match ends a step.",
-            "advanced": True,
-        },
     )
     join_steps: str | None = field(
         default=None,
@@ -88,28 +74,19 @@ class CandidatesConfig(Config):
             "parse": str,
         },
     )
-    keep_thinking: bool = field(
-        default=False,
+    keep_thinking: bool | None = field(
+        default=None,
         metadata={
-            "help": "Keep the thinking of a reasoning model. By default, it is removed before candidates are scored."
+            "help": "Keep the thinking of a reasoning model. By default, it is removed before candidates are scored, except with "
+            "--segmentation thinking, which always keeps it."
         },
     )
 
     def __post_init__(self):
         self.columns = parse_columns(self.columns)
         super().__post_init__()
-        if (self.segmentation == "regex") != (self.step_pattern is not None):
-            raise ValueError(
-                f"`segmentation` is {shown(self.segmentation)} and `step_pattern` is {shown(self.step_pattern)}. `segmentation='regex'` and "
-                "`step_pattern` must be used together."
-            )
-        self.step_rule()  # raises if `step_pattern` is invalid
-
-    def step_rule(self) -> StepRule:
-        """Return the rule that splits texts into steps."""
-        if self.step_pattern is not None:
-            return regex_rule(self.step_pattern)
-        return RULES[self.segmentation or "step_header"]
+        if self.segmentation == "thinking" and self.keep_thinking is False:
+            raise ValueError(KEEPS_THINKING.format("`segmentation` is 'thinking'"))
 
 
 @dataclass(kw_only=True)

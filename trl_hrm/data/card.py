@@ -30,7 +30,10 @@ COLUMNS = {
     "mc_unresolved": "number of leaves below each step without an answer",
     "node_ids": "search node of each step; for identical siblings, the first node; for a merged step, the node of its last step",
     "label_weights": "inverse of the probability that balancing keeps the label, 0 for steps without a label",
-    "label_kind": "type of label: the MC score (soft), whether it is above 0 (hard), or ER-PRM's label (entropy)",
+    "mc_scores": "MC score of each step, from which the labels of merged steps are computed",
+    "prompt_mc_score": "MC score of the problem, before the first step",
+    "label_kind": "type of label: the MC score (soft), whether it is above a threshold (hard), ER-PRM's label (entropy), or the MC "
+    "score compared with the MC score before the step (progress, ratio)",
     "estimator": "estimator of the MC score: child_mean, leaf_share, or recorded by the source",
     "eta": "strength of the entropy regularisation",
     "truncated": "how a solution without an answer is counted: ignored (drop) or wrong",
@@ -71,11 +74,24 @@ VIEW_COLUMNS = {
     },
 }
 
+LABEL_COLUMNS = {  # by kind of label
+    "progress": "(1 + MC score of the step - MC score before it) / 2, in [0, 1], 0.5 for no change; steps with null are context and are "
+    "not trained on",
+    "ratio": "MC score of the step divided by the MC score before it, at most 1; steps with null are context and are not trained on",
+}
+AGREEMENT = (
+    "share of the judge's readable votes that name the same first wrong step as the MC scores, as a mean over the solutions with this "
+    "step, 0 for steps without a label"
+)
+
 VIEWS = {
     "tree": "Each row is one problem with its labelled steps as a tree.",
     "hrm": "Each row is one problem with its labelled steps as a tree. The original steps are followed by merged steps, with "
     "`num_merged` above 1. A merged step has the joined texts of consecutive steps and the label of the last one "
     "([HRM](https://huggingface.co/papers/2503.13551), Table 2).",
+    "hrm_relative": "Each row is one problem with its labelled steps as a tree. The original steps are followed by merged steps, with "
+    "`num_merged` above 1. A merged step has the joined texts of consecutive steps. Its label compares the MC score at its end with the "
+    "MC score before its first step.",
     "prm": "Each row is one path of labelled steps, from the first step to a leaf of the tree, in TRL's stepwise supervision format. "
     "Steps that several paths share are repeated in each of them.",
     "orm": "Each row is one complete solution. Only its last step has a label.",
@@ -153,6 +169,12 @@ def build_card(
     )
     rows = "prefixes" if "is_complete" in schema.names else report["view"]
     meanings = COLUMNS | VIEW_COLUMNS.get(rows, {})
+    facts = report.get("facts") or {}
+    kind = facts.get("labels", {}).get("kind")
+    if kind in LABEL_COLUMNS:
+        meanings["labels"] = LABEL_COLUMNS[kind]
+    if facts.get("consensus", {}).get("disagreement") == "weight":
+        meanings["label_weights"] = AGREEMENT
     columns = [
         [
             code(field.name),
@@ -161,7 +183,7 @@ def build_card(
         ]
         for field in schema
     ]
-    facts = _flatten(report.get("facts") or {})
+    properties = _flatten(facts)
     counts = [[markdown(name), str(count)] for name, count in report_lines(report)]
     return DatasetCard.from_template(
         data,
@@ -169,11 +191,11 @@ def build_card(
         title=about["title"],
         view=report["view"],
         description=about["description"],
-        row=VIEWS[rows],
+        row=VIEWS["hrm_relative" if rows == "hrm" and kind in LABEL_COLUMNS else rows],
         columns=Table(["column", "type", "meaning"], columns).markdown(),
         example=printable(json.dumps(_shorten(example), indent=2, ensure_ascii=False, default=_text)),
         load=LOAD_FOLDER,
-        facts=Table(["property", "value"], facts).markdown() if facts else "",
+        facts=Table(["property", "value"], properties).markdown() if properties else "",
         picture=report.get("picture"),
         counts=Table(["name", "count"], counts).markdown(),
         command=report["command"],

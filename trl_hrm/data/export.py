@@ -21,6 +21,7 @@ from ..step_tree import StepTree
 from .build import Dropped, Recipe, build_dataset, count_labels
 from .build_config import BuildConfig
 from .build_report import BuildReport
+from .consensus import JudgedNodeFiles, JudgedTree, compare_solutions, describe_consensus, keep_solutions
 from .export_config import ExportConfig
 from .output import claimed_output
 from .problems import problem_split
@@ -61,6 +62,8 @@ COLUMNS = {
     "mc_unresolved": pa.list_(pa.int32()),
     "node_ids": pa.list_(pa.string()),
     "label_weights": pa.list_(pa.float32()),
+    "mc_scores": pa.list_(pa.float64()),
+    "prompt_mc_score": pa.float64(),
     "problem_id": pa.string(),
     "answer": pa.string(),
     "label_kind": pa.string(),
@@ -124,7 +127,8 @@ def _run_recipe(config: ExportConfig) -> Recipe:
     if config.columns:
         raise ValueError(f"`columns` is {config.columns}, but `format='run'` does not support it. Remove `columns`.")
     folders = [name for name in config.inputs if Path(name).is_dir()]
-    files = [str(file) for name in config.inputs for file in (node_files(name) if name in folders else [name])]
+    run_of = [(str(file), name) for name in config.inputs for file in (node_files(name) if name in folders else [name])]
+    files = [file for file, _ in run_of]
     _refuse_repeats(files)
     for folder in dict.fromkeys(Path(file).parent for file in files if config.view != "sft"):
         # Labels must estimate what the policy alone writes after a step, not what a reward model selects
@@ -134,9 +138,21 @@ def _run_recipe(config: ExportConfig) -> Recipe:
                 f"{folder}: the run used --strategy {search}, in which a reward model selects the steps, so its MC scores would not "
                 "estimate the policy alone. Export it with --view sft, or make labels from a run of trl-hrm annotate."
             )
-    source = NodeFiles(files)
+    if config.consensus:
+        for name in config.inputs:
+            if name not in folders:
+                raise ValueError(
+                    f"{name} is not the folder of a run, so it has no verdicts for `consensus`. Give the folder that `trl-hrm judge` has "
+                    "judged, or remove `consensus`."
+                )
+        source = JudgedNodeFiles(dict(run_of), config.judge_name)
+    else:
+        source = NodeFiles(files)
     needed = ["prompt"] if config.view == "sft" else []
     runs = {name: read_manifest(name, needed) | read_summary(name) for name in folders}
+    for name, run in runs.items():
+        if config.consensus and not run["shards_missing"]:
+            source.check_problems(name)
     unreadable = read_unreadable_references([name for name in config.inputs if name not in folders])
     prompt, doubts = _common_prompt(config.inputs, runs) if config.view == "sft" else (None, [])
     return Recipe(
@@ -228,7 +244,7 @@ def _refuse_repeats(files: list[str]) -> None:
 
 
 def parse_search_tree(
-    tree: SearchTree,
+    record: SearchTree | JudgedTree,
     where: str,
     notes: Counter,
     config: ExportConfig,
@@ -239,13 +255,14 @@ def parse_search_tree(
     Return the step trees of a search tree.
 
     These are the labelled tree itself and, for a training problem with `config.hnc`, its compressed view. In the flat views, the
-    compressed view has only the paths that differ from the tree. With `config.view="sft"`, each tree is one row of [`sft_rows`].
+    compressed view has only the paths that differ from the tree. With `config.view="sft"`, each tree is one row of [`sft_rows`]. With
+    `config.consensus`, the tree is reduced to the solutions that [`compare_solutions`] compares and that are kept.
 
     Args:
-        tree ([`SearchTree`]):
-            Search tree of a problem.
+        record ([`SearchTree`] or [`JudgedTree`]):
+            Search tree of a problem. With `config.consensus`, with the verdicts on its solutions.
         where (`str`):
-            Not used. It is part of the signature that [`Recipe`] expects.
+            File and problem, for error messages.
         notes (`Counter`):
             Counter of merged and dropped nodes, and of labels by the number of leaves they are estimated from. It is updated in
             place.
@@ -258,8 +275,11 @@ def parse_search_tree(
 
     Raises:
         [`Dropped`]: If the search of this problem did not finish, as with the status `"always_solved"`. For `view="sft"`, if no
-            solution is correct, or no correct solution, or no prefix, reaches `config.min_mc_score`.
+            solution is correct, or no correct solution, or no prefix, reaches `config.min_mc_score`. With `config.consensus`, if no
+            solution is kept.
+        `ValueError`: With `config.consensus`, if a verdict matches no solution of the tree.
     """
+    tree, verdicts = record if isinstance(record, JudgedTree) else (record, None)
     if tree.status != "done":
         raise Dropped(tree.status)
     extra = {"problem_id": tree.problem.problem_id, "answer": tree.problem.answer}
@@ -288,10 +308,20 @@ def parse_search_tree(
                 found,
             )
         return [replace(row, extra=extra | row.extra) for row in rows]
+    kept = None
+    if verdicts is not None:
+        compared = compare_solutions(tree, verdicts, config, where, notes)
+        kept = [solution for solution in compared if config.disagreement == "weight" or solution.is_agreed]
+        if not kept:
+            raise Dropped("no_agreed_solution" if compared else "no_compared_solution", notes)
     labelled = []
     for source, view in views:
-        step_tree, _ = label_steps(view, config, notes)
-        step_tree.extra = extra | {"source": source}
+        step_tree, members = label_steps(view, config, notes)
+        if kept is not None:
+            step_tree = keep_solutions(step_tree, members, kept, config, notes)
+            if all(label is None for label in step_tree.labels):
+                raise Dropped("no_labelled_step", notes)
+        step_tree.extra |= extra | {"source": source}
         if source == "tree":
             totals = zip(step_tree.step_columns["mc_total"], step_tree.labels, strict=True)
             leaves = [total for total, label in totals if label is not None]
@@ -336,6 +366,8 @@ def _describe(
             "share_ungraded": _ratio(totals["leaves_ungraded"], leaves),
         },
     }
+    if config.consensus:
+        facts["consensus"] = describe_consensus(notes, config, list(runs))
     if config.view != "sft":
         names = {"labels_per_token": "judged_steps"}
         names |= {f"labels_on_{least}_leaves_per_token": f"judged_steps_on_{least}_leaves" for least in EVIDENCE}
@@ -354,7 +386,7 @@ def _describe_labels(config: ExportConfig, estimator: str) -> dict[str, Any]:
         chosen = {"min_mc_score": config.min_mc_score, "max_solutions": config.max_solutions or "all"}
         rows = {"rows": "prefixes" if config.prefixes else "correct solutions"}
         return {"estimator": estimator, "truncated": config.truncated} | rows | chosen | hnc
-    names = ["eta"] * (config.labels == "entropy") + ["truncated", "min_leaves"] * (estimator != "recorded")
+    names = ["eta"] * (config.labels == "entropy") + ["threshold"] * (config.labels == "hard") + ["truncated", "min_leaves"] * (estimator != "recorded")
     return {"kind": config.labels, "estimator": estimator} | {name: getattr(config, name) for name in names} | hnc
 
 

@@ -1,10 +1,12 @@
 """Configuration of [`export`], which builds datasets from search trees."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from ..config import COUNT, SEED
 from ..io import shown
+from ..search.values import RELATIVE_LABELS
 from .build_config import BuildConfig
 
 
@@ -27,7 +29,13 @@ class ExportConfig(BuildConfig):
         > Parameters that control the labels
 
         labels (`str`, *optional*, defaults to `"soft"`):
-            Type of label. `"soft"`: the MC score. `"hard"`: 1 if the MC score is above 0, else 0. `"entropy"`: ER-PRM's label.
+            Type of label. `"soft"`: the MC score. `"hard"`: 1 if the MC score is above `threshold`, else 0. `"entropy"`: ER-PRM's
+            label. `"progress"`: (1 + the MC score of the step − the MC score before it) / 2, where 0.5 means no change.
+            `"ratio"`: the MC score of the step divided by the MC score before it, at most 1. A merged step is compared with the
+            MC score before its first step. See [`make_label`]. All labels are in [0, 1], and every head of [`StepFormat`] can be
+            trained on them. With `"progress"` and `"ratio"`, the rows also have `mc_scores` and `prompt_mc_score`.
+        threshold (`float`, *optional*, defaults to `0.0`):
+            MC score above which a step counts as right, for `labels="hard"` and for `consensus`.
         eta (`float`, *optional*):
             Strength of the entropy regularisation. Required for `labels="entropy"`. Use a negative value for completions sampled
             from the optimal policy (eq. 2 of ER-PRM).
@@ -39,6 +47,22 @@ class ExportConfig(BuildConfig):
         min_leaves (`int`, *optional*, defaults to `1`):
             Minimum number of leaves below a step for the step to get a label. Steps with fewer leaves are kept as context without a
             label. Unresolved leaves count only with `truncated="wrong"`. Not applied to values that the source recorded.
+
+        > Parameters that control the consensus of Monte Carlo and a judge
+
+        consensus (`bool`, *optional*, defaults to `False`):
+            Whether to keep only the solutions in which the MC scores and the verdict of a judge name the same first wrong step, or
+            both none ([Qwen](https://huggingface.co/papers/2501.07301)). The verdicts come from `trl-hrm judge`. A tree is
+            reduced to its kept solutions. The labels are computed from the whole tree. See [`compare_solutions`].
+        judge_name (`str`, *optional*, defaults to `"judge"`):
+            Name of the judge.
+        disagreement (`str`, *optional*, defaults to `"drop"`):
+            What to do with a solution in which the judge names another step: `"drop"` it, or keep it and `"weight"` the labels.
+            With `"weight"`, the column `label_weights` has the share of the readable votes that name the same first wrong step
+            as the MC scores, and the mean over the solutions that share a step. Train with `label_weighting="column"`.
+        after_first_error (`str`, *optional*, defaults to `"context"`):
+            What to do with the steps after the first wrong step: `"context"` keeps them without a label, `"label"` keeps their
+            labels. Does not apply to `view="orm"`, where the label is the outcome of the solution.
 
         > Parameters that control node compression (HNC)
 
@@ -102,10 +126,19 @@ class ExportConfig(BuildConfig):
     )
 
     # Parameters that control the labels
-    labels: Literal["soft", "hard", "entropy"] = field(
+    labels: Literal["soft", "hard", "entropy", "progress", "ratio"] = field(
         default="soft",
         metadata={
-            "help": "Type of label. soft: the MC score. hard: 1 if the MC score is above 0, else 0. entropy: ER-PRM's label."
+            "help": "Type of label. soft: the MC score. hard: 1 if the MC score is above --threshold, else 0. entropy: ER-PRM's "
+            "label. progress: (1 + the MC score of the step - the MC score before it) / 2. ratio: the MC score of the step "
+            "divided by the MC score before it, at most 1."
+        },
+    )
+    threshold: float = field(
+        default=0.0,
+        metadata={
+            "help": "MC score above which a step counts as right, for --labels hard and for --consensus.",
+            "range": "[0, 1)",
         },
     )
     eta: float | None = field(
@@ -133,6 +166,32 @@ class ExportConfig(BuildConfig):
             "help": "Minimum number of leaves below a step for the step to get a label. Steps with fewer leaves are kept as context "
             "without a label.",
             "range": COUNT,
+        },
+    )
+
+    # Parameters that control the consensus of Monte Carlo and a judge
+    consensus: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep only the solutions in which the MC scores and the verdict of a judge (`trl-hrm judge`) name the same first "
+            "wrong step, or both none."
+        },
+    )
+    judge_name: str = field(
+        default="judge", metadata={"help": "Name of the judge, for --consensus.", "advanced": True}
+    )
+    disagreement: Literal["drop", "weight"] = field(
+        default="drop",
+        metadata={
+            "help": "What to do with a solution in which the judge names another step, for --consensus. drop: drop the solution. "
+            "weight: keep it, with the share of the votes that agree in the column `label_weights`."
+        },
+    )
+    after_first_error: Literal["context", "label"] = field(
+        default="context",
+        metadata={
+            "help": "What to do with the steps after the first wrong step, for --consensus. context: keep them without a label. "
+            "label: keep their labels."
         },
     )
 
@@ -226,6 +285,42 @@ class ExportConfig(BuildConfig):
             raise ValueError(
                 f"`eta` is {self.eta}, but has no effect with `labels={self.labels!r}`. Use `labels='entropy'`, or remove `eta`."
             )
+        if self.threshold and not (self.labels == "hard" or self.consensus):
+            raise ValueError(
+                f"`threshold` is {self.threshold}, but has no effect with `labels={self.labels!r}`. Use `labels='hard'` or "
+                "`consensus`, or remove `threshold`."
+            )
+        if self.labels in RELATIVE_LABELS and self.view == "orm":
+            raise ValueError(
+                f"`labels={self.labels!r}` compares a step with the step before it, but `view='orm'` has labels of whole solutions. "
+                "Use another view, or another kind of label."
+            )
+        if self.labels in RELATIVE_LABELS and self.balance and self.view == "hrm":
+            raise ValueError(
+                f"`balance` is {self.balance}, but with `labels={self.labels!r}` a merged step has another label than its last step, "
+                "so it would be balanced by the wrong label. Use another view, or remove `balance`."
+            )
+        if self.consensus:
+            name = self.judge_name
+            if Path(name).name != name or name == "..":
+                raise ValueError(f"`judge_name` is {shown(name)}. It must be the name of a folder, such as 'judge'.")
+            for is_wrong, option, reason in (
+                (self.format == "openr", "format='openr'", "no judge has judged these files. Use a run of trl-hrm annotate"),
+                (self.view == "sft", "view='sft'", "solutions for fine-tuning have no step labels. Use another view"),
+                (self.hnc, "hnc", "compression moves steps to other solutions than the judge has read. Remove `hnc`"),
+                (
+                    self.balance and self.disagreement == "weight",
+                    "balance",
+                    "with `disagreement='weight'`, both write `label_weights`. Use `disagreement='drop'`, or remove `balance`",
+                ),
+                (
+                    self.after_first_error == "label" and self.view == "orm",
+                    "after_first_error='label'",
+                    "with `view='orm'`, only the last step has a label, which is always kept. Remove `after_first_error`",
+                ),
+            ):
+                if is_wrong:
+                    raise ValueError(f"`consensus` does not support `{option}`: {reason}.")
         # Options that would be ignored
         for name in ("hnc_rule", "hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"):
             if not self.hnc and getattr(self, name) != getattr(ExportConfig, name):
@@ -237,6 +332,11 @@ class ExportConfig(BuildConfig):
                 f"`balance_by` is {shown(self.balance_by)}, but has no effect without `balance`. Set `balance` to the number of "
                 "bins, or remove `balance_by`."
             )
+        for name in ("judge_name", "disagreement", "after_first_error"):
+            if not self.consensus and getattr(self, name) != getattr(ExportConfig, name):
+                raise ValueError(
+                    f"`{name}` is {shown(getattr(self, name))}, but has no effect without `consensus`. Set `consensus`, or remove `{name}`."
+                )
         for name in ("prefixes", "min_mc_score", "max_solutions"):
             if self.view != "sft" and getattr(self, name):
                 raise ValueError(

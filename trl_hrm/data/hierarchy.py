@@ -1,11 +1,17 @@
 """Views of a step tree: with merged steps (HRM), as flat rows (PRM), and with outcome labels only (ORM)."""
 
+from array import array
+from collections import Counter
 from collections.abc import Callable
 
+from ..io import shown
+from ..search.values import RELATIVE_LABELS, make_label
 from ..step_tree import StepTree
 
 
-def hrm_view(tree: StepTree, merge_separator: str = "\n", max_merge: int = 2) -> StepTree:
+def hrm_view(
+    tree: StepTree, merge_separator: str = "\n", max_merge: int = 2, notes: Counter | None = None
+) -> StepTree:
     r"""
     Add merged steps: D_HRM = D_PRM ∪ {(s_i + s_{i+1}, R(s_i + s_{i+1}))} ([HRM](https://huggingface.co/papers/2503.13551),
     section 3.1 and Table 2).
@@ -13,6 +19,9 @@ def hrm_view(tree: StepTree, merge_separator: str = "\n", max_merge: int = 2) ->
     For every labelled step with a step before it, a merged step is added. Its text is the two texts joined by `merge_separator`,
     its parent is the grandparent, and its label is the label of the second step (Table 2: a merged step is positive exactly when
     the current step is). The original steps do not change.
+
+    Labels that compare two MC scores (`label_kind` is `"progress"` or `"ratio"`) are computed for the whole merged step, from the
+    MC score at its end and the MC score before its first step. A merged step whose label is undefined is not added.
 
     The result has no duplicates: a merged step is not added if the tree already has a step with the same parent, text, number of
     merged steps and label. Applying the function to its own result therefore changes nothing.
@@ -26,28 +35,51 @@ def hrm_view(tree: StepTree, merge_separator: str = "\n", max_merge: int = 2) ->
         max_merge (`int`, *optional*, defaults to `2`):
             Maximum number of original steps (`num_merged`) in a merged step. The paper merges pairs. Longer runs follow the same
             rule.
+        notes (`Counter`, *optional*):
+            Counter of merged steps without a label, which are not added. It is updated in place.
 
     Returns:
         [`StepTree`]: The tree with the merged steps after the original ones, and `num_merged` set. In other per-step columns, a
         merged step has the value of its last step.
 
     Raises:
-        `ValueError`: If `max_merge` is below 2.
+        `ValueError`: If `max_merge` is below 2, or the labels compare MC scores and the tree does not have these scores.
     """
     if max_merge < 2:
         raise ValueError(f"`max_merge` is {max_merge}. It must be at least 2 (pairs, as in the paper).")
+    kind = tree.extra.get("label_kind")
+    is_relative = kind in RELATIVE_LABELS
+    if is_relative and not ("mc_scores" in tree.step_columns and "prompt_mc_score" in tree.extra):
+        raise ValueError(
+            f"The labels are of the kind {shown(kind)}, but `mc_scores` or `prompt_mc_score` is missing, from which the labels of "
+            "merged steps are computed. Keep these columns of `trl-hrm export`, or remove `label_kind` to give a merged step the "
+            "label of its last step."
+        )
     completions, labels, parents = list(tree.completions), list(tree.labels), list(tree.parents)
     num_merged = list(tree.num_merged) if tree.num_merged is not None else [1] * len(completions)
-    found = set(zip(parents, completions, num_merged, labels, strict=True))
+    known = labels
+    if is_relative:  # labels that were stored in single precision are equal to newly computed ones only in this precision
+        known = [None if label is None else array("f", [label])[0] for label in labels]
+    found = set(zip(parents, completions, num_merged, known, strict=True))
     last_steps = []
     for step, label in enumerate(tree.labels):
         text, count, first = completions[step], num_merged[step], parents[step]
         while label is not None and first != -1 and count + num_merged[first] <= max_merge:
             text, count, first = completions[first] + merge_separator + text, count + num_merged[first], parents[first]
-            if (first, text, count, label) not in found:
-                found.add((first, text, count, label))
+            merged = label
+            if is_relative:
+                value = tree.step_columns["mc_scores"][step]
+                before = tree.extra["prompt_mc_score"] if first == -1 else tree.step_columns["mc_scores"][first]
+                merged = None if value is None else make_label(value, kind, before=before)
+                if merged is None:
+                    if notes is not None:
+                        notes["merged_steps_without_label"] += 1
+                    continue
+            key = (first, text, count, array("f", [merged])[0] if is_relative else merged)
+            if key not in found:
+                found.add(key)
                 completions.append(text)
-                labels.append(label)
+                labels.append(merged)
                 parents.append(first)
                 num_merged.append(count)
                 last_steps.append(step)

@@ -1,15 +1,14 @@
 """Convert search trees to step trees: merge identical siblings, and compute labels from MC scores."""
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from operator import add
 from typing import NamedTuple
 
 from ..io import shown
 from ..search.compression import compress
 from ..search.tree import ROOT, SearchTree
-from ..search.values import leaf_counts, make_label, mc_scores
+from ..search.values import RELATIVE_LABELS, LeafCounts, leaf_counts, make_label, mc_scores
 from ..step_tree import StepTree
 from .export_config import ExportConfig
 from .self_training import choose, distinct
@@ -108,14 +107,72 @@ def compressed(tree: SearchTree, config: ExportConfig) -> SearchTree:
     )
 
 
-def label_steps(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple[StepTree, list[list[int]]]:
+def solution_ends(tree: SearchTree, steps: UnitedSteps) -> dict[int, list[int]]:
     """
-    Label the steps of a search tree.
+    Return the united steps that end a solution, each with the nodes that end it: its own final nodes, and the blank nodes below it
+    that only end the solution. The path to such a step is a complete solution.
+
+    Args:
+        tree ([`SearchTree`]):
+            Search tree.
+        steps ([`UnitedSteps`]):
+            Its united steps, with `ends_apart=False`.
+    """
+    step_of = {i: step for step, members in enumerate(steps.members) for i in members}
+    ends = defaultdict(list)
+    for i, node in enumerate(tree.nodes):
+        if node.is_final and node.role != "rollout":
+            step = step_of.get(i, step_of.get(node.parent))
+            if step is not None:
+                ends[step].append(i)
+    return dict(sorted(ends.items()))
+
+
+def score_steps(
+    tree: SearchTree, members: list[list[int]], counts: list[LeafCounts], config: ExportConfig
+) -> tuple[list[float | None], list[bool]]:
+    """
+    Return the MC score of each united step, and whether it is estimated from at least `config.min_leaves` leaves or recorded by
+    the source. The last entries are for the prompt.
 
     The MC score of a step that consists of several nodes is the mean of their scores, weighted by `Node.weight`, since each node
     is one sample. Weighting by the number of leaves would bias the mean, because this number depends on the outcome of the
-    sample. It is used only for `estimator="leaf_share"`, which pools the leaves. With `config.view="orm"`, only steps that end a
-    solution have labels.
+    sample. It is used only for `estimator="leaf_share"`, which pools the leaves.
+
+    Args:
+        tree ([`SearchTree`]):
+            Search tree with N nodes.
+        members (`list[list[int]]`):
+            For each of the S steps, the nodes that form it.
+        counts (`list[LeafCounts]`):
+            N + 1 leaf counts, from [`leaf_counts`].
+        config ([`ExportConfig`]):
+            Options of the labels.
+    """
+    scores = mc_scores(tree, config.estimator, config.truncated)
+    evidence = [count.answered + (count.unresolved if config.truncated == "wrong" else 0) for count in counts]
+    pooled = config.estimator == "leaf_share"
+    weights = [evidence[i] or 1 if pooled else node.weight for i, node in enumerate(tree.nodes)]
+    is_recorded = [*(node.value is not None for node in tree.nodes), tree.value is not None]
+    values, are_enough = [], []
+    for group in [*members, [ROOT]]:
+        value = scores[group[0]]
+        if len(group) > 1:
+            known = [i for i in group if scores[i] is not None]
+            total = sum(weights[i] for i in known)
+            value = sum(scores[i] * weights[i] for i in known) / total if known else None
+        values.append(value)
+        are_enough.append(sum(evidence[i] for i in group) >= config.min_leaves or any(is_recorded[i] for i in group))
+    return values, are_enough
+
+
+def label_steps(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple[StepTree, list[list[int]]]:
+    """
+    Label the steps of a search tree by their MC scores. See [`score_steps`] and [`make_label`].
+
+    With `config.view="orm"`, only steps that end a solution have labels. Labels that compare two MC scores (`"progress"`,
+    `"ratio"`) come with the scores of the steps in the column `mc_scores` and the score of the prompt in `prompt_mc_score`, from
+    which [`hrm_view`] computes the labels of merged steps.
 
     Args:
         tree ([`SearchTree`]):
@@ -123,40 +180,44 @@ def label_steps(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple
         config ([`ExportConfig`]):
             Options of the labels.
         notes (`Counter`):
-            Counter of united and dropped nodes. It is updated in place.
+            Counter of united and dropped nodes, and of labels that are missing. It is updated in place.
 
     Returns:
         `tuple[StepTree, list[list[int]]]`: The step tree, with leaf counts and node ids as columns, and for each of its steps the
         nodes that form it.
     """
     steps = unite_steps(tree, notes, config.merge_separator, ends_apart=config.view in ("orm", "sft"))
-    scores = mc_scores(tree, config.estimator, config.truncated)
-    correct, answered, unresolved = map(list, zip(*leaf_counts(tree), strict=True))
-    evidence = answered if config.truncated == "drop" else list(map(add, answered, unresolved))
-    pooled = config.estimator == "leaf_share"
-    weights = [evidence[i] or 1 if pooled else node.weight for i, node in enumerate(tree.nodes)]
+    counts = leaf_counts(tree)
+    scores, are_enough = score_steps(tree, steps.members, counts, config)
+    is_relative = config.labels in RELATIVE_LABELS
+    # the last value is for the prompt, which has the index -1 as a parent
+    values = [score if enough else None for score, enough in zip(scores, are_enough, strict=True)]
     labels: list[float | None] = []
-    for members in steps.members:
-        known = [i for i in members if scores[i] is not None]
-        score = scores[members[0]]
-        if len(members) > 1:
-            total = sum(weights[i] for i in known)
-            score = sum(scores[i] * weights[i] for i in known) / total if known else None
+    for step, members in enumerate(steps.members):
+        value = values[step]
         if config.view == "orm" and not any(tree.nodes[i].is_final for i in members):
-            score = None
-        rests_on_enough = sum(evidence[i] for i in members) >= config.min_leaves
-        is_recorded = any(tree.nodes[i].value is not None for i in members)
-        if score is not None and not (rests_on_enough or is_recorded):
-            notes["labels_on_too_few_leaves"] += 1
-            score = None
-        labels.append(None if score is None else make_label(score, config.labels, config.eta))
-    sums = {"mc_correct": correct, "mc_total": answered, "mc_unresolved": unresolved}
+            labels.append(None)
+            continue
+        if value is None:
+            if scores[step] is not None:
+                notes["labels_on_too_few_leaves"] += 1
+            labels.append(None)
+            continue
+        before = values[steps.parents[step]] if is_relative else None
+        labels.append(make_label(value, config.labels, config.eta, config.threshold, before))
+        if labels[-1] is None:
+            notes["labels_without_mc_score_before" if before is None else "labels_after_mc_score_0"] += 1
     columns = {
-        name: [sum(map(counts.__getitem__, members)) for members in steps.members] for name, counts in sums.items()
+        name: [sum(getattr(counts[i], field) for i in members) for members in steps.members]
+        for name, field in (("mc_correct", "correct"), ("mc_total", "answered"), ("mc_unresolved", "unresolved"))
     }
     columns["node_ids"] = [tree.nodes[members[0]].node_id for members in steps.members]
+    extra = {}
+    if is_relative:
+        *columns["mc_scores"], extra["prompt_mc_score"] = values
     num_merged = steps.num_merged if config.hnc else None
-    return StepTree(tree.problem.prompt, steps.texts, labels, steps.parents, num_merged, columns), steps.members
+    labelled = StepTree(tree.problem.prompt, steps.texts, labels, steps.parents, num_merged, columns, extra)
+    return labelled, steps.members
 
 
 def sft_rows(tree: SearchTree, config: ExportConfig, notes: Counter, view: SearchTree | None = None) -> list[StepTree]:

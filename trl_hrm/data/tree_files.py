@@ -123,6 +123,7 @@ def parse_openr(record: dict[str, Any], where: str) -> SearchTree:
     problem_id = problem_key(record["question"]).hex()
     tree = SearchTree(Problem(problem_id, record["question"], record["final_answer"]), status="done")
     _check(record["reasoning_steps"], where)
+    tree.value = float(record["reasoning_steps"]["mc_value"])
     pending = [(ROOT, i, below) for i, below in reversed(list(enumerate(record["reasoning_steps"]["children"])))]
     while pending:
         parent, place, found = pending.pop()

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 
 from ..io import read_json_lines
 from ..schema import Share, check_json
+from ..step_metrics import wilson_interval
 
 
 NO_ERROR = -1  # a vote that finds no wrong step, as in ProcessBench
@@ -54,16 +55,50 @@ class Verdict:
         return tuple(vote for vote in self.votes if vote is not None)
 
     @property
+    def most_frequent(self) -> tuple[int, ...]:
+        """The most frequent readable vote, or several if they are equally frequent."""
+        counts = Counter(self.readable)
+        return tuple(sorted(vote for vote, count in counts.items() if count == max(counts.values())))
+
+    @property
     def first_error(self) -> int | None:
         """The most frequent vote. `None` if no vote is readable, or several are the most frequent."""
-        ranked = Counter(self.readable).most_common(2)
-        if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
-            return None
-        return ranked[0][0]
+        return self.most_frequent[0] if len(self.most_frequent) == 1 else None
 
     def agreement(self, first_error: int) -> float | None:
         """Return the share of the readable votes that name this first wrong step, or `None` if no vote is readable."""
         return self.readable.count(first_error) / len(self.readable) if self.readable else None
+
+    def labels(self) -> list[float | None]:
+        """
+        Return the label of each step: of the readable votes without an error before the step, the share without an error in it.
+
+        A label is `None` if no vote reaches the step, and after the first error of the verdict, since a judge that stops there says
+        nothing about later steps. If several votes are the most frequent, the earliest wrong step among them counts as the first error.
+        """
+        votes = self.readable
+        last = min((vote for vote in self.most_frequent if vote != NO_ERROR), default=len(self.node_ids) - 1)
+        labels: list[float | None] = []
+        for step in range(len(self.node_ids)):
+            reached = [vote for vote in votes if vote == NO_ERROR or vote >= step]
+            share = sum(vote != step for vote in reached) / len(reached) if reached and step <= last else None
+            labels.append(share)
+        return labels
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of `verdicts.jsonl` with the votes, their most frequent value, and its 95 % interval."""
+        first, votes = self.first_error, self.readable
+        agreed = None if first is None else votes.count(first)
+        low, high = (None, None) if agreed is None else wilson_interval(agreed, len(votes))
+        return {
+            "problem_id": self.problem_id,
+            "node_ids": list(self.node_ids),
+            "judge_votes": list(self.votes),
+            "judge_first_error": first,
+            "judge_agreement": None if first is None else self.agreement(first),
+            "judge_low": low,
+            "judge_high": high,
+        }
 
 
 def read_verdicts(run: str | Path, name: str = "judge") -> Iterator[Verdict]:

@@ -44,6 +44,27 @@ def thinking_spans(text: str) -> list[tuple[int, int]]:
     return spans if start is None else [*spans, (start, len(text))]
 
 
+def untagged_parts(text: str) -> list[tuple[int, int, bool]]:
+    """
+    Return the parts of a text between thinking tags: start, end, and whether the part is thinking. See [`thinking_spans`].
+    Empty parts are left out.
+
+    Example:
+
+    ```python
+    >>> untagged_parts("<think>Hm.</think>3")
+    [(7, 10, True), (18, 19, False)]
+    ```
+    """
+    spans, tags = thinking_spans(text), [tag.span() for tag in THINKING_TAG.finditer(text)]
+    starts, ends = [0, *(end for _, end in tags)], [*(start for start, _ in tags), len(text)]
+    return [
+        (start, end, any(first <= start < last for first, last in spans))
+        for start, end in zip(starts, ends, strict=True)
+        if start < end
+    ]
+
+
 def visible_text(text: str) -> str:
     """Return a text without its thinking. See [`thinking_spans`]."""
     kept, position = [], 0

@@ -8,22 +8,23 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, NotRequired
 
 from tqdm.auto import tqdm
 from typing_extensions import TypedDict
 
 from .. import __version__
+from ..grading import opens_thinking
 from ..identity import checkpoint_identity, compare_runs, describe_changes
 from ..io import AppendedLines, read_json_lines, shown
 from ..schema import Count, Share, check_json
 from ..search.engines.base import Engine, EngineError, PrefixTooLong, Sample, check_samples, num_token_ids
 from ..step_metrics import wilson_interval
 from ..step_tree import StepTree
-from .judge_templates import JudgeTemplate, published_template
-from .scoring_config import ScoringConfig
+from .judge_templates import FirstError, JudgeTemplate, published_template
+from .scoring_config import ScoringConfig, check_candidates
 
 
 MAX_SEED = 2**31  # servers may use 32-bit seeds
@@ -35,7 +36,10 @@ VERSIONS = ("torch", "transformers", "vllm")  # in the description of an engine
 
 
 class SavedSample(TypedDict):
-    """Response of the judge. `p_yes` is `None` without a readable verdict. `steps` are the verdicts of the steps of a solution."""
+    """
+    Response of the judge. `p_yes` is `None` without a readable verdict, for the reason `fault` (see `FAULTS`). `steps` are the verdicts of
+    the steps of a solution.
+    """
 
     text: str
     finish: Literal["stop", "eos", "length"]
@@ -43,6 +47,7 @@ class SavedSample(TypedDict):
     num_tokens: Count
     p_yes: Share | None
     steps: list[bool]
+    fault: NotRequired[str]
 
 
 class SavedJudgement(TypedDict):
@@ -86,17 +91,55 @@ class StepJudgement:
         return cls(min(total / len(values), 1.0), *wilson_interval(min(total, len(values)), len(values)), len(values))
 
 
+@dataclass(frozen=True)
+class SolutionJudgement:
+    """
+    Judgement of a solution.
+
+    Args:
+        steps (`list[StepJudgement]`):
+            Judgement of each of the S steps.
+        votes (`list[FirstError]`):
+            Vote of each response on the first wrong step. If each step has its own prompt, vote `i` is the first step whose response `i`
+            says no, and it is unreadable if response `i` of a step before it is.
+    """
+
+    steps: list[StepJudgement]
+    votes: list[FirstError]
+
+
+class _Sample(NamedTuple):
+    """Response, without its text. See [`SavedSample`]."""
+
+    p_yes: float | None
+    steps: list[bool]
+    num_tokens: int
+    fault: str | None = None
+
+    def vote(self) -> FirstError:
+        """Return the first wrong step, for a response that judges a whole solution."""
+        if self.p_yes is None:
+            return FirstError(None, self.fault)
+        first = self.steps.index(False) if False in self.steps else -1
+        is_right = self.p_yes >= 0.5
+        return FirstError(first) if is_right == (first == -1) else FirstError(None, "contradiction")
+
+
 @dataclass
 class _Prompt:
     """
-    Samples of one prompt: `p_yes`, the verdicts of the steps of a solution, and the number of tokens. `reply` is the number and the text
-    of the first response with a readable verdict, for the prompt of the next step.
+    Samples of one prompt. `reply` is the number and the text of the first response with a readable verdict, for the prompt of the next
+    step.
     """
 
     prompt_tokens: int
     seconds: float = 0.0
-    samples: list[tuple[float | None, list[bool], int]] = field(default_factory=list)
+    samples: list[_Sample] = field(default_factory=list)
     reply: tuple[int, str] | None = None
+
+    def judgement(self) -> StepJudgement:
+        """Return the judgement of the step, or of the whole solution."""
+        return StepJudgement.of([sample.p_yes for sample in self.samples if sample.p_yes is not None])
 
 
 class GenerativeScorer:
@@ -110,8 +153,8 @@ class GenerativeScorer:
     A response without a readable verdict is counted and never used. If no response of a step has a verdict, or its prompt and the
     response do not fit into the context of the model, its score is `None`.
 
-    With `scope="solution"` (ThinkPRM), one prompt asks about all steps. The score of a step is then the share of responses that find no
-    error up to this step, and the score of the last step is the probability that the whole solution is correct.
+    With `scope="solution"` (ThinkPRM) and `scope="first_error"`, one prompt asks about all steps. The score of a step is then the share
+    of responses that find no error up to this step, and the score of the last step is the probability that the whole solution is correct.
 
     Example:
 
@@ -127,8 +170,8 @@ class GenerativeScorer:
         engine ([`~search.engines.base.Engine`]):
             Engine that runs the judge. `GenerativeScorer.close()` closes it.
         template (`str` or [`JudgeTemplate`], *optional*, defaults to `"instruct"`):
-            Prompt and form of the verdict: `"instruct"` (any instruction model), `"genprm"`, `"thinkprm"`, or the path of a file. See
-            [`JudgeTemplate.load`].
+            Prompt and form of the verdict: `"instruct"` (any instruction model, one prompt per step), `"first_error"` (any instruction
+            model, one prompt per solution), `"genprm"`, `"thinkprm"`, or the path of a file. See [`JudgeTemplate.load`].
         num_samples (`int`, *optional*, defaults to `4`):
             Number of responses per prompt.
         seed (`int`, *optional*, defaults to `42`):
@@ -152,6 +195,8 @@ class GenerativeScorer:
             Cost of all scores so far: `prompts` (each counts once, also if several candidates share it), `samples`, `prompt_tokens`,
             `generated_tokens`, `unreadable` (samples without a readable verdict), `too_long` (prompts that do not fit into the context),
             `reused_samples` (read from the log) and `seconds`. Samples from the log are included in all others.
+        max_sample_tokens (`int`):
+            Maximum number of tokens that the judge generates per response, with its verdict.
 
     Raises:
         `ValueError`: If an option is out of range, the template is invalid, or `log` was written with other settings.
@@ -198,12 +243,16 @@ class GenerativeScorer:
         self.progress = progress
         self.has_logprobs = getattr(engine, "has_logprobs", False)
         self.max_in_flight = max_in_flight
-        shortest = len(self.template.encode(self.tokenizer, "", [""]))  # also checks the chat template
-        closing = self.template.closing or self.template.marker + " "
-        self.template.verdict_tokens(self.tokenizer, closing)  # checks the words
-        words = (closing, self.template.yes, self.template.no)
-        num_closing, *num_words = (len(self.tokenizer.encode(word, add_special_tokens=False)) for word in words)
-        self._word_tokens = max(num_words) + 1
+        shortest = len(self.template.encode(self.tokenizer, "", [""], answer=""))  # also checks the chat template
+        num_closing = self._word_tokens = 0
+        if self.template.scope != "first_error":
+            closing = self.template.closing or self.template.marker + " "
+            self.template.verdict_tokens(self.tokenizer, closing)  # checks the words
+            words = (closing, self.template.yes, self.template.no)
+            num_closing, *num_words = (len(self.tokenizer.encode(word, add_special_tokens=False)) for word in words)
+            self._word_tokens = max(num_words) + 1
+        is_sampled = self.template.closing is not None and not self.has_logprobs
+        self.max_sample_tokens = self.max_tokens + (self._word_tokens if is_sampled else 0)
         max_length = getattr(engine, "max_length", None)
         # maximum number of tokens of a prompt
         self._room = math.inf if max_length is None else max_length - self.max_tokens - num_closing - self._word_tokens
@@ -218,16 +267,17 @@ class GenerativeScorer:
         self._too_long: set[str] = set()
         self._reused = 0
         self._tasks: dict[str, asyncio.Task] = {}
-        self._log = None
+        self._log: AppendedLines | None = None
+        self._opened: list[AppendedLines] = []  # the log, for the finalizer
         if log is not None:
-            self._log = self._open_log(Path(log), overwrite, identity)
+            self.open_log(log, overwrite, identity)
         # one event loop for all calls, as engines keep connections and processes that belong to a loop
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
         thread.start()
         self._call = threading.Lock()  # one call at a time, because the end of a call cancels what still runs
         self._slots = asyncio.Semaphore(max(1, max_in_flight // num_samples))
-        self.close: Callable[[], None] = weakref.finalize(self, _close, self._loop, thread, engine, self._log)
+        self.close: Callable[[], None] = weakref.finalize(self, _close, self._loop, thread, engine, self._opened)
 
     @classmethod
     def from_pretrained(
@@ -304,12 +354,19 @@ class GenerativeScorer:
             "prompts": len(used),
             "samples": len(samples),
             "prompt_tokens": sum(prompt.prompt_tokens for prompt in used),
-            "generated_tokens": sum(num_tokens for _, _, num_tokens in samples),
-            "unreadable": sum(p_yes is None for p_yes, _, _ in samples),
+            "generated_tokens": sum(sample.num_tokens for sample in samples),
+            "unreadable": sum(sample.p_yes is None for sample in samples),
             "too_long": len(self._too_long),
             "reused_samples": self._reused,
             "seconds": math.fsum(prompt.seconds for prompt in used),
         }
+
+    @property
+    def _verdicts(self) -> str:
+        """What the verdicts of the responses are."""
+        if self.template.scope == "first_error":
+            return "votes"
+        return "probabilities" if self.has_logprobs else "shares"
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of the judge, and the description of its engine, with its `identity` for a server."""
@@ -318,7 +375,7 @@ class GenerativeScorer:
             "num_samples": self.num_samples,
             "max_tokens": self.max_tokens,
             "seed": self.seed,
-            "verdicts": "probabilities" if self.has_logprobs else "shares",
+            "verdicts": self._verdicts,
             **self.engine.describe(),
         }
 
@@ -361,21 +418,47 @@ class GenerativeScorer:
         self, prompts: Sequence[str], candidates: Sequence[Sequence[Sequence[str]]], progress: bool = False
     ) -> list[list[list[StepJudgement]]]:
         """Judge the steps of candidate solutions. Return their scores with intervals. See [`GenerativeScorer.score`]."""
-        if len(prompts) != len(candidates):
-            raise ValueError(
-                f"Got {len(prompts)} prompts and candidates for {len(candidates)} prompts. Pass one list of candidates per prompt."
-            )
+        judged = self.judge_solutions(prompts, candidates, progress=progress)
+        return [[solution.steps for solution in group] for group in judged]
+
+    def judge_solutions(
+        self,
+        prompts: Sequence[str],
+        candidates: Sequence[Sequence[Sequence[str]]],
+        answers: Sequence[str | None] | None = None,
+        progress: bool = False,
+    ) -> list[list[SolutionJudgement]]:
+        """
+        Judge candidate solutions. Return the scores of their steps, and the first wrong step that each response finds.
+
+        Args:
+            prompts (`Sequence[str]`):
+                B problems.
+            candidates (`Sequence[Sequence[Sequence[str]]]`):
+                N candidates for each prompt, each a list of S step texts.
+            answers (`Sequence[str | None]`, *optional*):
+                B reference answers, for a template that shows them.
+            progress (`bool`, *optional*, defaults to `False`):
+                Whether to show a progress bar.
+
+        Raises:
+            `ValueError`: If the lists have different lengths, or a reference answer that the template shows is missing.
+            `OSError`: If the engine fails. Responses until then are in the log.
+        """
+        check_candidates(prompts, candidates)
+        answers = [None] * len(prompts) if answers is None else answers
         paths = [
-            (prompt, list(steps))
-            for prompt, group in zip(prompts, candidates, strict=True)
+            (prompt, answer, list(steps))
+            for prompt, answer, group in zip(prompts, answers, candidates, strict=True)
             for steps in group
             if steps
         ]
-        for i, (_, steps) in enumerate(paths):
+        for i, (_, _, steps) in enumerate(paths):
             if not all(isinstance(step, str) for step in steps):
                 raise ValueError(f"Candidate {i} has the steps {shown(steps)}. Each step must be a string.")
         judged = iter(self._run(self._judge_all(paths, progress or self.progress)) if paths else ())
-        return [[next(judged) if steps else [] for steps in group] for group in candidates]
+        none = SolutionJudgement([], [])
+        return [[next(judged) if steps else none for steps in group] for group in candidates]
 
     def score_trees(
         self,
@@ -396,7 +479,7 @@ class GenerativeScorer:
             tree.validate(f"prompt {i}", blank_steps=True)
             inner = set(tree.parents)
             leaves.append([tree.path(step) for step in range(len(tree.completions)) if step not in inner])
-            if self.template.scope == "solution" and len(leaves[-1]) > 1:
+            if self.template.is_whole and len(leaves[-1]) > 1:
                 raise ValueError(
                     f"prompt {i}: the tree has {len(leaves[-1])} solutions with common steps, but the template {self.template.name} judges "
                     "the steps of a solution together. Pass each solution separately, or use another template."
@@ -445,12 +528,20 @@ class GenerativeScorer:
                 future.cancel()
                 raise
 
-    async def _judge_all(self, paths: list[tuple[str, list[str]]], progress: bool) -> list[list[StepJudgement]]:
+    async def _judge_all(
+        self, paths: list[tuple[str, str | None, list[str]]], progress: bool
+    ) -> list[SolutionJudgement]:
         self._since = time.perf_counter()
+        places = asyncio.Semaphore(self.max_in_flight)  # the prompts of all solutions may not fit into memory
+
+        async def judge(problem: str, answer: str | None, steps: list[str]) -> SolutionJudgement:
+            async with places:
+                return await self._judge_path(problem, answer, steps, bar)
+
         with tqdm(
-            total=sum(len(steps) for _, steps in paths), desc="Judging", unit="step", disable=not progress, leave=False
+            total=sum(len(steps) for _, _, steps in paths), desc="Judging", unit="step", disable=not progress, leave=False
         ) as bar:
-            tasks = [asyncio.ensure_future(self._judge_path(problem, steps, bar)) for problem, steps in paths]
+            tasks = [asyncio.ensure_future(judge(*path)) for path in paths]
             try:
                 return await asyncio.gather(*tasks)
             finally:
@@ -460,52 +551,53 @@ class GenerativeScorer:
                 await asyncio.gather(*running, return_exceptions=True)
                 self._tasks.clear()
 
-    async def _judge_path(self, problem: str, steps: list[str], bar: tqdm) -> list[StepJudgement]:
-        """Return the judgements of the steps of a solution."""
+    async def _judge_path(self, problem: str, answer: str | None, steps: list[str], bar: tqdm) -> SolutionJudgement:
+        """Return the judgements of the steps of a solution, and the votes on its first wrong step."""
         template = self.template
-        if template.scope == "solution":
-            prompt = await self._ask(template.encode(self.tokenizer, problem, steps), problem, len(steps))
-            bar.update(len(steps))
-            samples = [] if prompt is None else [(p, read) for p, read, _ in prompt.samples if p is not None]
-            judged = [
-                StepJudgement.of([float(all(read[: i + 1])) for _, read in samples]) for i in range(len(steps) - 1)
-            ]
-            return [*judged, StepJudgement.of([p for p, _ in samples])]
 
-        async def judge(number: int, replies: list[str]) -> tuple[StepJudgement, str | None]:
-            prompt = await self._ask(
-                template.encode(self.tokenizer, problem, steps[:number], replies), problem, number
-            )
-            bar.update()
-            if prompt is None:
-                return StepJudgement.of([]), None
-            reply = None if prompt.reply is None else prompt.reply[1]
-            return StepJudgement.of([p for p, _, _ in prompt.samples if p is not None]), reply
+        async def ask(number: int, replies: list[str]) -> _Prompt:
+            ids = template.encode(self.tokenizer, problem, steps[:number], replies, answer)
+            prompt = await self._ask(ids, problem, number)
+            bar.update(len(steps) if template.is_whole else 1)
+            return prompt
 
+        if template.is_whole:
+            prompt = await ask(len(steps), [])
+            read = [sample.steps for sample in prompt.samples if sample.p_yes is not None]
+            judged = [StepJudgement.of([float(all(one[: i + 1])) for one in read]) for i in range(len(steps) - 1)]
+            return SolutionJudgement([*judged, prompt.judgement()], [sample.vote() for sample in prompt.samples])
         if template.scope == "step":
-            found = await asyncio.gather(*(judge(number, []) for number in range(1, len(steps) + 1)))
-            return [judgement for judgement, _ in found]
-        judged, replies = [], []
-        for number in range(1, len(steps) + 1):
-            judgement, reply = await judge(number, replies)
-            judged.append(judgement)
-            if reply is None:  # the later prompts would need it
-                bar.update(len(steps) - number)
-                return judged + [StepJudgement.of([])] * (len(steps) - number)
-            replies.append(reply)
-        return judged
+            prompts = await asyncio.gather(*(ask(number, []) for number in range(1, len(steps) + 1)))
+        else:
+            prompts, replies = [], []
+            for number in range(1, len(steps) + 1):
+                prompts.append(await ask(number, replies))
+                if prompts[-1].reply is None:  # the later prompts would need it
+                    bar.update(len(steps) - number)
+                    break
+                replies.append(prompts[-1].reply[1])
+        judged = [prompt.judgement() for prompt in prompts]
+        judged += [StepJudgement.of([])] * (len(steps) - len(judged))
+        votes = []
+        for samples in zip(*(prompt.samples for prompt in prompts), strict=True):
+            ends = [i for i, sample in enumerate(samples) if sample.p_yes is None or sample.p_yes < 0.5]
+            first = ends[0] if ends else -1
+            is_readable = not ends or samples[first].p_yes is not None
+            votes.append(FirstError(first) if is_readable else FirstError(None, samples[first].fault))
+        return SolutionJudgement(judged, votes)
 
-    async def _ask(self, prompt_ids: list[int], problem: str, number: int) -> _Prompt | None:
-        """Return the samples of a prompt, or `None` if it is too long. Equal prompts are asked once."""
+    async def _ask(self, prompt_ids: list[int], problem: str, number: int) -> _Prompt:
+        """Return the samples of a prompt, which are unreadable if it is too long. Equal prompts are asked once."""
         key = hashlib.blake2b(repr((self.seed, prompt_ids)).encode(), digest_size=16).hexdigest()
         if key not in self._tasks:
             self._tasks[key] = asyncio.ensure_future(self._sample(key, prompt_ids, problem, number))
         return await self._tasks[key]
 
-    async def _sample(self, key: str, prompt_ids: list[int], problem: str, number: int) -> _Prompt | None:
+    async def _sample(self, key: str, prompt_ids: list[int], problem: str, number: int) -> _Prompt:
+        unsampled = _Prompt(len(prompt_ids), samples=[_Sample(None, [], 0, "too_long")] * self.num_samples)
         if len(prompt_ids) > self._room:
             self._too_long.add(key)
-            return None
+            return unsampled
         first = len(self._prompts[key].samples) if key in self._prompts else 0
         if key not in self._used:
             self._reused += min(first, self.num_samples)
@@ -518,7 +610,7 @@ class GenerativeScorer:
                     )
                 except PrefixTooLong:  # of an engine that does not tell its context length
                     self._too_long.add(key)
-                    return None
+                    return unsampled
                 check_samples(
                     samples,
                     self.tokenizer,
@@ -555,31 +647,44 @@ class GenerativeScorer:
 
     async def _read(self, prompt_ids: list[int], sample: Sample, number: int, seed: int, key: str) -> SavedSample:
         """Read the verdict of a sample. Its probability, or a word that is missing after the closing text, comes from the engine."""
-        template, num_tokens, p_yes = self.template, len(sample.token_ids), None
-        reading = template.read(sample.text, sample.finish, sample.stop_reason, number)
-        try:
-            if reading is not None and self.has_logprobs:
-                before, yes, no = template.verdict_tokens(self.tokenizer, reading.before)
-                yes_logprob, no_logprob = await self.engine.next_logprobs([*prompt_ids, *before], [yes, no], key)
-                p_yes = 1 / (1 + math.exp(min(no_logprob - yes_logprob, 700.0)))
-            elif reading is not None and reading.verdict is not None:
-                p_yes = float(reading.verdict)
-            elif reading is not None:
-                before = template.encode_response(self.tokenizer, reading.before)
-                [word] = await self.engine.sample([*prompt_ids, *before], 1, [], self._word_tokens, seed, key)
-                num_tokens += len(word.token_ids)
-                found = re.match(rf"\s*({re.escape(template.yes)}|{re.escape(template.no)})(?!\w)", word.text)
-                p_yes = None if found is None else float(found[1] == template.yes)
-        except PrefixTooLong:  # the response fills the context, so there is no room for the verdict
-            p_yes = None
-        return {
+        template, num_tokens, p_yes, steps, fault = self.template, len(sample.token_ids), None, [], None
+        if template.scope == "first_error":
+            is_opened = opens_thinking(self.tokenizer.decode(prompt_ids[-16:]))
+            text = "<think>" + sample.text if is_opened else sample.text
+            vote, fault = template.read_first_error(text, sample.finish, number)
+            if vote is not None:
+                p_yes, steps = float(vote == -1), [True] * number if vote == -1 else [True] * vote + [False]
+        else:
+            reading = template.read(sample.text, sample.finish, sample.stop_reason, number)
+            steps = [] if reading is None else list(reading.steps)
+            try:
+                if reading is None:
+                    pass
+                elif self.has_logprobs:
+                    before, yes, no = template.verdict_tokens(self.tokenizer, reading.before)
+                    yes_logprob, no_logprob = await self.engine.next_logprobs([*prompt_ids, *before], [yes, no], key)
+                    p_yes = 1 / (1 + math.exp(min(no_logprob - yes_logprob, 700.0)))
+                elif reading.verdict is not None:
+                    p_yes = float(reading.verdict)
+                else:
+                    before = template.encode_response(self.tokenizer, reading.before)
+                    [word] = await self.engine.sample([*prompt_ids, *before], 1, [], self._word_tokens, seed, key)
+                    num_tokens += len(word.token_ids)
+                    found = re.match(rf"\s*({re.escape(template.yes)}|{re.escape(template.no)})(?!\w)", word.text)
+                    p_yes = None if found is None else float(found[1] == template.yes)
+                if p_yes is None:
+                    fault = "cut_off" if sample.finish == "length" else "no_verdict"
+            except PrefixTooLong:  # the response fills the context
+                fault = "no_room"
+        saved: SavedSample = {
             "text": sample.text,
             "finish": sample.finish,
             "stop_reason": sample.stop_reason,
             "num_tokens": num_tokens,
             "p_yes": p_yes,
-            "steps": [] if reading is None else list(reading.steps),
+            "steps": steps,
         }
+        return saved if fault is None else saved | {"fault": fault}
 
     # The log
 
@@ -590,7 +695,8 @@ class GenerativeScorer:
             raise ValueError(f"it has the samples from {line['first']}, expected {len(prompt.samples)}.")
         prompt.seconds += line["seconds"]
         for sample in line["samples"]:
-            prompt.samples.append((sample["p_yes"], sample["steps"], sample["num_tokens"]))
+            fault = sample.get("fault", "no_verdict") if sample["p_yes"] is None else None
+            prompt.samples.append(_Sample(sample["p_yes"], sample["steps"], sample["num_tokens"], fault))
             if self.template.scope == "turns" and prompt.reply is None and sample["p_yes"] is not None:
                 reading = self.template.read(sample["text"], sample["finish"], sample["stop_reason"], line["step"])
                 if reading is None:
@@ -598,17 +704,38 @@ class GenerativeScorer:
                 text = self.template.reply(reading, sample["p_yes"] >= 0.5, line["step"])
                 prompt.reply = len(prompt.samples) - 1, text
 
-    def _open_log(self, path: Path, overwrite: bool, identity: dict[str, Any] | None) -> AppendedLines:
+    def open_log(
+        self,
+        path: str | Path,
+        overwrite: bool = False,
+        identity: dict[str, Any] | None = None,
+        check: bool = True,
+    ) -> None:
+        """
+        Read the responses in a log, and append new ones to it.
+
+        Args:
+            path (`str` or `Path`), overwrite (`bool`, *optional*, defaults to `False`), identity (`dict[str, Any]`, *optional*):
+                See `log`, `overwrite` and `identity` of [`GenerativeScorer`].
+            check (`bool`, *optional*, defaults to `True`):
+                Whether to refuse a log that was written with other settings. `trl-hrm judge` compares them in its manifest, where a
+                change can be accepted.
+
+        Raises:
+            `ValueError`: If the log was written with other settings, or is damaged.
+            `BlockingIOError`: If another process is writing to the log.
+        """
+        path = Path(path)
         engine = {
             name: value for name, value in self.engine.describe().items() if name not in ("engine_args", *VERSIONS)
         }
         header = {
             "kind": "judgements",
             "engine": engine,
-            "template": asdict(self.template),
+            "template": self.template.settings(),
             "max_tokens": self.max_tokens,
             "seed": self.seed,
-            "verdicts": "probabilities" if self.has_logprobs else "shares",
+            "verdicts": self._verdicts,
             **({"identity": {"policy": identity}} if identity else {}),
             "versions": {"trl_hrm": __version__},
         }
@@ -625,7 +752,7 @@ class GenerativeScorer:
             for where, line in read_json_lines(path, remedy) if lines.size else ():
                 if found is None:
                     found = line
-                    changes = compare_runs(found, header).changes
+                    changes = compare_runs(found, header).changes if check else {}
                     if changes and overwrite:
                         lines.clear()
                         break
@@ -645,7 +772,8 @@ class GenerativeScorer:
         except BaseException:
             lines.close()
             raise
-        return lines
+        self._log = lines
+        self._opened.append(lines)
 
 
 def format_judge_cost(cost: Mapping[str, float]) -> str:
@@ -659,7 +787,7 @@ def format_judge_cost(cost: Mapping[str, float]) -> str:
 
 
 def _close(
-    loop: asyncio.AbstractEventLoop, thread: threading.Thread, engine: Engine, log: AppendedLines | None
+    loop: asyncio.AbstractEventLoop, thread: threading.Thread, engine: Engine, logs: list[AppendedLines]
 ) -> None:
     """Close the engine and the log, and stop the event loop. This also runs at the exit of the process."""
     try:
@@ -667,7 +795,7 @@ def _close(
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout=60)
-        if log is not None:
+        for log in logs:
             log.close()
 
 

@@ -7,16 +7,35 @@ end as the template requires has no verdict.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..encoding import CHAT_TEMPLATE_DATE, encode_around, find_control_text, render_chat
+from ..grading import visible_text
 from ..io import parse_json, read_text, shown
 from ..schema import from_json
 
 
-_PLACEHOLDER = re.compile(r"\{(problem|steps|step|number)\}")
+_PLACEHOLDER = re.compile(r"\{(problem|steps|step|number|answer)\}")
+_BOX = re.compile(r"\\boxed(?![A-Za-z])\s*(\{)?")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+# Fields that only apply to templates with verdicts in words
+_WORD_FIELDS = ("next_user", "marker", "closing", "stop", "end", "yes", "no", "step_yes", "step_no")
+# Why a response has no verdict
+FAULTS = {
+    "cut_off": "cut off at the maximum number of tokens",
+    "empty": "empty, or only thinking",
+    "no_verdict": "without a verdict at the end",
+    "no_box": r"without a \boxed{}",
+    "damaged_box": r"with a \boxed{} that is not closed",
+    "several_boxes": r"with several different \boxed{}",
+    "not_a_number": r"with another text than a number in \boxed{}",
+    "no_such_step": "with the number of a step that does not exist",
+    "contradiction": "with a verdict on the solution that contradicts the verdicts on its steps",
+    "no_room": "without room for the verdict in the context of the model",
+    "too_long": "not sampled, because the prompt does not fit into the context of the model",
+}
 _OWN_NUMBER = re.compile(r"\s*(?:#+ *)?Step \d+[:.]?\s*")  # steps that already have a number are not numbered twice
 
 
@@ -41,6 +60,21 @@ class Reading:
     steps: tuple[bool, ...] = ()
 
 
+class FirstError(NamedTuple):
+    """
+    Vote of a response on the first wrong step of a solution.
+
+    Args:
+        vote (`int`, *optional*):
+            Index of the first wrong step from 0, or `-1` if all steps are right. `None` if the response is unreadable.
+        fault (`str`, *optional*):
+            Why the response is unreadable, as in `FAULTS`.
+    """
+
+    vote: int | None
+    fault: str | None = None
+
+
 @dataclass(frozen=True)
 class JudgeTemplate:
     r"""
@@ -48,13 +82,14 @@ class JudgeTemplate:
 
     Args:
         user (`str`):
-            User message. `{problem}`, `{steps}` (all steps up to the judged one), `{step}` (the judged step) and `{number}` (its number,
-            from 1) are replaced.
+            User message. `{problem}`, `{steps}` (all steps up to the judged one), `{step}` (the judged step), `{number}` (its number,
+            from 1) and `{answer}` (the reference answer) are replaced.
         name (`str`, *optional*, defaults to `"custom"`):
             Name of the template.
         scope (`str`, *optional*, defaults to `"step"`):
             What one prompt asks for. `"step"`: one step, with the steps before it. `"turns"`: one step per user turn, with the judge's
-            earlier responses between them. `"solution"`: all steps of a solution, and then the whole solution.
+            earlier responses between them. `"solution"`: all steps of a solution, and then the whole solution. `"first_error"`: the
+            first wrong step of a solution, as a number in `\boxed{}`. See [`JudgeTemplate.read_first_error`].
         system (`str`, *optional*):
             System message.
         next_user (`str`, *optional*, defaults to `"{step}"`):
@@ -78,6 +113,10 @@ class JudgeTemplate:
             The words of the verdict.
         step_yes (`str`, *optional*), step_no (`str`, *optional*):
             Strings that say whether a step is correct, for `scope="solution"`.
+        first_number (`int`, *optional*, defaults to `1`):
+            Number of the first step in `{steps}`, for `scope="first_error"`.
+        none (`str`, *optional*, defaults to `"-1"`):
+            Content of the box if no step is wrong, for `scope="first_error"`.
         max_tokens (`int`, *optional*, defaults to `1024`):
             Default maximum number of tokens of a response.
         temperature (`float`, *optional*, defaults to `0.7`):
@@ -89,7 +128,7 @@ class JudgeTemplate:
 
     user: str
     name: str = "custom"
-    scope: Literal["step", "turns", "solution"] = "step"
+    scope: Literal["step", "turns", "solution", "first_error"] = "step"
     system: str | None = None
     next_user: str = "{step}"
     step: str = "Step {number}: {step}"
@@ -103,6 +142,8 @@ class JudgeTemplate:
     no: str = "No"
     step_yes: str | None = None
     step_no: str | None = None
+    first_number: int = field(default=1, repr=False)
+    none: str = field(default="-1", repr=False)
     max_tokens: int = 1024
     temperature: float = 0.7
 
@@ -116,6 +157,17 @@ class JudgeTemplate:
         for name, text in (("next_user", self.next_user), ("step", self.step)):
             if "{step}" not in text:
                 raise ValueError(f"`{name}` is {shown(text)}. It must contain {{step}}.")
+        if self.max_tokens < 1 or not self.temperature >= 0:
+            raise ValueError(
+                f"`max_tokens` is {self.max_tokens} and `temperature` is {self.temperature}. They must be at least 1 and 0."
+            )
+        if self.scope == "first_error":
+            self._check_first_error()
+            return
+        if (self.first_number, self.none) != (1, "-1"):
+            raise ValueError(
+                f"`first_number` and `none` only apply with `scope='first_error'`, but `scope` is {self.scope}. Remove them."
+            )
         if not self.yes.strip() or not self.no.strip() or self.yes.strip() == self.no.strip():
             raise ValueError(
                 f"`yes` is {shown(self.yes)} and `no` is {shown(self.no)}. They must be two different words."
@@ -140,15 +192,50 @@ class JudgeTemplate:
                 f"The prompt does not say that the response must end with {self.marker + ' ' + self.yes!r} or "
                 f"{self.marker + ' ' + self.no!r}, so no verdict could be read. Add this to the prompt, or set `marker`, `yes` and `no`."
             )
-        if self.max_tokens < 1 or not self.temperature >= 0:
+
+    def _check_first_error(self) -> None:
+        """Check the fields of a template that asks for the first wrong step."""
+        defaults = {one.name: [] if one.name == "stop" else one.default for one in fields(self)}
+        if given := [name for name in _WORD_FIELDS if getattr(self, name) != defaults[name]]:
             raise ValueError(
-                f"`max_tokens` is {self.max_tokens} and `temperature` is {self.temperature}. They must be at least 1 and 0."
+                f"`{given[0]}` has no effect with `scope='first_error'`, whose verdict is a number in \\boxed{{}}. Remove it."
             )
+        if self.first_number < 0:
+            raise ValueError(f"`first_number` is {self.first_number}. It must be at least 0.")
+        is_step = _NUMBER.fullmatch(self.none) is not None and int(self.none) >= self.first_number
+        if not self.none or self.none != self.none.strip() or set("{}") & set(self.none) or is_step:
+            raise ValueError(
+                f"`none` is {shown(self.none)}. It must be a text without braces that is not the number of a step, such as '-1'."
+            )
+        if "{number}" not in self.step:
+            raise ValueError(f"`step` is {shown(self.step)}. It must contain {{number}}, which the judge names.")
+        prompt = self.user + (self.system or "")
+        if "\\boxed" not in prompt or self.none not in prompt:
+            raise ValueError(
+                f"The prompt does not say that the response must contain the number of the first wrong step in \\boxed{{}}, or "
+                f"\\boxed{{{self.none}}} if there is none. Add this to the prompt, or set `none`."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields, for a file. Those of `scope="first_error"` are left out for other scopes, as in older files."""
+        own = ("first_number", "none") if self.scope != "first_error" else ()
+        return {name: value for name, value in asdict(self).items() if name not in own}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one prompt asks about a whole solution."""
+        return self.scope in ("solution", "first_error")
+
+    @property
+    def needs_answer(self) -> bool:
+        """Whether the prompt shows the reference answer."""
+        return "{answer}" in self.user + self.next_user
 
     @classmethod
     def load(cls, name_or_path: str) -> "JudgeTemplate":
         """
-        Return a built-in template (`"genprm"`, `"thinkprm"` or `"instruct"`), or read one from a file.
+        Return a built-in template (`"first_error"`, `"first_error_reference"`, `"instruct"`, `"genprm"` or `"thinkprm"`), or read one
+        from a file.
 
         A file that ends with `.json` has the arguments of this class. Any other file is the user message.
 
@@ -170,11 +257,18 @@ class JudgeTemplate:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
-    def encode(self, tokenizer: Any, problem: str, steps: Sequence[str], replies: Sequence[str] = ()) -> list[int]:
+    def encode(
+        self,
+        tokenizer: Any,
+        problem: str,
+        steps: Sequence[str],
+        replies: Sequence[str] = (),
+        answer: str | None = None,
+    ) -> list[int]:
         """
         Return the token ids of the prompt that asks about the last of `steps`, up to where the judge continues.
 
-        Control tokens in the problem, the steps and the replies are encoded as plain text.
+        Control tokens in the problem, the steps, the replies and the answer are encoded as plain text.
 
         Args:
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -185,51 +279,112 @@ class JudgeTemplate:
                 Texts of the steps up to the judged one.
             replies (`Sequence[str]`, *optional*):
                 Responses to the steps before the last one, for `scope="turns"`. See [`JudgeTemplate.reply`].
+            answer (`str`, *optional*):
+                Reference answer, for a template that shows it.
 
         Raises:
-            `ValueError`: If the tokenizer has no chat template.
+            `ValueError`: If the tokenizer has no chat template, or the template shows the reference answer and there is none.
         """
+        if self.needs_answer and answer is None:
+            raise ValueError(
+                f"The template {self.name} shows the reference answer of a problem, but none is given. Add the answers, or use another "
+                "template."
+            )
         if not tokenizer.chat_template:
             raise ValueError(
                 "The tokenizer of the judge has no chat template. Use an instruction model, or set `tokenizer.chat_template`."
             )
-        texts = [problem, *steps, *replies]
+        texts = [problem, answer if self.needs_answer else "", *steps, *replies]
         used = set().union(*texts)
         separator = next(letter for letter in map(chr, range(0xE000, 0xF900)) if letter not in used)
 
         def render(data: str) -> str:
-            first, *others = data.split(separator)
-            return self._text(tokenizer, first, others[: len(steps)], others[len(steps) :])
+            first, second, *others = data.split(separator)
+            return self._text(tokenizer, first, second, others[: len(steps)], others[len(steps) :])
 
         return encode_around(tokenizer, separator.join(texts), render)
 
-    def _text(self, tokenizer: Any, problem: str, steps: Sequence[str], replies: Sequence[str]) -> str:
+    def _text(
+        self, tokenizer: Any, problem: str, answer: str, steps: Sequence[str], replies: Sequence[str]
+    ) -> str:
         listed = [
             _fill(
                 self.step,
                 {"number": str(i), "step": _OWN_NUMBER.sub("", step, count=1) if _OWN_NUMBER.match(step) else step},
             )
-            for i, step in enumerate(steps, 1)
+            for i, step in enumerate(steps, self.first_number)
         ]
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         asked = range(len(steps)) if self.scope == "turns" else [len(steps) - 1]
         for i in asked:
             values = {
                 "problem": problem,
+                "answer": answer,
                 "steps": self.step_separator.join(listed[: i + 1]),
                 "step": steps[i],
-                "number": str(i + 1),
+                "number": str(i + self.first_number),
             }
             user = self.user if i == asked[0] else self.next_user
             messages.append({"role": "user", "content": _fill(user, values)})
             if i < asked[-1]:
                 messages.append({"role": "assistant", "content": replies[i]})
         prompt = render_chat(tokenizer, messages, None, CHAT_TEMPLATE_DATE)
-        return prompt + _fill(self.start, {"number": str(len(steps))})
+        return prompt + _fill(self.start, {"number": str(len(steps) - 1 + self.first_number)})
+
+    def read_first_error(self, text: str, finish: str, num_steps: int) -> FirstError:
+        r"""
+        Read the number of the first wrong step in a response, for `scope="first_error"`.
+
+        Reading is strict. All of this must hold, otherwise the response is unreadable:
+
+        1. The response is not cut off.
+        2. Without the thinking of a reasoning model, some text is left. Only this text is read. If a thinking tag is not closed, the
+           rest of the response is thinking.
+        3. The text has at least one `\boxed{...}`, each is closed, and all have the same content, apart from whitespace around it.
+        4. The content is `none`, or the number of a step as shown in the prompt, in plain digits without a sign, a leading zero or
+           other characters.
+
+        So prose, JSON without a box, `\boxed{\text{2}}`, `\boxed{2.0}`, `\boxed{Step 2}`, and a response that repeats the instruction
+        with other boxes have no vote.
+
+        Args:
+            text (`str`):
+                Response, after `<think>` if the prompt ends with this tag.
+            finish (`str`):
+                Why it ended. See [`~search.engines.base.Sample`].
+            num_steps (`int`):
+                Number of steps in the prompt.
+
+        Returns:
+            [`FirstError`]: The vote, or why the response is unreadable.
+        """
+        if finish == "length":
+            return FirstError(None, "cut_off")
+        text = visible_text(text)
+        if not text.strip():
+            return FirstError(None, "empty")
+        contents = set()
+        for box in _BOX.finditer(text):
+            depth, end = int(box[1] is not None), box.end()
+            while depth and end < len(text):
+                depth += {"{": 1, "}": -1}.get(text[end], 0)
+                end += 1
+            if box[1] is None or depth:
+                return FirstError(None, "damaged_box")
+            contents.add(text[box.end() : end - 1].strip())
+        if len(contents) != 1:
+            return FirstError(None, "several_boxes" if contents else "no_box")
+        [content] = contents
+        if content == self.none:
+            return FirstError(-1)
+        if _NUMBER.fullmatch(content) is None:
+            return FirstError(None, "not_a_number")
+        vote = int(content) - self.first_number
+        return FirstError(vote) if 0 <= vote < num_steps else FirstError(None, "no_such_step")
 
     def read(self, text: str, finish: str, stop_reason: str | None, num_steps: int) -> Reading | None:
         """
-        Read the verdict in a response.
+        Read the verdict in a response, for all scopes except `"first_error"`.
 
         Args:
             text (`str`):
@@ -310,9 +465,26 @@ def _fill(template: str, values: dict[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), template)
 
 
+_FIRST_ERROR = (
+    "Here is a problem and a solution in numbered steps.\n\n# Problem\n\n{problem}\n\n# Solution\n\n{steps}\n\n# Task\n\n"
+    "Find the first wrong step. A step is wrong if it contains a false statement or a wrong calculation, or if it does not follow from "
+    "the problem and the earlier steps. Check the steps in order, each in a few words, and stop at the first wrong one. Do not write "
+    "\\boxed before the end. Then write one last line: \\boxed{k}, where k is the number of the first wrong step (the last step has the "
+    "number {number}), or \\boxed{-1} if all steps are correct."
+)
 TEMPLATES = {
     template.name: template
     for template in (
+        JudgeTemplate(name="first_error", scope="first_error", user=_FIRST_ERROR, max_tokens=4096),
+        JudgeTemplate(
+            name="first_error_reference",
+            scope="first_error",
+            user=_FIRST_ERROR.replace(
+                "# Task\n\n",
+                "# Correct answer\n\n{answer}\n\n# Task\n\nThe solution may have another final answer. Then at least one step is wrong. ",
+            ),
+            max_tokens=4096,
+        ),
         JudgeTemplate(
             name="instruct",
             user=(

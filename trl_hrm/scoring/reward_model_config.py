@@ -154,9 +154,9 @@ class RewardModelConfig(ScoringConfig):
         default=None,
         metadata={
             "help": "Use the reward model as a judge, a language model that writes a critique and a verdict for each step: "
-            "instruct (any instruction model), genprm, thinkprm, or the path of a template file. The engine can then be a "
-            "server that runs `vllm serve MODEL`.",
-            "metavar": "instruct|genprm|thinkprm|FILE",
+            "instruct (any instruction model), first_error (any instruction model, one prompt per solution), genprm, thinkprm, or "
+            "the path of a template file. The engine can then be a server that runs `vllm serve MODEL`.",
+            "metavar": "instruct|first_error|genprm|thinkprm|FILE",
         },
     )
     judge_samples: int | None = field(
@@ -307,7 +307,9 @@ class RewardModelConfig(ScoringConfig):
             identity["step_format"] = digest_of_files([file]) if file.is_file() else self.step_format
         if self.judge_template is not None:
             identity.pop("step_format", None)
-            identity["judge_template"] = hashlib.sha256(repr(self._judge_template()).encode()).hexdigest()
+            template = self._judge_template()
+            content = repr(template.settings() if template.scope == "first_error" else template)
+            identity["judge_template"] = hashlib.sha256(content.encode()).hexdigest()
         found = {"reward_model": identity}
         described = scorer.describe() if hasattr(scorer, "describe") else {}
         if "identity" in described:
@@ -354,7 +356,11 @@ class RewardModelConfig(ScoringConfig):
                         f"`{name}` has no effect without `judge_template`. Set `judge_template`, or remove it."
                     )
             return
-        self._judge_template()  # raises if it is invalid
+        if self._judge_template().needs_answer:
+            raise ValueError(
+                f"`judge_template` is {shown(self.judge_template)}, which shows the reference answer, but a reward model scores solutions "
+                "without it. Use another template, or label solutions with trl-hrm judge."
+            )
         if self.step_format is not None:
             raise ValueError("`step_format` does not apply to a judge. Remove `step_format`, or `judge_template`.")
         if set(self.spans) != {1}:

@@ -1,5 +1,6 @@
 """Config for scoring steps with a reward model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,3 +48,11 @@ class ScoringConfig(Config):
                 f"`spans` is {self.spans}. It must contain 1, since the first step has no previous step to merge with, and only "
                 "positive numbers."
             )
+
+
+def check_candidates(prompts: Sequence[str], candidates: Sequence[Sequence[Sequence[str]]]) -> None:
+    """Raise `ValueError` if there is not one list of candidates per prompt."""
+    if len(prompts) != len(candidates):
+        raise ValueError(
+            f"Got {len(prompts)} prompts and candidates for {len(candidates)} prompts. Pass one list of candidates per prompt."
+        )

@@ -17,7 +17,7 @@ from ..losses import step_score
 from ..step_format import StepFormat
 from ..step_tree import StepTree
 from ..terminal import plain
-from .scoring_config import ScoringConfig
+from .scoring_config import ScoringConfig, check_candidates
 
 
 logger = logging.getLogger(__name__)
@@ -89,11 +89,7 @@ class TreeScorer:
             `ValueError`: If the lists have different lengths, a step is not a string, a solution has more tokens than the
             model has positions, or the model returns NaN or infinity.
         """
-        if len(prompts) != len(candidates):
-            raise ValueError(
-                f"Got {len(prompts)} prompts and candidates for {len(candidates)} prompts. Pass one list of candidates per "
-                "prompt."
-            )
+        check_candidates(prompts, candidates)
         trees = []
         for prompt, solutions in zip(prompts, candidates, strict=True):
             tree = StepTree(prompt, [], [], [])
@@ -146,6 +142,12 @@ class TreeScorer:
         parents = [*tree.parents, *(tree.parents[run[0]] for run in merged)]
         trie = TokenTrie()
         nodes = self.step_format.insert(trie, self.tokenizer, tree.prompt, texts, parents)
+        if self.step_format.head == "implicit":
+            # the tokens whose log-ratios are summed. Steps are not merged, see `check_merged`
+            before = tree.parents if self.step_format.score_span == "step" else [-1] * len(texts)
+            starts = [trie.shared_length(nodes[step], nodes[before[step]]) for step in range(len(texts))]
+            judged = [[trie.mark(nodes[step], start)] for step, start in enumerate(starts)]
+            return trie.layout(), judged
         judged = [[trie.mark(nodes[step])] for step in range(len(tree.completions))]
         for number, run in enumerate(merged, start=len(tree.completions)):
             judged[run[-1]].append(trie.mark(nodes[number]))
@@ -200,6 +202,11 @@ class ChainScorer(TreeScorer):
 
 def refuse_head(step_format: StepFormat) -> None:
     """Raise `ValueError` if vLLM has no class for the head."""
+    if step_format.head == "implicit":
+        raise ValueError(
+            "The head 'implicit' needs a second model, the reference, which one vLLM engine does not run. Use StepScorer "
+            "(`--reward_model_engine transformers`)."
+        )
     if step_format.head not in CLASSES:
         raise ValueError(
             f"vLLM has no class for head {step_format.head!r}. Convert the model to a token classifier as described in {DOCS}, "

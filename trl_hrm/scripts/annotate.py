@@ -6,12 +6,19 @@ trl-hrm annotate --problems train.jsonl --policy Qwen/Qwen2.5-Math-7B-Instruct -
     --output_dir runs/mcts
 ```
 
-A run can be stopped at any time. The same command resumes it.
+A run can be stopped at any time. The same command resumes it. A finished run can be continued in a new folder, with more rollouts where its labels
+are most uncertain:
+
+```bash
+trl-hrm annotate --more_from runs/mcts --where uncertain --more_samples 10000 --policy Qwen/Qwen2.5-Math-7B-Instruct --engine vllm \\
+    --output_dir runs/mcts-more
+```
 """
 
 import json
+import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +26,7 @@ from ..config import COUNT
 from ..data.problems_config import ProblemsConfig
 from ..grading import DEFAULT_EXTRACTORS
 from ..io import read_json_lines, shell_word, shown
+from ..search.more_rollouts import WHERE, FinishedRun, MoreRollouts, describe_plan, histogram
 from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
 from ..search.run_folder import Shard
 from ..terminal import one_line, say
@@ -38,6 +46,7 @@ SEARCH_SETTINGS = {
     "rollouts": ("num_solutions", "num_completions", "max_solution_tokens", *_BUDGET),
     "puct": ("num_completions", "max_selections", "c_puct", "max_solution_tokens", *_BUDGET),
 }
+SEARCH_OPTIONS = tuple(dict.fromkeys(name for names in SEARCH_SETTINGS.values() for name in names))
 VERSIONED = {"torch", "transformers", "vllm", "math-verify", "latex2sympy2_extended", "sympy"}
 
 
@@ -48,10 +57,10 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
     [`RunConfig`].
 
     Args:
-        search (`str`, *optional*, defaults to `"full_tree"`):
+        search (`str`, *optional*):
             `"full_tree"` ([`FullTree`], HRM paper) samples several next steps at each depth. `"rollouts"` ([`Rollouts`],
             Math-Shepherd and ER-PRM) samples rollouts from each step of a solution. `"puct"` ([`PUCT`], OmegaPRM) finds the first
-            wrong step of wrong rollouts by bisection.
+            wrong step of wrong rollouts by bisection. Defaults to `"full_tree"`. With `more_from`, it is the search of that run.
         num_children (`int`, *optional*):
             Number of next steps to sample per node, for `full_tree`. Defaults to 5.
         max_depth (`int`, *optional*):
@@ -61,9 +70,11 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         num_solutions (`int`, *optional*):
             Number of solutions per problem, for `rollouts`. Defaults to 15.
         num_completions (`int`, *optional*):
-            Number of rollouts per prefix, for `rollouts` (defaults to 16) and `puct` (defaults to 8).
+            Number of rollouts per prefix, for `rollouts` (defaults to 16) and `puct` (defaults to 8). With `more_from`, number of
+            rollouts per request, which defaults to the number of that run, or to 8.
         max_solution_tokens (`int`, *optional*):
-            Maximum number of tokens per solution or rollout, for `rollouts`, `puct` and `root_filter`. Defaults to 2048.
+            Maximum number of tokens per solution or rollout, for `rollouts`, `puct` and `root_filter`. Defaults to 2048. With
+            `more_from`, it can only be set if that run is a full tree.
         max_selections (`int`, *optional*):
             Maximum number of rollouts to bisect per problem, for `puct`. Defaults to 20.
         c_puct (`float`, *optional*):
@@ -75,11 +86,20 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         root_filter (`int`, *optional*):
             Number of solutions to sample before the search. Problems that all or none of them solve are skipped. By default, all
             problems are searched.
+        more_from (`str`, *optional*):
+            Folder of a finished run to continue with more rollouts below its steps. The new run has all of its trees; the finished run
+            is not changed. Policy, prompt, steps, extractors and grader must be the same. The problems and the search are those
+            of that run, so their options are not accepted. See [`~search.more_rollouts.FinishedRun`].
+        more_samples (`int`, *optional*):
+            Maximum number of additional rollouts in all shards together. Required for `more_from`.
+        where (`dict[str, str]` or `str`, *optional*):
+            With `more_from`, `"uncertain"` (the default) adds rollouts to the labels whose posterior variance they are expected to
+            reduce most, and `"uniform"` adds the same number to each label. Otherwise, see [`ProblemsConfig`].
         shard (`str`, *optional*, defaults to `"0/1"`):
             Part of the problems to search: `"I/N"` is the I-th of N parts, counted from 0.
         dry_run (`bool`, *optional*, defaults to `False`):
             Whether to print the first prompt and the maximum number of samples and tokens, without sampling. The options below add the
-            expected numbers. See [`~search.cost_model.expected_cost`].
+            expected numbers. See [`~search.cost_model.expected_cost`]. With `more_from`, it prints which labels get more rollouts.
         step_tokens (`float`, *optional*):
             Mean number of tokens per step, for `dry_run`. Requires `solution_steps`.
         solution_steps (`list[int]`, *optional*):
@@ -93,12 +113,12 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         `ValueError`: If `problems` or `policy` is missing, or an option does not apply to this search or requires another one.
     """
 
-    search: Literal["full_tree", "rollouts", "puct"] = field(
-        default="full_tree",
+    search: Literal["full_tree", "rollouts", "puct"] | None = field(
+        default=None,
         metadata={
             "help": "full_tree (HRM paper) samples several next steps at each depth. rollouts (Math-Shepherd, ER-PRM) "
             "samples rollouts from each step of a solution. puct (OmegaPRM) finds the first wrong step of wrong "
-            "rollouts by bisection."
+            "rollouts by bisection (default: full_tree)."
         },
     )
     num_children: int | None = field(
@@ -119,7 +139,7 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
     num_completions: int | None = field(
         default=None,
         metadata={
-            "help": "Number of rollouts per prefix, for rollouts and puct (default: 16 and 8).",
+            "help": "Number of rollouts per prefix, for rollouts and puct (default: 16 and 8), or per request, for --more_from.",
             "range": "[0, inf)",
         },
     )
@@ -162,6 +182,33 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
             "(default: search all problems).",
             "metavar": "K",
             "range": COUNT,
+        },
+    )
+    more_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Finished run to continue with more rollouts below its steps, in a new --output_dir. Requires --more_samples.",
+            "metavar": "RUN",
+        },
+    )
+    more_samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum number of additional rollouts in all shards together, for --more_from.",
+            "range": COUNT,
+            "metavar": "N",
+        },
+    )
+    where: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "With --more_from, uncertain (default: rollouts for the labels that they are expected to change most) or uniform. "
+            "Otherwise, keep only problems with these values, such as level=5. Use dots for nested columns. Numbers, true, false and "
+            "null are compared as in JSON.",
+            "nargs": "+",
+            "metavar": "NAME=VALUE",
+            "parse": str,
+            "advanced": True,
         },
     )
     shard: str = field(
@@ -210,8 +257,20 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
     )
 
     def __post_init__(self):
+        where = self.where[0] if isinstance(self.where, list) and len(self.where) == 1 else self.where
+        if where in WHERE and self.more_from is None:
+            raise ValueError(f"`where` is {where}, which requires `more_from`. Set `more_from` to a finished run.")
+        if self.more_from is not None:
+            self.where = None  # not a filter of problems
         super().__post_init__()
-        for name in ("problems", "policy"):
+        if self.more_from is not None:
+            self.where = "uncertain" if where is None else where
+            self._check_more_from()
+        elif self.more_samples is not None:
+            raise ValueError("`more_samples` requires `more_from`. Set `more_from` to a finished run.")
+        else:
+            self.search = self.search or "full_tree"
+        for name in ("problems", "policy") if self.more_from is None else ("policy",):
             if getattr(self, name) is None:
                 raise ValueError(f"`{name}` is missing. Set `problems` and `policy`.")
         self.extractors = self.extractors or list(DEFAULT_EXTRACTORS)
@@ -226,14 +285,34 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
                 f"`step_tokens` is {self.step_tokens}, `solution_steps` is {self.solution_steps} and `pilot` is {shown(self.pilot)}. Set "
                 "the first two, or only `pilot`."
             )
-        for name in dict.fromkeys(name for names in SEARCH_SETTINGS.values() for name in names):
-            needed = name in SEARCH_SETTINGS[self.search] or (
-                name == "max_solution_tokens" and self.root_filter is not None
-            )
-            if getattr(self, name) is not None and not needed:
+        for name in SEARCH_OPTIONS:
+            if self.more_from is not None or getattr(self, name) is None:
+                continue
+            is_filter = name == "max_solution_tokens" and self.root_filter is not None
+            if name not in SEARCH_SETTINGS[self.search] and not is_filter:
                 others = " and ".join(search for search, names in SEARCH_SETTINGS.items() if name in names)
                 raise ValueError(
                     f"`{name}` only applies to search {others}, but `search` is {self.search}. Remove `{name}`."
+                )
+
+    def _check_more_from(self) -> None:
+        """Check the options of a run that continues another one."""
+        if self.where not in WHERE:
+            raise ValueError(f"`where` is {shown(self.where)}. With `more_from`, it must be one of {', '.join(WHERE)}.")
+        if self.more_samples is None:
+            raise ValueError("`more_from` requires `more_samples`. Set it to the maximum number of additional rollouts.")
+        if os.path.realpath(self.more_from) == os.path.realpath(self.output_dir):
+            raise ValueError(f"`output_dir` is {self.output_dir}, the run `more_from`. Set it to a new folder.")
+        if self.num_completions == 0:
+            raise ValueError("`num_completions` is 0. With `more_from`, it must be at least 1.")
+        defaults = {field.name: field.default for field in fields(self)} | {"exclude": []}
+        of_the_run = {field.name for field in fields(ProblemsConfig)} | set(SEARCH_OPTIONS)
+        of_the_run |= {"search", "root_filter", "step_tokens", "solution_steps", "pilot"}
+        for name in sorted(of_the_run - {"where", "num_completions", "max_solution_tokens"}):
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"`{name}` is {shown(getattr(self, name))}, but the problems and the search are those of the run `more_from`. Remove "
+                    f"`{name}`."
                 )
 
     def make_search(self, prompt: "Prompt", rule: "StepRule") -> Any:
@@ -306,11 +385,12 @@ def annotate(config: AnnotateConfig) -> "Annotation | str":
     """
     from ..search.run_folder import MANIFEST, claimed_run, launched_shard
 
+    run = None if config.more_from is None else FinishedRun(config.more_from)
     if config.dry_run:
-        return describe_dry_run(config, config.read_problems())
+        return describe_dry_run(config, config.read_problems()) if run is None else describe_more(config, run)
     shard = launched_shard(*map(int, config.shard.split("/")))
     with claimed_run(config.output_dir, shard, [MANIFEST]):
-        progress, summary = search_problems(config, shard, config.read_problems())
+        progress, summary = search_problems(config, shard, config.read_problems() if run is None else run)
     if summary["problems"] and summary["problems"].keys() <= {"error", "ungradable"}:
         say(format_summary(progress, summary, config.output_dir))
         raise ValueError(f"{config.output_dir}: no problem could be searched. {first_failure(config, shard)}")
@@ -356,6 +436,41 @@ def describe_dry_run(config: AnnotateConfig, problems: "ProblemSet") -> str:
     if config.pilot is not None:
         lines += describe_pilot(config, search, prompt, len(chosen))
     return "\n".join(lines)
+
+
+def describe_more(config: AnnotateConfig, run: FinishedRun) -> str:
+    """Return which labels of a finished run get more rollouts, and the maximum number of tokens, as text."""
+    unit, max_solution_tokens = more_settings(config, run)
+    units = run.plan(config.more_samples, unit, config.where, config.seed)
+    tokens = sum(units) * unit * max_solution_tokens
+    return (
+        f"{describe_plan(run, units, unit, config.more_samples)}\n{histogram(run, units, unit)}\n"
+        f"At most {tokens:,} sampled tokens in total{format_hours(tokens, config.tokens_per_second)}."
+    )
+
+
+def more_settings(config: AnnotateConfig, run: FinishedRun) -> tuple[int, int]:
+    """
+    Return the number of rollouts per request and the maximum number of tokens per rollout of a run that continues another one.
+
+    Raises:
+        `ValueError`: If the run samples rollouts with another maximum number of tokens, or `more_samples` is below one request.
+    """
+    from ..search.policies import Rollouts
+
+    searched = run.manifest["search"]
+    unit = config.num_completions or searched.get("num_completions") or 8
+    length = searched.get("max_solution_tokens")
+    if length is not None and config.max_solution_tokens not in (None, length):
+        raise ValueError(
+            f"`max_solution_tokens` is {config.max_solution_tokens}, but the rollouts of {run.folder} have at most {length} tokens. Remove "
+            "`max_solution_tokens`."
+        )
+    if config.more_samples < unit:
+        raise ValueError(
+            f"`more_samples` is {config.more_samples}. It must be at least {unit}, the number of rollouts per request (`num_completions`)."
+        )
+    return unit, length or config.max_solution_tokens or Rollouts.max_solution_tokens
 
 
 def format_hours(tokens: float, tokens_per_second: float | None) -> str:
@@ -409,6 +524,11 @@ def describe_pilot(config: AnnotateConfig, search: Any, prompt: "Prompt", num_pr
         raise ValueError(
             f"{config.pilot}: shards {', '.join(map(str, shards))} have not finished. Finish the run first."
         )
+    if "more_from" in found:
+        raise ValueError(
+            f"{config.pilot}: the run has additional rollouts (`more_from`), so its tokens are not those of this search. Use the run that "
+            "it continues."
+        )
     tokens = read_problem_tokens(node_files(config.pilot))
     if len(tokens) < 2:
         raise ValueError(f"{config.pilot} has {len(tokens)} searched problems. At least 2 are needed.")
@@ -440,9 +560,19 @@ def most_asked(search: Any) -> tuple[int, int]:
     return samples, tokens if search.max_tokens is None else min(tokens, search.max_tokens)
 
 
-def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet") -> "tuple[Progress, dict[str, Any]]":
+def search_problems(
+    config: AnnotateConfig, shard: Shard, problems: "ProblemSet | FinishedRun"
+) -> "tuple[Progress, dict[str, Any]]":
     """
     Search the problems of a shard, or resume it. Problems that the shard has started are kept if they are not given any more.
+
+    Args:
+        config ([`AnnotateConfig`]):
+            Configuration of the run.
+        shard ([`Shard`]):
+            Part of the problems to search.
+        problems ([`ProblemSet`] or [`~search.more_rollouts.FinishedRun`]):
+            Problems to search, or the run to continue with more rollouts.
 
     Returns:
         The work done since this start, and the summary of the whole shard. See [`~search.run_folder.finish_shard`].
@@ -458,16 +588,24 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
     from .progress_bar import ProgressBar
 
     folder = Path(config.output_dir)
+    source = problems.folder if isinstance(problems, FinishedRun) else None
     prompt, rule = config.make_prompt()
-    prompt = resumed_prompt(prompt, folder)
-    search = config.make_search(prompt, rule)
+    prompt = resumed_prompt(prompt, *([folder] if source is None else [source, folder]))
+    more: dict[str, Any] = {}  # settings of a run that continues another one
+    if isinstance(problems, FinishedRun):
+        search, more = more_search(config, problems, prompt)
+        kept = problems.problems(shard.index, shard.count)
+        chosen = [(place, problem) for place, problem in kept if problem.problem_id in search.rounds]
+        say(f"Shard {shard.index}/{shard.count}: more rollouts for {len(chosen):,} of {len(kept):,} problems.")
+    else:
+        search = config.make_search(prompt, rule)
+        chosen = [
+            (place, problem)
+            for place, problem in enumerate(problems.problems)
+            if problem_shard(problem.problem_id, shard.count) == shard.index
+        ]
+        say(f"{problems.describe()}\nShard {shard.index}/{shard.count}: {len(chosen):,} problems.")
     check_in_flight(search, config.max_in_flight)  # before the engine is loaded
-    chosen = [
-        (place, problem)
-        for place, problem in enumerate(problems.problems)
-        if problem_shard(problem.problem_id, shard.count) == shard.index
-    ]
-    say(f"{problems.describe()}\nShard {shard.index}/{shard.count}: {len(chosen):,} problems.")
 
     async def run(log: EventLog) -> "Progress":
         with ProgressBar() as bar:
@@ -498,23 +636,50 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
         note = prompt.describe_control_text(engine.tokenizer, (problem.prompt for _, problem in chosen))
         if note is not None:
             say(note)
-        manifest = make_manifest(config, engine, prompt, rule, grader, shard.count) | {"search": search.describe()}
-        for note in check_manifest(folder, manifest, config.accept_changes or ()):
+        manifest = make_manifest(config, engine, prompt, rule, grader, shard.count)
+        manifest |= {"search": search.describe()} | more
+        manifest["started_with"] |= {"more_from": config.more_from} if more else {}
+        for note in check_manifest(folder, manifest, config.accept_changes or (), source):
             say(note)
-        with EventLog(folder / shard_name("log", shard.index, shard.count, "jsonl"), write=True) as log:
+        path = folder / shard_name("log", shard.index, shard.count, "jsonl")
+        if isinstance(problems, FinishedRun) and not path.exists():
+            problems.copy(path, kept, search.rounds)
+        with EventLog(path, write=True) as log:
             if log.torn:
                 say(
                     f"Dropped an incomplete event of {log.torn} bytes at the end of the log, left by an interrupted run. It "
                     "will be sampled again."
                 )
-            refuse_caseless_ids((problem for _, problem in chosen), log.problems, str(log.path))
-            num_others = len(log.problems.keys() - {problem.problem_id for _, problem in chosen})
-            if num_others:
-                say(
-                    f"The run has {num_others:,} problems that are not among the given problems. They stay in the run."
-                )
-            progress = run_coroutine(run(log))
+            if isinstance(problems, FinishedRun):
+                progress = run_coroutine(run(log))
+                if missing := search.num_missing(log):
+                    say(f"{missing:,} rollouts were not sampled, because the policy's context is full after the step.")
+            else:
+                refuse_caseless_ids((problem for _, problem in chosen), log.problems, str(log.path))
+                num_others = len(log.problems.keys() - {problem.problem_id for _, problem in chosen})
+                if num_others:
+                    say(
+                        f"The run has {num_others:,} problems that are not among the given problems. They stay in the run."
+                    )
+                progress = run_coroutine(run(log))
     return progress, finish_shard(folder, shard.index, shard.count)
+
+
+def more_search(config: AnnotateConfig, run: FinishedRun, prompt: "Prompt") -> tuple[MoreRollouts, dict[str, Any]]:
+    """Return the search that adds rollouts to a finished run, and its settings for the manifest."""
+    unit, max_solution_tokens = more_settings(config, run)
+    units = run.plan(config.more_samples, unit, config.where, config.seed)
+    say(describe_plan(run, units, unit, config.more_samples))
+    if run.manifest["search"]["search"] == "full_tree":
+        say(
+            "The run is a full tree. Export it with --estimator child_mean, because leaf_share counts a step with more rollouts more "
+            "often in the scores of the steps before it."
+        )
+    rounds = run.rounds(units, unit)
+    search = MoreRollouts(run.manifest["search"], tuple(prompt.final_stops), max_solution_tokens, unit, rounds)
+    settings = {"where": config.where, "more_samples": config.more_samples, "num_completions": unit}
+    filtered = {name: run.manifest[name] for name in ("where",) if name in run.manifest}
+    return search, filtered | {"more_from": run.identity | settings}
 
 
 def make_manifest(
@@ -540,10 +705,10 @@ def make_manifest(
     versions = {"trl_hrm": __version__}
     for settings in (described, graded):
         versions |= {name: settings.pop(name) for name in VERSIONED & settings.keys()}
-    identity = {"policy": config.policy_identity()}
+    identity = {"policy": config.model_identity()}
     if "identity" in described:  # what a server says about the model that it runs
         identity["policy_server"] = described.pop("identity")
-    filtered = {} if config.where is None else {"where": config.where}  # older manifests do not have it
+    filtered = {"where": config.where} if isinstance(config.where, dict) else {}  # older manifests do not have it
     return {
         "identity": identity,
         **filtered,

@@ -23,6 +23,7 @@ from ..grading import DEFAULT_EXTRACTORS
 from ..scoring.aggregate import AGGREGATES
 from ..scoring.reward_model_config import RewardModelConfig
 from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
+from ..search.segmentation_config import SegmentationConfig
 from ..terminal import one_line, say
 from .annotate import VERSIONED, AnnotateConfig, format_summary, search_problems
 
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 NUMBERS = [1, 2, 4, 8, 16, 32, 64]
 SAMPLES = "samples"  # folder of the sampled solutions, in the results folder
 # Fields of `PromptConfig` that also apply to given candidates. The others only apply to sampling.
-_READING = ("segmentation", "step_pattern", "extractors")
+_SEGMENTATION = [field.name for field in fields(SegmentationConfig)]
+_READING = (*_SEGMENTATION, "extractors")
 _OF_CANDIDATES = ("candidates_split", "candidates_columns", "join_steps", "keep_thinking")
 
 
@@ -71,8 +73,9 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
             Like `columns`, for the candidates. Needed only with `problems`, because `columns` then applies to the problems.
         join_steps (`str`, *optional*):
             Separator used to join the steps of a candidate that is given as a list. Defaults to `"\n\n"`.
-        keep_thinking (`bool`, *optional*, defaults to `False`):
-            Whether to keep the thinking of a reasoning model. By default, it is removed before candidates are scored.
+        keep_thinking (`bool`, *optional*):
+            Whether to keep the thinking of a reasoning model in `candidates`. By default, it is removed before they are scored, except
+            with `segmentation="thinking"`, which always keeps it.
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether to replace existing results, also partial ones.
 
@@ -145,10 +148,11 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
             "advanced": True,
         },
     )
-    keep_thinking: bool = field(
-        default=False,
+    keep_thinking: bool | None = field(
+        default=None,
         metadata={
-            "help": "Keep the thinking of a reasoning model. By default, it is removed before candidates are scored."
+            "help": "Keep the thinking of a reasoning model. By default, it is removed before candidates are scored, except with "
+            "--segmentation thinking, which always keeps it."
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace existing results, also partial ones."})
@@ -242,7 +246,7 @@ def _best_of_n(config: BestOfNConfig, shard: "Shard") -> "Results | None":
     else:
         problems, digest, reading, n = _given(config, shard, counts)
     reward_model = {"model": config.reward_model, **config.describe_scoring()}
-    names = ("where", "aggregate", "spans", "combine", "num_draws", "segmentation", "step_pattern", "join_steps")
+    names = ("where", "aggregate", "spans", "combine", "num_draws", *_SEGMENTATION, "join_steps")
     settings = {
         "source": config.candidates or config.problems,
         "n": sorted(set(n)),
@@ -325,7 +329,7 @@ def _given(
 
     if Path(config.candidates).resolve() == Path(config.output_dir, CANDIDATES).resolve():
         raise ValueError(f"{config.candidates} would be overwritten by the results. Set another `output_dir`.")
-    names = ("candidates", "segmentation", "step_pattern", "join_steps", "keep_thinking")
+    names = ("candidates", *_SEGMENTATION, "join_steps", "keep_thinking")
     columns = config.columns if config.problems is None else config.candidates_columns
     given = {name: getattr(config, name) for name in names}
     reader = CandidatesConfig(split=config.candidates_split, columns=columns or {}, **given)

@@ -69,8 +69,9 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
         aggregate (`str`, *optional*, defaults to `"min"`):
             How the step scores become the reward of a completion, which is logged. Only with `step_credit: outcome` does the policy
             learn from it.
-        keep_thinking (`bool`, *optional*, defaults to `False`):
-            Whether to score the thinking of a reasoning model like the rest of the completion.
+        keep_thinking (`bool`, *optional*):
+            Whether to score the thinking of a reasoning model like the rest of the completion. Defaults to `True` with
+            `segmentation="thinking"` and to `False` otherwise.
         guard_reward (`float`, *optional*, defaults to `0.0`):
             Reward of a completion that a guard rejects.
         guard_min_steps (`int`, *optional*, defaults to `2`), guard_max_steps (`int`, *optional*, defaults to `64`):
@@ -121,10 +122,10 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
             "metavar": "NAME",
         },
     )
-    segmentation: Literal["step_header", "blank_line", "sentence", "formula"] | None = field(
+    segmentation: Literal["step_header", "blank_line", "sentence", "formula", "thinking"] | None = field(
         default=None,
         metadata={
-            "help": "Rule that splits completions into steps (default: the rule of the prompt, or with --dataset_name the "
+            "help": "Rule that splits completions into steps. thinking also splits the thinking of a reasoning model (default: the rule of the prompt, or with --dataset_name the "
             "separator of the reward model)."
         },
     )
@@ -135,9 +136,12 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
             "does the policy learn from it."
         },
     )
-    keep_thinking: bool = field(
-        default=False,
-        metadata={"help": "Score the thinking of a reasoning model like the rest of the completion."},
+    keep_thinking: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Score the thinking of a reasoning model like the rest of the completion (default: only with --segmentation "
+            "thinking)."
+        },
     )
     guard_reward: float = field(default=0.0, metadata={"help": "Reward of a completion that a guard rejects."})
     guard_min_steps: int = field(
@@ -347,7 +351,7 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
                 model,
                 aggregate=self.aggregate,
                 problem_column="problem" if self.problems else self.problem_column,
-                segmentation=self.make_prompt()[1].name if self.problems else self.segmentation,
+                segmentation=self.make_prompt()[1] if self.problems or self.segmentation else None,
                 spans=self.spans,
                 combine=self.combine,
                 guard_reward=self.guard_reward,

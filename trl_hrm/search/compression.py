@@ -152,7 +152,7 @@ def move_up(tree: SearchTree, moves: Iterable[int], key: tuple = ()) -> SearchTr
             num_children[above.parent] += 1
         elif node.parent != ROOT and nodes[node.parent] is not tree.nodes[node.parent]:
             nodes[i] = replace(node, node_id=make_id("hnc", *key, node.node_id))
-    return SearchTree(tree.problem, nodes, tree.prompt_ids, tree.status)
+    return replace(tree, nodes=nodes)
 
 
 def count_moves(view: SearchTree) -> int:

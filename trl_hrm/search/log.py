@@ -105,6 +105,28 @@ class EventLog:
         _, event = next(self._events(problem_id))
         return Problem(problem_id, event["prompt"], event["answer"], event.get("prefix", ""))
 
+    def lines(self, problem_id: str, reopened: bool = False) -> list[bytes]:
+        """
+        Return the events of a problem that has ended as lines of the log, without failed requests.
+
+        Args:
+            problem_id (`str`):
+                Id of the problem.
+            reopened (`bool`, *optional*, defaults to `False`):
+                Whether to leave out the event that closed the problem, so that its search can continue.
+        """
+        found, closed = [], b""
+        with open(self.path, "rb") as file:
+            for offset in self.problems[problem_id].offsets:
+                file.seek(offset)
+                line = file.readline()
+                name = _HEAD.match(line)[1]
+                if name == b"close":
+                    closed = line
+                elif name != b"error":
+                    found.append(line)
+        return found if reopened else [*found, closed]
+
     def close(self) -> None:
         """Close the file."""
         if self._lines:

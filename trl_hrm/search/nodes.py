@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 
 from ..io import replacing, shown
 from .outcomes import NUM_SHOWN
-from .tree import ROOT, Finish, Node, Problem, Role, SearchTree, Status, walk
+from .tree import ROOT, Finish, Node, Problem, Role, SearchTree, Status, Thinking, walk
 from .values import leaf_counts
 
 
+THINKING = b"thinking"  # key in the metadata of a file. Missing if the steps have no thinking
 GROUP_NODES = 1 << 14  # minimum number of nodes per row group
 
 NODE_TYPES = {
@@ -94,8 +95,18 @@ def write_nodes(trees: Iterable[SearchTree], path: str | Path) -> None:
         replacing(path, "wb") as file,
         pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as writer,
     ):
+        thinking = None
         for group in _groups(trees):
+            for tree in group:
+                thinking = thinking or tree.thinking
+                if tree.thinking != thinking:
+                    raise ValueError(
+                        f"{path}: problem {shown(tree.problem.problem_id)} has thinking {tree.thinking}, but the problems before it "
+                        f"have thinking {thinking}. Write them to separate files."
+                    )
             writer.write_table(_table(group), row_group_size=len(group))
+        if thinking not in (None, "left_out"):
+            writer.add_key_value_metadata({THINKING.decode(): thinking})
 
 
 def read_trees(path: str | Path, token_ids: bool = True) -> Iterator[SearchTree]:
@@ -210,6 +221,9 @@ def read_group(file: pq.ParquetFile, path: str | Path, group: int, token_ids: bo
     values["merged_from"] = [None if ids is None else tuple(ids) for ids in values["merged_from"]]
     if not token_ids:
         values["token_ids"] = [[] for _ in range(len(flat))]
+    thinking = (file.metadata.metadata or {}).get(THINKING, b"left_out").decode()
+    if thinking not in get_args(Thinking):
+        raise ValueError(f"{path}: `thinking` is {shown(thinking)}, expected one of {', '.join(get_args(Thinking))}. {REMEDY}")
     made = list(map(Node, *(values[field.name] for field in fields(Node))))
     for row, problem in enumerate(rows.select(columns).to_pylist()):
         yield SearchTree(
@@ -217,6 +231,7 @@ def read_group(file: pq.ParquetFile, path: str | Path, group: int, token_ids: bo
             made[starts[row] : starts[row + 1]],
             problem["prompt_ids"],
             problem["status"],
+            thinking,
         )
 
 

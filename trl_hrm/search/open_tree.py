@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from ..io import shown
 from ..schema import Count, Index, Share
 from .steps import Cut
-from .tree import ROOT, Finish, Node, Problem, SearchTree, Status, make_id
+from .tree import ROOT, Finish, Node, Problem, SearchTree, Status, Thinking, make_id
 
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class ProblemEvent(TypedDict):
     prompt: str
     answer: str
     prompt_ids: list[Index]
+    thinking: NotRequired[Thinking]
     prefix: NotRequired[str]
     prefix_ids: NotRequired[list[Index]]
     prefix_cuts: NotRequired[list[CutValues]]
@@ -212,7 +213,7 @@ class OpenTree:
             `ValueError`: If the steps of the prefix do not match its text.
         """
         problem = Problem(event["problem_id"], event["prompt"], event["answer"], event.get("prefix", ""))
-        tree = SearchTree(problem, prompt_ids=event["prompt_ids"])
+        tree = SearchTree(problem, prompt_ids=event["prompt_ids"], thinking=event.get("thinking", "left_out"))
         opened = cls(tree, event["root_id"], event["position"], index={event["root_id"]: ROOT})
         if problem.prefix:  # its steps become a chain below the prompt, without scores
             if missing := {"prefix_ids", "prefix_cuts"} - event.keys():

@@ -120,11 +120,13 @@ def count_unsplit(opened: OpenTree, pattern: str) -> Counter:
     counts: Counter = Counter()
     for i in opened.brought.get((opened.root_id, 0), ()):
         node = opened.tree.nodes[i]
-        text = visible_text(node.text).strip()
+        keeps_thinking = opened.tree.thinking != "left_out"
+        text = (opened.tree.step_text(i) if keeps_thinking else visible_text(node.text)).strip()
         if sum(bool(line.strip()) for line in text.splitlines()) >= MIN_LINES:
             counts["long"] += 1
             is_step = node.finish == "stop" and not node.is_final  # it ended with the end of a step
-            counts["unsplit"] += not is_step and re.search(pattern, text) is None
+            is_split = len(opened.cuts[i]) > 1 if keeps_thinking else re.search(pattern, text) is not None
+            counts["unsplit"] += not is_step and not is_split
     return counts
 
 

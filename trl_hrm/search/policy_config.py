@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..config import COUNT, PROCESSES, SEED, Config, Dtype
 from ..encoding import CHAT_TEMPLATE_DATE
@@ -11,11 +11,145 @@ from ..grading import DEFAULT_EXTRACTORS, EXTRACTORS
 from ..io import read_text, shown
 from .prompts import PROMPTS, Prompt
 from .run_folder import Shard, show_own_gpu
-from .steps import RULES, StepRule, regex_rule
+from .segmentation_config import SegmentationConfig
+from .steps import StepRule
+
+
+# Metadata of the fields that all models with an engine have
+ENGINE_ARGS = {
+    "help": "Additional arguments of the engine as JSON. For vllm, any engine argument, such as "
+    """'{"gpu_memory_utilization": 0.8}'; for transformers, batch_size and attn_implementation; for openai, """
+    "timeout, max_retries and backoff.",
+    "metavar": "JSON",
+}
+TOP_P = {
+    "help": "Cumulative probability of the tokens to sample from. 1 disables it.",
+    "advanced": True,
+    "range": "(0, 1]",
+}
+TOP_K = {
+    "help": "Number of most probable tokens to sample from. 0 disables it.",
+    "advanced": True,
+    "range": "[0, inf)",
+}
 
 
 @dataclass(kw_only=True)
-class PolicyConfig(Config):
+class EngineConfig(Config):
+    """
+    Base class of the configs with a model that an engine runs, such as [`PolicyConfig`]. It checks the options and starts the engine.
+
+    A subclass has the fields `engine`, `engine_args`, `temperature`, `top_p` and `top_k`, and the fields that `MODEL_FIELDS` names:
+
+    Attributes:
+        MODEL_FIELDS (`dict[str, str]`):
+            Names of the fields with the `model`, its `revision`, `dtype`, `urls`, `api` and `tokenizer`.
+    """
+
+    MODEL_FIELDS: ClassVar[dict[str, str]]
+
+    def __post_init__(self):
+        super().__post_init__()
+        names = self.MODEL_FIELDS
+        if self.engine is None and self._option("model") is not None:
+            local = "vllm" if find_spec("vllm") else "transformers"
+            self.engine = local if self._option("urls") is None else "openai"
+        for name in (names["urls"], names["api"], names["tokenizer"]):
+            if getattr(self, name) is not None and self.engine != "openai":
+                raise ValueError(
+                    f"`{name}` only applies to engine openai, but `engine` is {self.engine}. Remove `{name}`."
+                )
+        if self.engine == "openai":
+            if self._option("urls") is None:
+                raise ValueError(
+                    f"`engine` is openai, but `{names['urls']}` is missing. Set it to the base URLs of the servers, such as "
+                    "http://host:8000/v1."
+                )
+            if self._option("dtype") is not None:
+                raise ValueError(
+                    f"`{names['dtype']}` only applies to vllm and transformers, but `engine` is openai. Remove `{names['dtype']}`."
+                )
+        self.refuse_revision_of_folder(
+            names["revision"], names["model" if self._option("tokenizer") is None else "tokenizer"]
+        )
+
+    def _option(self, name: str) -> Any:
+        """Return the value of an option of the model, by its name in `MODEL_FIELDS`."""
+        return getattr(self, self.MODEL_FIELDS[name])
+
+    def load_tokenizer(self) -> Any:
+        """Load the tokenizer of the model."""
+        from ..loading import load_tokenizer
+
+        return load_tokenizer(self._option("tokenizer") or self._option("model"), self._option("revision"))
+
+    def model_identity(self) -> dict[str, Any]:
+        """
+        Return what identifies the content of the model, for the manifest. For servers, only the tokenizer is known. See
+        [`~identity.checkpoint_identity`].
+        """
+        from ..identity import checkpoint_identity
+
+        identity = checkpoint_identity(self._option("tokenizer") or self._option("model"), self._option("revision"))
+        if self.engine == "openai":
+            commit = {name: value for name, value in identity.items() if name == "commit"}
+            return {"tokenizer": identity.get("tokenizer", commit)}
+        return {name: value for name, value in identity.items() if name != "step_format"}
+
+    def load_engine(self, shard: Shard | None = None) -> Any:
+        """
+        Start the engine of the model. If several processes were launched, each uses its own GPU.
+
+        Raises:
+            `OSError`: If no server can be used.
+            `ValueError`: If the engine does not accept an argument in `engine_args`.
+        """
+        model = self._option("model")
+        given = {
+            "revision": self._option("revision"),
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+        }
+        if self.engine == "openai":
+            from .engines.openai import OpenAIEngine
+
+            given |= self._engine_args("timeout", "max_retries", "backoff")
+            if self._option("api") is not None:
+                given["api"] = self._option("api")
+            engine = OpenAIEngine(self._option("urls"), model, self.load_tokenizer(), **given)
+            engine.connect()
+            return engine
+        if self._option("dtype") is not None:
+            given["dtype"] = self._option("dtype")
+        if self.engine == "vllm":
+            from .engines.vllm import VLLMEngine
+
+            if shard is not None and shard.local is not None:
+                show_own_gpu(shard.local)
+            return VLLMEngine.from_pretrained(model, **(self.engine_args or {}), **given)
+        import torch
+
+        from .engines.transformers import TransformersEngine
+
+        given |= self._engine_args("batch_size", "attn_implementation")
+        device = None
+        if shard is not None and shard.local is not None and torch.accelerator.is_available():
+            device = torch.device(torch.accelerator.current_accelerator().type, shard.local)
+        return TransformersEngine.from_pretrained(model, device=device, **given)
+
+    def _engine_args(self, *names: str) -> dict[str, Any]:
+        """Return `engine_args` for an engine that only accepts these names."""
+        unknown = [name for name in self.engine_args or () if name not in names]
+        if unknown:
+            raise ValueError(
+                f"`engine_args` has {', '.join(unknown)}, but engine {self.engine} accepts only {', '.join(names)}."
+            )
+        return self.engine_args or {}
+
+
+@dataclass(kw_only=True)
+class PolicyConfig(EngineConfig):
     """
     Configuration of the policy and of the engine that runs it.
 
@@ -91,134 +225,28 @@ class PolicyConfig(Config):
             "advanced": True,
         },
     )
-    engine_args: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Additional arguments of the engine as JSON. For vllm, any engine argument, such as "
-            """'{"gpu_memory_utilization": 0.8}'; for transformers, batch_size and attn_implementation; for openai, """
-            "timeout, max_retries and backoff.",
-            "metavar": "JSON",
-        },
-    )
+    engine_args: dict[str, Any] | str | None = field(default=None, metadata=ENGINE_ARGS)
     temperature: float = field(
         default=1.0, metadata={"help": "Sampling temperature. 0 means greedy decoding.", "range": "[0, inf)"}
     )
-    top_p: float = field(
-        default=1.0,
-        metadata={
-            "help": "Cumulative probability of the tokens to sample from. 1 disables it.",
-            "advanced": True,
-            "range": "(0, 1]",
-        },
-    )
-    top_k: int = field(
-        default=0,
-        metadata={
-            "help": "Number of most probable tokens to sample from. 0 disables it.",
-            "advanced": True,
-            "range": "[0, inf)",
-        },
-    )
+    top_p: float = field(default=1.0, metadata=TOP_P)
+    top_k: int = field(default=0, metadata=TOP_K)
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.engine is None and self.policy is not None:
-            local = "vllm" if find_spec("vllm") else "transformers"
-            self.engine = local if self.policy_urls is None else "openai"
-        for name in ("policy_urls", "policy_api", "policy_tokenizer"):
-            if getattr(self, name) is not None and self.engine != "openai":
-                raise ValueError(
-                    f"`{name}` only applies to engine openai, but `engine` is {self.engine}. Remove `{name}`."
-                )
-        if self.engine == "openai":
-            if self.policy_urls is None:
-                raise ValueError(
-                    "`engine` is openai, but `policy_urls` is missing. Set it to the base URLs of the servers, such as "
-                    "http://host:8000/v1."
-                )
-            if self.policy_dtype is not None:
-                raise ValueError(
-                    "`policy_dtype` only applies to vllm and transformers, but `engine` is openai. Remove `policy_dtype`."
-                )
-
-        self.refuse_revision_of_folder(
-            "policy_revision", "policy" if self.policy_tokenizer is None else "policy_tokenizer"
-        )
-
-    def load_tokenizer(self) -> Any:
-        """Load the tokenizer of the policy."""
-        from ..loading import load_tokenizer
-
-        return load_tokenizer(self.policy_tokenizer or self.policy, self.policy_revision)
-
-    def policy_identity(self) -> dict[str, Any]:
-        """
-        Return what identifies the content of the policy, for the manifest. For servers, only the tokenizer is known. See
-        [`~identity.checkpoint_identity`].
-        """
-        from ..identity import checkpoint_identity
-
-        identity = checkpoint_identity(self.policy_tokenizer or self.policy, self.policy_revision)
-        if self.engine == "openai":
-            commit = {name: value for name, value in identity.items() if name == "commit"}
-            return {"tokenizer": identity.get("tokenizer", commit)}
-        return {name: value for name, value in identity.items() if name != "step_format"}
-
-    def load_engine(self, shard: Shard | None = None) -> Any:
-        """
-        Start the engine of the policy. If several processes were launched, each uses its own GPU.
-
-        Raises:
-            `OSError`: If no server can be used.
-            `ValueError`: If the engine does not accept an argument in `engine_args`.
-        """
-        given = {
-            "revision": self.policy_revision,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-        }
-        if self.engine == "openai":
-            from .engines.openai import OpenAIEngine
-
-            given |= self._engine_args("timeout", "max_retries", "backoff")
-            if self.policy_api is not None:
-                given["api"] = self.policy_api
-            engine = OpenAIEngine(self.policy_urls, self.policy, self.load_tokenizer(), **given)
-            engine.connect()
-            return engine
-        if self.policy_dtype is not None:
-            given["dtype"] = self.policy_dtype
-        if self.engine == "vllm":
-            from .engines.vllm import VLLMEngine
-
-            if shard is not None and shard.local is not None:
-                show_own_gpu(shard.local)
-            return VLLMEngine.from_pretrained(self.policy, **(self.engine_args or {}), **given)
-        import torch
-
-        from .engines.transformers import TransformersEngine
-
-        given |= self._engine_args("batch_size", "attn_implementation")
-        device = None
-        if shard is not None and shard.local is not None and torch.accelerator.is_available():
-            device = torch.device(torch.accelerator.current_accelerator().type, shard.local)
-        return TransformersEngine.from_pretrained(self.policy, device=device, **given)
-
-    def _engine_args(self, *names: str) -> dict[str, Any]:
-        """Return `engine_args` for an engine that only accepts these names."""
-        unknown = [name for name in self.engine_args or () if name not in names]
-        if unknown:
-            raise ValueError(
-                f"`engine_args` has {', '.join(unknown)}, but engine {self.engine} accepts only {', '.join(names)}."
-            )
-        return self.engine_args or {}
+    MODEL_FIELDS: ClassVar[dict[str, str]] = {
+        "model": "policy",
+        "revision": "policy_revision",
+        "dtype": "policy_dtype",
+        "urls": "policy_urls",
+        "api": "policy_api",
+        "tokenizer": "policy_tokenizer",
+    }
 
 
 @dataclass(kw_only=True)
-class PromptConfig(Config):
+class PromptConfig(SegmentationConfig):
     r"""
-    Configuration of the prompt, of the rule that splits solutions into steps, and of the answer extractors.
+    Configuration of the prompt, of the rule that splits solutions into steps, and of the answer extractors. It also has the fields of
+    [`SegmentationConfig`]. The default of `segmentation` is the rule of the prompt, or `"blank_line"` for a file.
 
     Args:
         prompt (`str`, *optional*, defaults to `"boxed"`):
@@ -236,17 +264,12 @@ class PromptConfig(Config):
             Date for chat templates that print today's date. A fixed date keeps prompts the same from day to day.
         final_stops (`list[str]`, *optional*):
             Strings that end a solution. An empty string means none. Defaults to the strings of the prompt, or none for a file.
-        segmentation (`str`, *optional*):
-            Name of the [`StepRule`] that splits solutions into steps, or `"regex"`. Defaults to the rule of the prompt,
-            or `"blank_line"` for a file.
-        step_pattern (`str`, *optional*):
-            Regular expression for `segmentation="regex"`. Each match ends a step.
         extractors (`list[str]`, *optional*):
             Answer extractors, in order. The first one that finds an answer is used. Defaults to
             `["marker", "tag", "boxed", "hash", "answer_is"]`. See [`extract_answer`].
 
     Raises:
-        `ValueError`: If the prompt or rule is unknown, or if only one of `segmentation="regex"` and `step_pattern` is set.
+        `ValueError`: If `final_stops` contains an empty string. See also [`SegmentationConfig`].
     """
 
     prompt: str = field(
@@ -285,19 +308,6 @@ class PromptConfig(Config):
             "may_be_empty": True,
         },
     )
-    segmentation: Literal["step_header", "blank_line", "sentence", "formula", "regex"] | None = field(
-        default=None,
-        metadata={
-            "help": "Rule that splits solutions into steps (default: the rule of the prompt, or blank_line for a file)."
-        },
-    )
-    step_pattern: str | None = field(
-        default=None,
-        metadata={
-            "help": "Regular expression for --segmentation regex. Each match ends a step.",
-            "advanced": True,
-        },
-    )
     extractors: list[str] | None = field(
         default=None,
         metadata={
@@ -317,13 +327,6 @@ class PromptConfig(Config):
             )
         if self.chat_template_kwargs == {}:
             self.chat_template_kwargs = None
-        if (self.segmentation == "regex") != (self.step_pattern is not None):
-            raise ValueError(
-                f"`segmentation` is {shown(self.segmentation)} and `step_pattern` is {shown(self.step_pattern)}. `segmentation='regex'` and "
-                "`step_pattern` must be used together."
-            )
-        if self.step_pattern is not None:
-            regex_rule(self.step_pattern)  # raises if the pattern is invalid
 
     def make_prompt(self) -> tuple[Prompt, StepRule]:
         """
@@ -341,7 +344,7 @@ class PromptConfig(Config):
                 f"`prompt` is {shown(self.prompt)}. It must be one of {', '.join(PROMPTS)}, or the path of a text file that contains "
                 "{question}."
             )
-        rule = regex_rule(self.step_pattern) if self.step_pattern else RULES[self.segmentation or prompt.rule]
+        rule = self.step_rule(prompt.rule)
         prompt = replace(
             prompt,
             rule=rule.name,

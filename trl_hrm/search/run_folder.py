@@ -37,7 +37,7 @@ from .outcomes import (
 )
 from .prompts import OLD_DEFAULTS, Prompt, started_prompt
 from .step_search import STRATEGIES
-from .steps import StepRule
+from .thinking import rule_type
 from .tree import SearchTree, Status, make_id
 
 
@@ -69,6 +69,18 @@ class AcceptedChange(TypedDict):
     date: str
 
 
+class MoreFrom(TypedDict):
+    """The run that a run continues with more rollouts, and how they were distributed. See [`~search.more_rollouts.FinishedRun`]."""
+
+    digest: str
+    problems: dict[Status, Count]
+    samples: Count
+    tokens: Count
+    where: Literal["uncertain", "uniform"]
+    more_samples: Count
+    num_completions: Count
+
+
 class Manifest(TypedDict, total=False):
     """Content of `manifest.json` that is read again. It has more, and an old one may have less."""
 
@@ -79,6 +91,7 @@ class Manifest(TypedDict, total=False):
     steps: dict[str, Any]
     extractors: list[str]
     grader: dict[str, Any]
+    more_from: MoreFrom
     started_with: dict[str, Any]
     search: dict[str, Any]
     seed: int
@@ -182,7 +195,7 @@ def claimed_run(path: str | Path, shard: Shard, files: Iterable[str] = ()) -> It
     is_alone = shard.count == 1
     lock = ".lock" if is_alone else f".shard-{shard.index:05d}-of-{shard.count:05d}.lock"
     with claimed_folder(path, "output_dir", files if is_alone else (), lock) as folder:
-        written = [("nodes", "parquet"), ("summary", "json"), ("cost", "json")]
+        written = [("log", "jsonl"), ("nodes", "parquet"), ("summary", "json"), ("cost", "json")]
         names = [shard_name(kind, shard.index, shard.count, suffix) for kind, suffix in written]
         # of annotate, best-of-n, evaluate and step-search
         for inner in (folder, folder / "samples", folder / "greedy", *folder.glob("n-*")):
@@ -195,20 +208,35 @@ def claimed_run(path: str | Path, shard: Shard, files: Iterable[str] = ()) -> It
 _MODELS = {
     "policy": "policies",
     "policy_server": "policies",
+    "judge": "judges",
+    "judge_server": "judges",
     "engine": "policies",
     "reward_model": "reward models",
     "reward_model_server": "reward models",
     "grader": "graders",
 }
+# What a run that continues another one has of its own
+_OF_EACH_RUN = ("more_from", "search", "seed", "num_shards", "started_with", "versions")
 _UNRECORDED = "not recorded"
 
 
-def check_manifest(folder: Path, manifest: dict[str, Any], accept: Sequence[str] = ()) -> list[str]:
+def check_manifest(
+    folder: Path,
+    manifest: dict[str, Any],
+    accept: Sequence[str] = (),
+    source: Path | None = None,
+    option: str = "output_dir",
+) -> list[str]:
     """Write or check the manifest of one folder. See [`check_manifests`]."""
-    return check_manifests({folder: manifest}, accept)
+    return check_manifests({folder: manifest}, accept, source, option)
 
 
-def check_manifests(manifests: Mapping[Path, dict[str, Any]], accept: Sequence[str] = ()) -> list[str]:
+def check_manifests(
+    manifests: Mapping[Path, dict[str, Any]],
+    accept: Sequence[str] = (),
+    source: Path | None = None,
+    option: str = "output_dir",
+) -> list[str]:
     """
     Write the manifests of new runs, or check that resumed runs have the same settings and models. See [`compare_runs`] for what
     is compared.
@@ -221,6 +249,10 @@ def check_manifests(manifests: Mapping[Path, dict[str, Any]], accept: Sequence[s
             Manifest of each folder.
         accept (`Sequence[str]`, *optional*):
             Names of the changes to accept, such as `policy.weights`.
+        source (`Path`, *optional*):
+            Folder of a run that new runs continue. Their settings and models must be the same as its own.
+        option (`str`, *optional*, defaults to `"output_dir"`):
+            Option that starts a new run, for error messages.
 
     Returns:
         `list[str]`: Notes for the user, for example about a checkpoint that was moved.
@@ -233,41 +265,54 @@ def check_manifests(manifests: Mapping[Path, dict[str, Any]], accept: Sequence[s
     if fixed:
         raise ValueError(
             f"`accept_changes` contains {', '.join(fixed)}. Only changes of {', '.join(_MODELS)} can be accepted, and not their "
-            "`spans` and `combine`. Files of the run depend on all other settings. Use another `output_dir` to start a new run."
+            f"`spans` and `combine`. Files of the run depend on all other settings. Use another `{option}` to start a new run."
         )
+    resume = f"Use the same settings to resume it, or another --{option} to start a new run."
     notes: list[str] = []
     confirmed: set[str] = set()  # names in `accept` that changed, or whose change was accepted before
     updated: dict[Path, dict[str, Any]] = {}
+    fresh: dict[Path, dict[str, Any]] = {}
     for folder, manifest in manifests.items():
-        path = folder / MANIFEST
+        path, names = folder / MANIFEST, set()
         if path.exists():
-            updated[folder], names = _resumed_manifest(path, read_manifest(folder), manifest, accept, notes)
-            confirmed |= names
+            updated[folder], names = _resumed_manifest(path, read_manifest(folder), manifest, accept, notes, resume)
+        elif source is None:
+            fresh[folder] = manifest
+        else:
+            started = read_manifest(source)
+            found = {name: value for name, value in started.items() if name in manifest or name == "accepted_changes"}
+            found |= {name: manifest[name] for name in _OF_EACH_RUN if name in manifest}
+            advice = "Use the settings of this run to add rollouts to it."
+            fresh[folder], names = _resumed_manifest(source / MANIFEST, found, manifest, accept, notes, advice)
+        confirmed |= names
     unchanged = [name for name in accept if name not in confirmed]
     if unchanged:
         raise ValueError(
             f"`accept_changes` contains {', '.join(unchanged)}, which did not change since this run was started. Remove it."
         )
-    for folder, manifest in manifests.items():
-        path = folder / MANIFEST
-        if folder in updated:
-            if updated[folder] != read_manifest(folder):
-                write_json(path, updated[folder])
-            continue
+    for folder, manifest in updated.items():
+        if manifest != read_manifest(folder):
+            write_json(folder / MANIFEST, manifest)
+    for folder, manifest in fresh.items():
         folder.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{MANIFEST}.{os.getpid()}")
-        write_json(fresh, manifest)
+        written = folder / f".{MANIFEST}.{os.getpid()}"
+        write_json(written, manifest)
         try:
-            os.link(fresh, path)  # if several shards start together, the first one wins
+            os.link(written, folder / MANIFEST)  # if several shards start together, the first one wins
         except FileExistsError:
-            _resumed_manifest(path, read_manifest(folder), manifest, (), notes)
+            _resumed_manifest(folder / MANIFEST, read_manifest(folder), manifests[folder], (), notes, resume)
         finally:
-            fresh.unlink()
+            written.unlink()
     return list(dict.fromkeys(notes))
 
 
 def _resumed_manifest(
-    path: Path, found: dict[str, Any], manifest: dict[str, Any], accept: Sequence[str], notes: list[str]
+    path: Path,
+    found: dict[str, Any],
+    manifest: dict[str, Any],
+    accept: Sequence[str],
+    notes: list[str],
+    advice: str,
 ) -> tuple[dict[str, Any], set[str]]:
     """
     Return the manifest of a resumed run, and the names in `accept` that changed or were accepted before.
@@ -282,8 +327,7 @@ def _resumed_manifest(
     if refused:
         fixed = [name for name in refused if not _is_acceptable(name)]
         raise ValueError(
-            f"{path}: this run was started with different settings: {describe_changes(refused)} Use the same settings to "
-            "resume it, or another --output_dir to start a new run. "
+            f"{path}: this run was started with different settings: {describe_changes(refused)} {advice} "
             + (
                 f"A change of {', '.join(fixed)} cannot be accepted, because files of the run depend on it."
                 if fixed
@@ -526,7 +570,7 @@ def read_manifest(folder: str | Path, needed: Collection[str] = ()) -> dict[str,
     if "prompt" in manifest:
         from_json(Prompt, started_prompt(manifest), f"{path}: `prompt`", remedy)
     if "steps" in manifest:
-        from_json(StepRule, manifest["steps"], f"{path}: `steps`", remedy)
+        from_json(rule_type(manifest["steps"]), manifest["steps"], f"{path}: `steps`", remedy)
     if "search" in manifest:
         check_json(manifest["search"], SearchSettings, f"{path}: `search`", remedy, more=True)
     if missing := [key for key in needed if key not in manifest]:

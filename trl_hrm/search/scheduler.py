@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from ..grading import DEFAULT_EXTRACTORS
+from ..grading import DEFAULT_EXTRACTORS, opens_thinking
 from ..identity import changed_settings
 from ..io import shown
 from .engines.base import Engine, EngineError, EngineFatal, Sample
@@ -377,6 +377,9 @@ class Scheduler:
                 "answer": problem.answer,
                 "prompt_ids": prompt_ids,
             }
+            if self.rule.keeps_thinking:
+                end_of_prompt = tokenizer.decode(prompt_ids[-16:], skip_special_tokens=True)
+                event["thinking"] = "opened" if opens_thinking(end_of_prompt) else "kept"
             if problem.prefix:
                 ids, cuts = cut_prefix(self.rule, tokenizer, prompt_ids, problem.prefix)
                 event |= {"prefix": problem.prefix, "prefix_ids": ids, "prefix_cuts": cuts}

@@ -4,20 +4,20 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from ..encoding import find_control_text
 from ..grading import thinking_spans, visible_text, without_thinking_tags
-from ..grading.extraction import THINKING_TAG
+from ..grading.extraction import THINKING_TAG, untagged_parts
 from ..io import shown
 from .engines.base import Tokenizer, continued_text
 
 
-_CLOSING = "\"'”’»)]}*_$」』）】》"  # marks that may follow the full stop of a sentence
-_BLANK = (
-    " \t\r\n\f\v\u3000#-=~`>|" + _CLOSING
+CLOSING = "\"'”’»)]}*_$」』）】》"  # marks that may follow the full stop of a sentence
+BLANK = (
+    " \t\r\n\f\v\u3000#-=~`>|" + CLOSING
 )  # lines with only these characters, such as horizontal rules, are not steps
-_CODE = re.compile(r"^[ \t]*(?P<fence>`{3,}(?=[^`\n]*$)|~{3,}).*?(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)", re.M | re.S)
+CODE = re.compile(r"^[ \t]*(?P<fence>`{3,}(?=[^`\n]*$)|~{3,}).*?(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)", re.M | re.S)
 
 # A line that starts with "# Step 2", with any number of "#" and any emphasis, or with "Step 2" followed by a mark of headings:
 # a colon, a full stop or parenthesis, a dash, or the end of the line.
@@ -26,11 +26,11 @@ _HEADER = (
     r"(?:#+[ \t]*[*_]*step[ \t]*\d+(?:[*_]*[:：.)][*_]*)?"
     r"|step[ \t]*\d+[*_]*(?:[ \t]*[:：][*_]*|[.)][*_]*\s|[ \t]+[-–—]+[ \t]|[ \t\r]*\n))"
 )
-_SENTENCE = (
-    rf"(?:[.?]|(?<!\\)!)[{re.escape(_CLOSING)}\\]*\s"  # "\!" is a space in LaTeX
-    rf"|(?:[。｡！？]|．(?![\d０-９]))[{re.escape(_CLOSING)}]*"
+SENTENCE = (
+    rf"(?:[.?]|(?<!\\)!)[{re.escape(CLOSING)}\\]*\s"  # "\!" is a space in LaTeX
+    rf"|(?:[。｡！？]|．(?![\d０-９]))[{re.escape(CLOSING)}]*"
 )
-_NO_SENTENCE_END = (
+NO_SENTENCE_END = (
     # list numbers ("1. ", "- **2.** ", "a. ", "(ii). ") and headings ("Case 2. ") at the start of a line or sentence
     r"^\s*(?:[-+*>•][ \t]+)?[*_(]*(?:(?:(?:Step|Case|Part|Example|Claim|Lemma|Theorem|Rule|Question|Problem)[ \t]+)?\d{1,3}"
     r"|[a-z]|[ivx]{1,4})[*_)]*\.[*_)]*\s\Z"
@@ -66,7 +66,7 @@ class StepRule:
 
     The pattern decides. Stop strings only save tokens: a sample that continues past the end of a step is cut there, and a sample
     that a stop string ended inside a step is continued. A step never ends inside a model's thinking (see
-    [`~grading.thinking_spans`]). Thinking belongs to the step after it.
+    [`~grading.thinking_spans`]), except with a [`ThinkingRule`]. Thinking belongs to the step after it.
 
     Args:
         name (`str`):
@@ -92,6 +92,8 @@ class StepRule:
     stops: tuple[str, ...]
     header: bool = False
     unless: str | None = None
+
+    keeps_thinking: ClassVar[bool] = False  # whether thinking has steps of its own. See `ThinkingRule`
 
     def __post_init__(self):
         for pattern in filter(None, (self.pattern, self.unless)):
@@ -145,7 +147,7 @@ class StepRule:
         [12, 22]
         ```
         """
-        last = len(_masked(text).rstrip(_BLANK))
+        last = len(_masked(text).rstrip(BLANK))
         return [*(found.end for found in self.boundaries(text, start) if found.end < last), len(text)]
 
     def last_end(self, text: str) -> int | None:
@@ -159,11 +161,11 @@ class StepRule:
         thinking tag without an opening tag in the text.
         """
         masked, thinking = _masked(text), thinking_spans(text)
-        code = [match.span() for match in _CODE.finditer(masked)] if self.header else []
+        code = [match.span() for match in CODE.finditer(masked)] if self.header else []
         for match in re.finditer(self.pattern, masked):
             end = match.start() if self.header else match.end()
             end = next((first for first, after in thinking if first < end < after), end)
-            if end <= start or not masked[start:end].strip(_BLANK):
+            if end <= start or not masked[start:end].strip(BLANK):
                 continue
             if any(first <= end < after for first, after in code):
                 continue
@@ -179,7 +181,7 @@ RULES = {
     for rule in (
         StepRule("step_header", _HEADER, ("# Step {k}",), header=True),
         StepRule("blank_line", r"(?<!# Answer)\n\s*\n", ("\n\n",)),
-        StepRule("sentence", _SENTENCE, (". ", ".\n", "。"), unless=_NO_SENTENCE_END),
+        StepRule("sentence", SENTENCE, (". ", ".\n", "。"), unless=NO_SENTENCE_END),
         # HRM, appendix A.1: a step ends with a displayed or inline formula that ends its paragraph
         StepRule("formula", r"(?:\\\]|\\\))\n\n", ("\\]\n\n", "\\)\n\n")),
     )
@@ -224,6 +226,15 @@ def step_spans(text: str, rule: StepRule, keep_thinking: bool = False) -> list[t
     [(18, 28), (30, 40)]
     ```
     """
+    if rule.keeps_thinking:
+        ends, spans = rule.ends(text), []
+        for start, end in zip([0, *ends], ends, strict=False):
+            for first, last, _ in untagged_parts(text[start:end]):
+                part = text[start + first : start + last]
+                if part.strip(BLANK):
+                    first += start + len(part) - len(part.lstrip())
+                    spans.append((first, first + len(part.strip())))
+        return spans
     place: Sequence[int] = range(len(text))  # of each character that is read
     if keep_thinking:
         place = sorted(set(place).difference(*(range(*tag.span()) for tag in THINKING_TAG.finditer(text))))
@@ -231,7 +242,7 @@ def step_spans(text: str, rule: StepRule, keep_thinking: bool = False) -> list[t
     masked, ends, spans = _masked(text), rule.ends(text), []
     for start, end in zip([0, *ends], ends, strict=False):
         piece = masked[start:end].rstrip()
-        if piece.strip().strip(_BLANK):
+        if piece.strip().strip(BLANK):
             first = start + len(piece) - len(piece.lstrip())
             spans.append((place[first], place[start + len(piece) - 1] + 1))
     return spans
@@ -310,15 +321,16 @@ def cut_steps(
             Text that the policy generated before the solution, up to the end of a step.
 
     Returns:
-        `list[Cut]`: One cut per step. The last is the end of the solution. If the model never stops thinking, there is one cut
-        whose tail is the whole text.
+        `list[Cut]`: One cut per step. The last is the end of the solution. If the model never stops thinking, and the rule has no
+        steps in thinking, there is one cut whose tail is the whole text.
     """
     cuts: list[Cut] = []
     for end in rule.ends(before + text, len(before))[:-1]:
         cut = cut_at(tokenizer, prefix_ids, token_ids, text, end - len(before))
         if cut is not None and cut.tokens < len(token_ids) and (not cuts or cut.tokens > cuts[-1].tokens):
             cuts.append(cut)
-    return [*cuts, Cut(len(token_ids), len(text), len(text) if only_thinks(before, text) else 0)]
+    has_no_step = not rule.keeps_thinking and only_thinks(before, text)
+    return [*cuts, Cut(len(token_ids), len(text), len(text) if has_no_step else 0)]
 
 
 def cut_prefix(

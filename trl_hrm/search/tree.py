@@ -6,12 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..grading import visible_text
+from ..grading.extraction import untagged_parts
+from .steps import BLANK
 
 
 ROOT = -1
 
 Role = Literal["step", "rollout", "segment", "given"]
 Finish = Literal["stop", "eos", "length"]
+Thinking = Literal["left_out", "kept", "opened"]
 Status = Literal["open", "done", "always_solved", "never_solved", "ungradable", "prompt_too_long", "error"]
 
 
@@ -137,12 +140,19 @@ class SearchTree:
         status (`str`, *optional*, defaults to `"open"`):
             `"open"`, or why the search of this problem ended: `"done"`, `"always_solved"` or `"never_solved"` (root filter),
             `"ungradable"` (unreadable reference answer), `"prompt_too_long"` or `"error"`.
+        thinking (`str`, *optional*, defaults to `"left_out"`):
+            Whether the steps include the thinking of a reasoning model: `"left_out"`, `"kept"` (see [`~search.thinking.ThinkingRule`]),
+            or `"opened"`, which is `"kept"` after a prompt that ends with an opening thinking tag.
+        value (`float`, *optional*):
+            MC score of the prompt recorded by the source, as in [`Node`].
     """
 
     problem: Problem
     nodes: list[Node] = field(default_factory=list)
     prompt_ids: list[int] = field(default_factory=list)
     status: str = "open"
+    thinking: str = "left_out"
+    value: float | None = None
 
     def children(self) -> list[list[int]]:
         """Return the indices of the children of each node, in ascending order. The last entry is for the prompt."""
@@ -174,7 +184,7 @@ class SearchTree:
     def step_text(self, index: int, merge_separator: str = "\n") -> str:
         """
         Return the text of the step at `index`, with its own header, without the header of the next step, and without the thinking
-        of a reasoning model. Merged steps are joined by `merge_separator`.
+        of a reasoning model or, if thinking is kept, without its tags. Merged steps are joined by `merge_separator`.
         """
         return merge_separator.join(self.step_pieces(index))
 
@@ -184,12 +194,14 @@ class SearchTree:
         header = ""
         if node.parent != ROOT and self.nodes[node.parent].tail:
             header = self.nodes[node.parent].text[-self.nodes[node.parent].tail :]
-        end = len(node.text) - node.tail
-        if not node.cuts:
-            return [visible_text(header + node.text[:end]).strip()]
-        ends = [*node.cuts, end]
+        ends = [*node.cuts, len(node.text) - node.tail]
         pieces = [node.text[start:end] for start, end in zip([0, *node.cuts], ends, strict=True)]
-        return [visible_text(piece).strip() for piece in [header + pieces[0], *pieces[1:]]]
+        pieces[0] = header + pieces[0]
+        if self.thinking == "left_out":
+            return [visible_text(piece).strip() for piece in pieces]
+        # Only a whole rollout has several parts
+        parts = [[piece[start:end].strip() for start, end, _ in untagged_parts(piece)] for piece in pieces]
+        return ["\n\n".join(part for part in found if part.strip(BLANK)) for found in parts]
 
     def canonical(self) -> "SearchTree":
         """Return the tree with its nodes in depth-first order, so that it does not depend on the order of arrival."""
@@ -204,7 +216,7 @@ class SearchTree:
             pending.extend(below)
         new_index = {old: new for new, old in enumerate(order)} | {ROOT: ROOT}
         nodes = [replace(self.nodes[old], parent=new_index[self.nodes[old].parent]) for old in order]
-        return SearchTree(self.problem, nodes, self.prompt_ids, self.status)
+        return replace(self, nodes=nodes)
 
 
 def make_id(*parts: Any) -> str:

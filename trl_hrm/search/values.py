@@ -18,7 +18,8 @@ from .tree import Node, SearchTree
 
 ESTIMATORS = ("child_mean", "leaf_share")
 TRUNCATED = ("drop", "wrong")
-LABELS = ("soft", "hard", "entropy")
+LABELS = ("soft", "hard", "entropy", "progress", "ratio")
+RELATIVE_LABELS = ("progress", "ratio")  # they compare the MC score of a step with the MC score before it
 
 
 class LeafCounts(NamedTuple):
@@ -89,7 +90,7 @@ def mc_scores(tree: SearchTree, estimator: str = "child_mean", truncated: str = 
 
     Returns:
         `list[float | None]`: N + 1 scores. The last is for the prompt. The score of a leaf is 1 or 0. A value recorded by the
-        source (`Node.value`) is used as the score of its node. `None` if nothing is known.
+        source (`Node.value`, `SearchTree.value`) is used as the score of its node or of the prompt. `None` if nothing is known.
 
     Raises:
         `ValueError`: If `estimator` or `truncated` is unknown.
@@ -100,8 +101,8 @@ def mc_scores(tree: SearchTree, estimator: str = "child_mean", truncated: str = 
         raise ValueError(f"`truncated` is {shown(truncated)}. It must be one of {', '.join(TRUNCATED)}.")
     if estimator == "leaf_share":
         shares = [_share(counts, truncated) for counts in leaf_counts(tree)]
-        recorded = [node.value for node in tree.nodes]
-        return [share if value is None else value for share, value in zip(shares, [*recorded, None], strict=True)]
+        recorded = [*(node.value for node in tree.nodes), tree.value]
+        return [share if value is None else value for share, value in zip(shares, recorded, strict=True)]
     sums, weights = [0.0] * (len(tree.nodes) + 1), [0.0] * (len(tree.nodes) + 1)
     scores: list[float | None] = [None] * (len(tree.nodes) + 1)
     outcomes = _outcomes(tree)
@@ -116,7 +117,10 @@ def mc_scores(tree: SearchTree, estimator: str = "child_mean", truncated: str = 
         if scores[i] is not None and node.is_sample:
             sums[node.parent] += node.weight * scores[i]
             weights[node.parent] += node.weight
-    scores[-1] = sums[-1] / weights[-1] if weights[-1] else None
+    if tree.value is not None:
+        scores[-1] = tree.value
+    elif weights[-1]:
+        scores[-1] = sums[-1] / weights[-1]
     return scores
 
 
@@ -153,27 +157,60 @@ def entropy_label(p: float, eta: float) -> float:
     return 1 + math.log(p + (1 - p) * math.exp(-eta)) / eta  # e^eta overflows
 
 
-def make_label(p: float, kind: str = "soft", eta: float | None = None) -> float:
-    """
-    Return the label of a step with the MC score `p`.
+def make_label(
+    p: float, kind: str = "soft", eta: float | None = None, threshold: float = 0.0, before: float | None = None
+) -> float | None:
+    r"""
+    Return the label of a step with the MC score `p`, in [0, 1].
+
+    | kind | label |
+    |---|---|
+    | `"soft"` | \\(p\\) |
+    | `"hard"` | 1 if \\(p\\) is above the threshold, otherwise 0 |
+    | `"entropy"` | [`entropy_label`] |
+    | `"progress"` | \\((1 + p - b) / 2\\), where \\(p - b\\) is the advantage of the step ([PAV](https://huggingface.co/papers/2410.08146), eq. 2). 0.5: no change |
+    | `"ratio"` | \\(\min(1, p / b)\\), the relative progress of [GenPRM](https://huggingface.co/papers/2504.00891). 1: no loss |
+
+    \\(b\\) is the MC score before the step, which is the score of the previous step or of the prompt. For a step that consists of
+    several steps, it is the score before the first of them. Progress telescopes: the advantages of consecutive steps add up to
+    the advantage of the merged step.
 
     Args:
         p (`float`):
             MC score, in [0, 1].
         kind (`str`, *optional*, defaults to `"soft"`):
-            `"soft"`: `p`. `"hard"`: 1 if `p > 0`, otherwise 0. `"entropy"`: [`entropy_label`].
+            Kind of label.
         eta (`float`, *optional*):
             Regularisation strength. Required for `"entropy"`.
+        threshold (`float`, *optional*, defaults to `0.0`):
+            MC score above which a step is right, for `"hard"`.
+        before (`float`, *optional*):
+            MC score before the step, for `"progress"` and `"ratio"`.
+
+    Returns:
+        `float` or `None`: The label. `None` if it is undefined: for `"progress"` and `"ratio"` if `before` is unknown, and for
+        `"ratio"` also if `before` is 0.
 
     Raises:
         `ValueError`: If `kind` is unknown.
+
+    Example:
+
+    ```python
+    >>> make_label(0.75, "progress", before=0.25), make_label(0.25, "ratio", before=0.5)
+    (0.75, 0.5)
+    ```
     """
     if kind == "soft":
         return p
     if kind == "hard":
-        return float(p > 0)
+        return float(p > threshold)
     if kind == "entropy":
         return entropy_label(p, eta)
+    if kind == "progress":
+        return None if before is None else (1 + p - before) / 2
+    if kind == "ratio":
+        return min(1.0, p / before) if before else None
     raise ValueError(f"The kind of label is {shown(kind)}. It must be one of {', '.join(LABELS)}.")
 
 

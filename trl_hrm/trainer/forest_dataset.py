@@ -24,6 +24,8 @@ from ..step_tree import StepTree
 
 TOKEN_COLUMNS = ["input_ids", "position_ids", "subtree_end"]
 STEP_COLUMNS = ["step_positions", "labels", "label_weights", "num_merged"]
+PROMPT_LENGTHS = "prompt_lengths"  # number of tokens of the problem before each labelled step, for implicit rewards
+REF_LOG_PROBS = "ref_log_probs"  # log-probability of the solution up to each labelled step, of the reference model
 
 
 @dataclass
@@ -139,7 +141,7 @@ class ForestBuilder:
             split or packed.
         shared_prefix (`bool`): Whether the branches of a tree share their prefix.
         packing (`bool`): Whether to pack several trees into a row.
-        label_weighting (`str`): `"unique"` or `"occurrence"`.
+        label_weighting (`str`): `"unique"`, `"occurrence"` or `"column"`.
         error_weight (`float`): Weight of a step with label 0 relative to a step with label 1.
         train_on_last_step_only (`bool`): Whether to keep only the label of the last step of each trajectory.
         version (`str`): Version of this package. It is a field because `datasets` caches rows by the fields of the
@@ -151,7 +153,7 @@ class ForestBuilder:
     max_length: int | None
     shared_prefix: bool = True
     packing: bool = True
-    label_weighting: Literal["unique", "occurrence"] = "unique"
+    label_weighting: Literal["unique", "occurrence", "column"] = "unique"
     error_weight: float = 1.0
     train_on_last_step_only: bool = False
     version: str = __version__
@@ -177,6 +179,11 @@ class ForestBuilder:
         """
         if not len(dataset):
             raise ValueError(f"{name} has no rows. It must have at least one labelled step.")
+        if self.label_weighting == "column" and "label_weights" not in dataset.column_names:
+            raise ValueError(
+                f"{name} has the columns {dataset.column_names}. `label_weighting='column'` requires the column `label_weights`, with a "
+                "weight for each step. Use another `label_weighting`, or add the column."
+            )
         missing = {"prompt", "completions", "labels"} - set(dataset.column_names)
         if missing:
             raise ValueError(
@@ -205,6 +212,8 @@ class ForestBuilder:
         report.describe_rows(_lengths(rows, "input_ids"), _lengths(rows, "labels"))
         if not len(rows):
             raise ValueError(f"{name}: no labelled step is left to train on ({report}).")
+        if self.label_weighting == "column" and not flat_column(rows, "label_weights").any():
+            raise ValueError(f"{name}: all `label_weights` of labelled steps are 0. At least one must be above 0.")
         return rows, report
 
     def _encode_row(
@@ -217,11 +226,14 @@ class ForestBuilder:
         trees = [StepTree.from_row(row, where) for row, where in zip(rows, places, strict=True)]
         report = ForestReport()
         trie = TokenTrie()
+        is_implicit = self.step_format.head == "implicit"
         labels: list[list[float]] = []
+        weights: list[list[float]] = []
         num_merged: list[int] = []
         path_lengths: list[int] = []  # of all labels, including dropped ones
         for tree, where in zip(trees, places, strict=True):
             kept = self._kept_labels(tree, where)
+            given_weights = self._weights(tree, where)
             report.count_control_text(self.tokenizer, self.step_format, tree.prompt, tree.completions, tree.num_merged)
             try:
                 nodes = self.step_format.insert(trie, self.tokenizer, tree.prompt, tree.completions, tree.parents)
@@ -240,11 +252,13 @@ class ForestBuilder:
                 if self.max_length is not None and path_lengths[-1] > self.max_length:
                     report.labels_too_long += 1
                     continue
-                step = trie.mark(nodes[i])
+                step = trie.mark(nodes[i], trie.shared_length(nodes[i], nodes[-1]) if is_implicit else 0)
                 if step == len(labels):
                     labels.append([])
+                    weights.append([])
                     num_merged.append(tree.num_merged[i] if tree.num_merged else 1)
                 labels[step].append(kept[i])
+                weights[step].append(given_weights[i])
         token_tree = trie.layout()
         report.labels_in = len(path_lengths)
         report.tokens_unshared = sum(path_lengths)
@@ -254,12 +268,15 @@ class ForestBuilder:
         report.labels_contradicting = sum(len(set(given)) > 1 for given in labels)
         report.trees_without_labels = int(bool(trees) and not labels)
         report.tokens = len(token_tree)
-        means = np.array([sum(given) / len(given) for given in labels], dtype=np.float32)
-        times = np.array([len(given) if self.label_weighting == "occurrence" else 1 for given in labels], np.float32)
+        means = np.array(list(map(_weighted_mean, labels, weights)), dtype=np.float32)
+        sizes = [1 if self.label_weighting == "occurrence" else len(given) for given in labels]
+        times = np.array([sum(given) / size for given, size in zip(weights, sizes, strict=True)], dtype=np.float32)
         # A soft label y has the weight y·1 + (1 − y)·error_weight
-        weights = times * (means + (1 - means) * np.float32(self.error_weight))
+        step_weights = times * (means + (1 - means) * np.float32(self.error_weight))
         order = token_tree.steps
-        columns = _columns(token_tree, means[order], weights[order], np.array(num_merged, dtype=np.int32)[order])
+        columns = _columns(token_tree, means[order], step_weights[order], np.array(num_merged, dtype=np.int32)[order])
+        if is_implicit:
+            columns[PROMPT_LENGTHS] = token_tree.starts
         counts = {name: getattr(report, name) for name in COUNTS}
         return columns | counts | {"path_lengths": np.array(path_lengths, dtype=np.int32)}
 
@@ -285,11 +302,27 @@ class ForestBuilder:
         leaves = set(tree.leaves())
         return [label if i in leaves else None for i, label in enumerate(tree.labels)]
 
+    def _weights(self, tree: StepTree, where: str) -> list[float]:
+        """Return the weight of each label before it is joined with other labels of the same step."""
+        if self.label_weighting != "column":
+            return [1.0] * len(tree.labels)
+        weights = tree.step_columns.get("label_weights")
+        if weights is None:
+            raise ValueError(f"{where}: `label_weights` is missing, expected a list with one weight per step.")
+        for i, (weight, label) in enumerate(zip(weights, tree.labels, strict=True)):
+            is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            if label is not None and not (is_number and 0 <= weight < math.inf):
+                raise ValueError(
+                    f"{where}: `label_weights[{i}]` is {shown(weight)}, expected a finite number of at least 0 for a labelled step."
+                )
+        return weights
+
     def _rows(self, batch: Mapping[str, list]) -> dict[str, list]:
         """Split the trees of a batch if needed and pack the parts into rows."""
         pieces, values = [], []
+        names = TOKEN_COLUMNS + STEP_COLUMNS + [PROMPT_LENGTHS] * (PROMPT_LENGTHS in batch)
         for i in range(len(batch["input_ids"])):
-            columns = {name: batch[name][i] for name in TOKEN_COLUMNS + STEP_COLUMNS}
+            columns = {name: batch[name][i] for name in names}
             if not len(columns["labels"]):
                 continue
             tree = _token_tree(columns)
@@ -309,8 +342,17 @@ class ForestBuilder:
                 np.concatenate([np.asarray(values[i][name], dtype)[pieces[i].steps] for i in group])
                 for name, dtype in (("labels", np.float32), ("label_weights", np.float32), ("num_merged", np.int32))
             ]
-            rows.append(_columns(TokenTree.join([pieces[i] for i in group]), *steps))
-        return {name: [row[name] for row in rows] for name in TOKEN_COLUMNS + STEP_COLUMNS}
+            joined = TokenTree.join([pieces[i] for i in group])
+            rows.append(_columns(joined, *steps) | {PROMPT_LENGTHS: joined.starts})
+        return {name: [row[name] for row in rows] for name in names}
+
+
+def _weighted_mean(values: list[float], weights: list[float]) -> float:
+    """Return the weighted mean of labels of the same step, and their plain mean if all weights are 0."""
+    total = sum(weights)
+    if not total:
+        return sum(values) / len(values)
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / total
 
 
 def _arrow(rows: Dataset, column: str) -> Iterator[pa.ChunkedArray]:
@@ -334,7 +376,9 @@ def flat_column(rows: Dataset, column: str) -> np.ndarray:
 def _token_tree(row: Mapping[str, Any]) -> TokenTree:
     """Return the token tree of a row. Its labelled steps are numbered in order of position."""
     arrays = (np.asarray(row[name], dtype=np.int32) for name in [*TOKEN_COLUMNS, "step_positions"])
-    return TokenTree(*arrays, steps=np.arange(len(row["step_positions"])))
+    steps = np.arange(len(row["step_positions"]))
+    starts = np.asarray(row.get(PROMPT_LENGTHS, np.zeros(len(steps))), dtype=np.int32)
+    return TokenTree(*arrays, steps=steps, starts=starts)
 
 
 def _columns(
@@ -370,7 +414,8 @@ class DataCollatorForForest(DataCollatorMixin):
             If set, rows are padded to a multiple of this value.
 
     Returns:
-        `dict[str, torch.Tensor]`: `labels`, `label_weights`, `num_merged` and `step_positions`, shape `(B, S)` each;
+        `dict[str, torch.Tensor]`: `labels`, `label_weights`, `num_merged` and `step_positions`, shape `(B, S)` each, and for implicit
+        rewards `prompt_lengths` and `ref_log_probs`, if the rows have them;
         `num_tokens` (without padding), shape `(B,)`; `input_ids`, `position_ids` and `subtree_end`, shape `(B, L)` each,
         or `(1, sum of lengths)` if padding-free.
 
@@ -401,6 +446,10 @@ class DataCollatorForForest(DataCollatorMixin):
             "num_merged": torch.full((len(rows), num_steps), -100),
             "step_positions": torch.zeros((len(rows), num_steps), dtype=torch.long),
         }
+        if PROMPT_LENGTHS in examples[0]:
+            steps[PROMPT_LENGTHS] = torch.zeros((len(rows), num_steps), dtype=torch.long)
+        if REF_LOG_PROBS in examples[0]:
+            steps[REF_LOG_PROBS] = torch.zeros((len(rows), num_steps), dtype=torch.float64)
         for name, tensor in steps.items():
             for i, example in enumerate(examples):
                 tensor[i, : len(example[name])] = torch.as_tensor(example[name])

@@ -81,7 +81,10 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
             number of rows.
         label_weighting (`str`, *optional*, defaults to `"unique"`):
             Weight of a step that occurs in several rows of the dataset. `"unique"`: the step counts once.
-            `"occurrence"`: it counts once per row, as if each row were a separate sequence.
+            `"occurrence"`: it counts once per row, as if each row were a separate sequence. `"column"`: the step counts by the
+            mean of its weights in the column `label_weights`, such as the agreement of a judge (`trl-hrm export --consensus
+            --disagreement weight`). The loss is the sum of weight times loss divided by the sum of the weights. An evaluation
+            dataset without the column counts every step once.
         train_on_last_step_only (`bool`, *optional*, defaults to `False`):
             Whether to train only on the last step of each trajectory (outcome reward model). Evaluation still covers
             every labelled step.
@@ -111,6 +114,19 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
     """
 
     _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs", "chat_template_kwargs"]
+    # Arguments that are fields of the step format
+    _TEXT_FORMAT = (
+        "prompt_style",
+        "system_prompt",
+        "step_separator",
+        "merge_separator",
+        "head",
+        "regression_loss",
+        "label_tokens",
+        "chat_template_kwargs",
+        "chat_template_date",
+        "sanitize_control_tokens",
+    )
 
     # Parameters whose default values are overridden from TrainingArguments
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
@@ -223,11 +239,12 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
             "`per_device_train_batch_size` is the number of rows."
         },
     )
-    label_weighting: Literal["unique", "occurrence"] = field(
+    label_weighting: Literal["unique", "occurrence", "column"] = field(
         default="unique",
         metadata={
             "help": "Weight of a step that occurs in several rows of the dataset. `unique`: the step counts once. "
-            "`occurrence`: it counts once per row, as if each row were a separate sequence."
+            "`occurrence`: it counts once per row, as if each row were a separate sequence. `column`: it counts by the mean "
+            "of its weights in the column `label_weights` of the dataset."
         },
     )
     train_on_last_step_only: bool = field(
@@ -262,9 +279,9 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
                 f"from day to day. Set a date such as {CHAT_TEMPLATE_DATE!r}."
             )
         self.make_step_format()  # validate the format before anything is loaded
-        if self.label_weighting not in ("unique", "occurrence"):
+        if self.label_weighting not in ("unique", "occurrence", "column"):
             raise ValueError(
-                f"`label_weighting` is {shown(self.label_weighting)}. It must be 'unique' or 'occurrence'."
+                f"`label_weighting` is {shown(self.label_weighting)}. It must be 'unique', 'occurrence' or 'column'."
             )
         if not 0 < self.error_weight < math.inf:
             raise ValueError(f"`error_weight` is {self.error_weight}. It must be a number greater than 0.")
@@ -293,26 +310,12 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
                     "text format too. Remove either `step_format` or these arguments."
                 )
             return StepFormat.named(self.step_format)
-        return StepFormat(**{name: getattr(self, name) for name in _TEXT_FORMAT})
+        return StepFormat(**{name: getattr(self, name) for name in self._TEXT_FORMAT})
 
     def changed_text_format(self) -> list[str]:
         """Return the names of the arguments of the text format that do not have their default values."""
         defaults = {field.name: field for field in fields(self)}
-        return [name for name in _TEXT_FORMAT if getattr(self, name) != _default(defaults[name])]
-
-
-_TEXT_FORMAT = (
-    "prompt_style",
-    "system_prompt",
-    "step_separator",
-    "merge_separator",
-    "head",
-    "regression_loss",
-    "label_tokens",
-    "chat_template_kwargs",
-    "chat_template_date",
-    "sanitize_control_tokens",
-)
+        return [name for name in self._TEXT_FORMAT if getattr(self, name) != _default(defaults[name])]
 
 
 def _default(field: Field) -> Any:

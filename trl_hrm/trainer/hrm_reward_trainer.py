@@ -143,7 +143,7 @@ class HRMRewardTrainer(StepTrainer):
         # Seed before the head of a token classifier is randomly initialized
         set_seed(args.seed)
         name = model if isinstance(model, str) else get_config_model_id(model.config)
-        model, revision, self.step_format, self._has_new_head = load_model(model, args)
+        model, revision, self.step_format, self._has_new_head = self._load_model(model, args, peft_config is not None)
         if processing_class is None:
             processing_class = load_tokenizer(name, revision, args.trust_remote_code)
         if processing_class.pad_token is None:
@@ -180,6 +180,15 @@ class HRMRewardTrainer(StepTrainer):
         self.label_names = ["labels", "label_weights", "num_merged"]
         self._signature_columns = TOKEN_COLUMNS + STEP_COLUMNS  # other columns are removed
 
+    def _load_model(
+        self, model: "str | PreTrainedModel | PeftModel", args: HRMRewardConfig, has_adapter: bool
+    ) -> tuple["PreTrainedModel | PeftModel", str | None, StepFormat, bool]:
+        """See [`load_model`]. `has_adapter`: whether this trainer adds an adapter."""
+        loaded = load_model(model, args)
+        if loaded[2].head == "implicit":
+            raise ValueError("The model has the head 'implicit'. Use `ImplicitPRMTrainer` (`trl-hrm implicit-prm`).")
+        return loaded
+
     # Datasets and batches
 
     def _prepare_dataset(
@@ -192,15 +201,18 @@ class HRMRewardTrainer(StepTrainer):
 
     def _step_logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the outputs at the step tokens, shape `(B, S, C)`. Padded steps repeat token 0."""
-        tokens = {name: inputs[name] for name in TOKEN_COLUMNS}
-        if self.args.shared_prefix:
-            tokens = model_inputs(**tokens, config=self.model.config, dtype=self.model.dtype)
-        else:
-            # Without a mask and a cache, attention kernels separate the sequences by `position_ids`
-            tokens = {name: tokens[name] for name in ("input_ids", "position_ids")} | {"use_cache": False}
+        tokens = self._model_inputs(self.model, inputs)
         with step_outputs(self.model, self.step_format, self._label_token_ids):
             logits = model(**tokens).logits
         return gather_steps(logits, inputs["step_positions"])
+
+    def _model_inputs(self, model: "PreTrainedModel | PeftModel", inputs: dict[str, torch.Tensor]) -> dict:
+        """Return the keyword arguments for the forward pass of a model without wrappers."""
+        tokens = {name: inputs[name] for name in TOKEN_COLUMNS}
+        if self.args.shared_prefix:
+            return model_inputs(**tokens, config=model.config, dtype=model.dtype)
+        # Without a mask and a cache, attention kernels separate the sequences by `position_ids`
+        return {name: tokens[name] for name in ("input_ids", "position_ids")} | {"use_cache": False}
 
     def _step_labels(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return inputs["labels"], inputs["label_weights"], inputs["num_merged"]
@@ -281,7 +293,8 @@ def prepare_rows(
         args ([`HRMRewardConfig`]):
             Arguments of the training.
         name (`str`):
-            Name of the dataset in messages. `train_on_last_step_only` applies to `"train_dataset"`.
+            Name of the dataset in messages. `train_on_last_step_only` applies to `"train_dataset"`, and only it requires the column
+            of `label_weighting="column"`.
 
     Raises:
         `TypeError`: If the dataset is not a [`~datasets.Dataset`].
@@ -292,13 +305,22 @@ def prepare_rows(
             f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because rows are joined by "
             "prompt and packed before training. Load the dataset without `streaming=True`."
         )
+    has_weights = "label_weights" in dataset.column_names
+    label_weighting = args.label_weighting
+    if name == "train_dataset" and has_weights and label_weighting != "column":
+        logger.warning(
+            f"{name} has the column `label_weights`, which is not used. To weight the loss of each step by it, set "
+            "`label_weighting='column'`."
+        )
+    if name != "train_dataset" and not has_weights and label_weighting == "column":
+        label_weighting = "unique"
     builder = ForestBuilder(
         tokenizer=tokenizer,
         step_format=step_format,
         max_length=args.max_length,
         shared_prefix=args.shared_prefix,
         packing=args.packing,
-        label_weighting=args.label_weighting,
+        label_weighting=label_weighting,
         error_weight=args.error_weight,
         train_on_last_step_only=args.train_on_last_step_only and name == "train_dataset",
     )

@@ -395,7 +395,7 @@ def sample_from_vllm(
     if not (any(map(ours.startswith, expected)) if finish == "stop" else ours in expected):
         raise EngineError(
             f"vLLM decodes its tokens to {shown(text)}, but this tokenizer decodes them to {shown(sample.text)}. Pass the "
-            "tokenizer of the model (--policy_tokenizer)."
+            "tokenizer of the model, for example with --policy_tokenizer or --judge_tokenizer."
         )
     return sample
 

@@ -481,7 +481,7 @@ class OpenAIEngine:
         try:
             run_coroutine(test())
         except EngineError as error:
-            raise EngineFatal(f"No server of the policy can be used. {error}") from error
+            raise EngineFatal(f"No server can be used. {error}") from error
 
     def describe(self) -> dict[str, Any]:
         return {

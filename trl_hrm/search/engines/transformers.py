@@ -154,7 +154,7 @@ class TransformersEngine:
         """
         if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(
-                f"The dtype of the policy is {shown(dtype)}. It must be 'auto' or a torch dtype, such as 'bfloat16'."
+                f"The dtype of the weights is {shown(dtype)}. It must be 'auto' or a torch dtype, such as 'bfloat16'."
             )
         if isinstance(dtype, str) and dtype != "auto":
             dtype = getattr(torch, dtype)
