@@ -37,10 +37,11 @@ their sections of `evidence.md` and their pictures.
 import argparse
 import os
 import random
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
 from itertools import accumulate
@@ -52,12 +53,10 @@ import pyarrow.parquet as pq
 from real_model import replace_section, versions
 
 from trl_hrm.data.build_config import BuildStepwiseConfig
-from trl_hrm.data.step_labels import unite_steps
 from trl_hrm.data.stepwise import build_stepwise
 from trl_hrm.data.verdicts import JUDGES as JUDGE_FOLDER
 from trl_hrm.data.verdicts import NO_ERROR, VERDICTS, read_verdicts
 from trl_hrm.demo.jobs import make_policy, make_world, measure_model, train
-from trl_hrm.demo.measures import run_trees
 from trl_hrm.demo.over_seeds import interval, signed, spread
 from trl_hrm.demo.pipeline import DATASET, REWARD, WHOLE_SOLUTIONS, describe_search, export_job, search_jobs
 from trl_hrm.demo.policy import solution_text
@@ -69,8 +68,12 @@ from trl_hrm.io import dump_json, read_json, read_json_lines, write_json
 from trl_hrm.pages.page import Table
 from trl_hrm.pages.pictures import THEMES, new_figure, style_axes
 from trl_hrm.scripts.best_of_n import BestOfNConfig, best_of_n
+from trl_hrm.scripts.judge import JudgeConfig
+from trl_hrm.scripts.judge import judge as write_verdicts
+from trl_hrm.search.engines.base import CharTokenizer, ScriptedEngine
 from trl_hrm.search.nodes import open_nodes
 from trl_hrm.search.run_folder import node_files
+from trl_hrm.step_format import StepFormat
 from trl_hrm.step_tree import StepTree
 
 
@@ -79,12 +82,14 @@ if TYPE_CHECKING:
 
 REMEDY = "Delete the output folder and run the study again."
 NUM_PROBLEMS = 80  # per seed, with rollouts after every step
-NUM_WHOLE = 400  # per seed, with solutions only. More than the judge arms can pay for
+NUM_WHOLE = 320  # per seed, with solutions only. More than the judge arms can pay for
 NUM_SOLUTIONS, NUM_COMPLETIONS = 6, 6  # per problem, and rollouts per step
 MAX_TOKENS = 96  # more than twice the length of a solution
 NUM_HELD_OUT = 120  # problems with solutions for AUROC
 NUM_CANDIDATES, SIZES = 32, (4, 16)  # solutions per test problem, and N of best-of-N
 NUM_VOTES = 3
+PROBLEM = re.compile(r"Start with .* modulo \d+\.")
+NUMBERED_STEP = re.compile(r"^Step \d+: (.*(?:\n\d)?)", re.MULTILINE)  # an answer has two lines
 VERDICT_TOKENS = 8
 ERROR_RATE, FAITHFUL = 0.15, 0.9
 OVERLOOKED, LENIENT_ERROR_RATE = 0.5, 0.03
@@ -116,6 +121,8 @@ class Arm:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+# The settings were chosen with seed 100
+IMPLICIT = {"beta": 0.05, "learning_rate": 1e-3}
 LABELS = {
     "mc-soft": Arm("Monte Carlo, soft", "mc-soft"),
     "mc-hard": Arm("Monte Carlo, hard, MC > 0", "mc-hard"),
@@ -134,6 +141,8 @@ LABELS = {
 }
 OUTCOMES = {
     "orm": Arm("ORM, outcomes", "orm", aggregate="last"),
+    "implicit-step": Arm("implicit PRM, outcomes, scores of steps", "orm", "min", "implicit_prm", IMPLICIT),
+    "implicit-prefix": Arm("implicit PRM, outcomes, scores of prefixes", "orm", "last", "implicit_prm", IMPLICIT),
     "mc-soft": Arm("PRM, Monte Carlo", "mc-soft"),
     "hrm-soft": Arm("HRM, Monte Carlo", "hrm-soft"),
     "checker": Arm("PRM, checker", "checker"),
@@ -157,7 +166,15 @@ PAIRS = {
         ("consensus-lenient", "mc-half"),
         ("judge-lenient", "mc-soft"),
     ],
-    "outcomes": [("hrm-soft", "mc-soft"), ("hrm-checker", "checker"), ("mc-soft", "orm")],
+    "outcomes": [
+        ("implicit-step", "orm"),
+        ("implicit-prefix", "orm"),
+        ("implicit-step", "implicit-prefix"),
+        ("implicit-step", "mc-soft"),
+        ("implicit-step", "hrm-soft"),
+        ("hrm-soft", "mc-soft"),
+        ("hrm-checker", "checker"),
+    ],
 }
 MEASURES = {
     "first_error_auroc": "AUROC of first errors",
@@ -258,7 +275,7 @@ def run_stages(runner: Runner, folder: Path, args: argparse.Namespace) -> None:
         for seed in args.seeds
     }
     runner.run("checker", jobs, lambda: "labels of the checker")
-    arms = {name: arm for part in args.parts for name, arm in PARTS[part].items()}
+    arms = chosen_arms(args)
     kinds = {arm.dataset: None for arm in arms.values() if arm.dataset != "mc-soft"}
     jobs = {f"{kind}-{seed}": dataset_job(folder, kind, seed) for kind in kinds for seed in args.seeds}
     runner.run("datasets", jobs, lambda: f"{len(jobs)} datasets")
@@ -276,7 +293,7 @@ def run_stages(runner: Runner, folder: Path, args: argparse.Namespace) -> None:
         for seed in args.seeds
     }
     runner.run("labels", jobs, lambda: "wrong labels")
-    trained, measured, ranked = {}, {}, {}
+    trained, scored, measured, ranked = {}, {}, {}, {}
     for arm, name, seed in runs:
         paths = {
             "model_name_or_path": at("policy"),
@@ -284,7 +301,14 @@ def run_stages(runner: Runner, folder: Path, args: argparse.Namespace) -> None:
             "output_dir": at(f"models/{name}"),
         }
         settings = {**REWARD_MODEL, **paths, "max_steps": args.reward_steps, "seed": seed, **arm.options}
-        trained[name] = partial(train, arm.command, settings)
+        if arm.command == "implicit_prm":  # one training for both kinds of scores
+            settings["output_dir"] = at(f"models/implicit-{seed}")
+            trained[f"implicit-{seed}"] = partial(train, arm.command, settings)
+            scored[name] = partial(
+                set_score_span, at(f"models/implicit-{seed}"), name.split("-")[1], output_dir=at(f"models/{name}")
+            )
+        else:
+            trained[name] = partial(train, arm.command, settings)
         measured[name] = partial(
             measure_model, at(f"models/{name}"), at("world"), [[1]], args.seed, at(f"measures/models/{name}.json")
         )
@@ -300,8 +324,14 @@ def run_stages(runner: Runner, folder: Path, args: argparse.Namespace) -> None:
         )
         ranked[name] = partial(best_of_n, config)
     runner.run("reward-models", trained, lambda: f"{len(trained)} reward models, {args.reward_steps} steps")
+    runner.run("score-spans", scored, lambda: "scores of steps and of prefixes")
     runner.run("measures", measured, lambda: "AUROC")
     runner.run("best-of-n", ranked, lambda: f"best-of-N, N = {', '.join(map(str, SIZES))}")
+
+
+def chosen_arms(args: argparse.Namespace) -> dict[str, Arm]:
+    found = {name: arm for part in args.parts for name, arm in PARTS[part].items()}
+    return {name: arm for name, arm in found.items() if args.arms is None or name in args.arms}
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
@@ -355,44 +385,49 @@ BELIEFS: dict[str, Callable[[str, Sequence[str], random.Random], int]] = {
 }
 
 
-def votes_of(name: str, problem: str, steps: Sequence[str], seed: int) -> list[int]:
-    """Return the votes of a judge on a solution. They only depend on the solution and the seed."""
-    rng = random.Random(f"{seed} {name} {problem} {solution_text(list(steps))}")
-    belief = BELIEFS[name](problem, steps, rng)
-    return [belief if rng.random() < FAITHFUL else another(belief, len(steps), rng) for _ in range(NUM_VOTES)]
+class CharacterChat(CharTokenizer):
+    """One token per character, with a chat template."""
+
+    chat_template = "{{ messages[-1]['content'] }}"
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
+        return messages[-1]["content"]
+
+
+def respond(prompt: str, rng: random.Random, name: str, seed: int) -> str:
+    """Return a response of a scripted judge. Its belief only depends on the solution and the seed, its statement on the vote, too."""
+    problem = PROBLEM.search(prompt)[0]
+    steps = NUMBERED_STEP.findall(prompt.partition("# Solution")[2].partition("# Task")[0])
+    belief = BELIEFS[name](problem, steps, random.Random(f"{seed} {name} {problem} {solution_text(steps)}"))
+    place = belief if rng.random() < FAITHFUL else another(belief, len(steps), rng)
+    return f"\\boxed{{{NO_ERROR if place == NO_ERROR else place + 1}}}"
+
+
+@dataclass(kw_only=True)
+class ScriptedJudgeConfig(JudgeConfig):
+    """Configuration of a judge that is played by [`respond`]. `judge` is its name in `BELIEFS`."""
+
+    def model_identity(self) -> dict[str, Any]:
+        return {"scripted": self.judge}
+
+    def load_engine(self, shard: Any = None) -> ScriptedEngine:
+        engine = ScriptedEngine(partial(respond, name=self.judge, seed=self.seed))
+        engine.tokenizer = CharacterChat()
+        return engine
 
 
 def judge_copy(run: str, name: str, seed: int, output_dir: str) -> None:
-    """Copy a run, and add the verdicts of a scripted judge on its solutions."""
+    """Copy a run, and add the verdicts of a scripted judge on all of its solutions."""
     shutil.copytree(run, output_dir, dirs_exist_ok=True)
-    rows = []
-    for tree in run_trees(run):
-        steps = unite_steps(tree, Counter())
-        whole = StepTree(tree.problem.prompt, steps.texts, [None] * len(steps.texts), steps.parents)
-        for end, members in enumerate(steps.members):
-            if any(tree.nodes[i].is_final for i in members):
-                path = whole.path(end)
-                texts = [steps.texts[i] for i in path]
-                votes = votes_of(name, tree.problem.prompt, texts, seed)
-                rows.append(
-                    {
-                        "prompt": tree.problem.prompt,
-                        "completions": texts,
-                        "labels": judge_labels(votes, len(path)),
-                        "problem_id": tree.problem.problem_id,
-                        "node_ids": [tree.nodes[steps.members[i][0]].node_id for i in path],
-                        "judge_votes": votes,
-                    }
-                )
-    write_rows(Path(output_dir, JUDGE_FOLDER, "judge", VERDICTS), rows)
-
-
-def judge_labels(votes: Sequence[int], num_steps: int) -> list[float | None]:
-    labels: list[float | None] = []
-    for k in range(num_steps):
-        reached = [vote for vote in votes if vote == NO_ERROR or vote >= k]
-        labels.append(fmean(vote != k for vote in reached) if reached else None)
-    return labels
+    config = ScriptedJudgeConfig(
+        input=output_dir,
+        judge=name,
+        engine="transformers",
+        num_votes=NUM_VOTES,
+        max_solutions=NUM_SOLUTIONS,
+        seed=seed,
+    )
+    print(write_verdicts(config))
 
 
 def make_budget(run: str, judged: str, whole: str, policy: str, problems: str, output_dir: str) -> None:
@@ -511,6 +546,12 @@ def dataset_job(folder: Path, kind: str, seed: int) -> partial:
     return partial(build_stepwise, BuildStepwiseConfig(**output, **inputs, **DATASET))
 
 
+def set_score_span(model: str, span: str, output_dir: str) -> None:
+    """Copy an implicit reward model, which then scores steps or prefixes."""
+    shutil.copytree(model, output_dir, dirs_exist_ok=True)
+    replace(StepFormat.from_pretrained(model), score_span=span).save(output_dir)
+
+
 def judge_of(kind: str) -> str:
     """Return the judge of a dataset."""
     return "lenient" if kind.endswith("lenient") else "independent"
@@ -559,7 +600,7 @@ def measure_labels(dataset: str, whole: str | None, beyond: str, output: str) ->
 
 def collect(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Return the measures of budgets, labels and reward models, one entry per seed."""
-    arms = {name: arm for part in args.parts for name, arm in PARTS[part].items()}
+    arms = chosen_arms(args)
 
     def read(kind: str, name: str) -> list[dict[str, Any]]:
         return [read_json(folder / kind / f"{name}-{seed}.json") for seed in args.seeds]
@@ -593,7 +634,9 @@ def collect(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def report(results: dict[str, Any], part: str) -> str:
     """Return a section of `docs/evidence.md`."""
-    args, arms, pairs = results["settings"], PARTS[part], PAIRS[part]
+    args, models = results["settings"], results["models"]
+    arms = {name: arm for name, arm in PARTS[part].items() if name in models}
+    pairs = [pair for pair in PAIRS[part] if set(pair) <= set(arms)]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     seeds = args["seeds"]
     facts = (
@@ -619,7 +662,7 @@ def report(results: dict[str, Any], part: str) -> str:
     for ours, theirs in pairs:
         name, cells = f"{arms[ours].title} − {arms[theirs].title}", []
         for measure, title in MEASURES.items():
-            values = (results["models"][arm][measure] for arm in (ours, theirs))
+            values = (models[arm][measure] for arm in (ours, theirs))
             found = spread([x - y for x, y in zip(*values, strict=True)])
             cells.append(f"{signed(100 * found.mean)} ({interval(found)})")
             if found.is_settled and not found.low <= 0 <= found.high:
@@ -681,6 +724,8 @@ def over_seeds(values: Sequence[float], scale: float = 100, digits: int = 1) -> 
 def main_table(results: dict[str, Any], part: str) -> Table:
     rows = []
     for name, arm in PARTS[part].items():
+        if name not in results["models"]:
+            continue
         found, cells = results["labels"][arm.dataset], []
         cells += [over_seeds([one[key] for one in found], 1, 0) for key in ("problems", "labels")]
         if part == "labels":
@@ -693,7 +738,8 @@ def main_table(results: dict[str, Any], part: str) -> Table:
 
 def draw(results: dict[str, Any], part: str) -> "Figure":
     """Draw the AUROC of first errors and the accuracy of best-of-N of every arm: the mean, and a point for each seed."""
-    theme, arms = THEMES["light"], PARTS[part]
+    theme = THEMES["light"]
+    arms = {name: arm for name, arm in PARTS[part].items() if name in results["models"]}
     shown = {name: title for name, title in MEASURES.items() if name in ("first_error_auroc", f"best_of_{SIZES[-1]}")}
     figure = new_figure()
     figure.set_size_inches(9, 1.2 + 0.32 * len(arms))
@@ -720,11 +766,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts of the study (default: all)"
     )
     parser.add_argument(
+        "--arms", nargs="+", choices=LABELS | OUTCOMES, help="reward models to train (default: all of the parts)"
+    )
+    parser.add_argument(
         "--seeds",
         type=int,
         nargs="+",
-        default=[0, 1, 2, 3, 4],
-        help="seeds of problems, samples, judge and training (default: 0 to 4)",
+        default=[0, 1, 2],
+        help="seeds of problems, samples, judge and training (default: 0 to 2)",
     )
     parser.add_argument("--seed", type=int, default=42, help="seed of the world and the policy (default: 42)")
     for name, number, what in (
