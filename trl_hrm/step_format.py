@@ -223,7 +223,9 @@ class StepFormat:
         if marks is not None and not (
             isinstance(marks, tuple) and marks and all(isinstance(mark, str) and mark.strip() for mark in marks)
         ):
-            raise ValueError(f"StepFormat: `thinking_marks` is {shown(marks)}. It must be phrases such as 'Wait', or `None`.")
+            raise ValueError(
+                f"StepFormat: `thinking_marks` is {shown(marks)}. It must be phrases such as 'Wait', or `None`."
+            )
         if type(self.max_thought) is not int or not 2 <= self.max_thought <= 1000:
             raise ValueError(f"StepFormat: `max_thought` is {shown(self.max_thought)}. It must be from 2 to 1000.")
 

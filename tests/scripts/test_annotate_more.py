@@ -105,7 +105,9 @@ def test_views_and_commands_that_read_runs(tmp_path, policy, runs, capsys):
         assert main(["inspect", str(tmp_path / name), "--problem", "0"]) == 0
     assert "rollouts" in capsys.readouterr().out
     words = ["--problems", str(runs["tree" if "tree" in runs else "full_tree"].parent / "problems.jsonl"), "--policy", policy]  # fmt: skip
-    flags = "--engine transformers --prompt question --prompt_style plain --segmentation step_header --final_stops".split()
+    flags = (
+        "--engine transformers --prompt question --prompt_style plain --segmentation step_header --final_stops".split()
+    )
     words = ["annotate", *words, "--output_dir", str(tmp_path / "x"), *flags, "# END!", "--search", "rollouts"]
     words += "--num_solutions 3 --num_completions 2 --max_solution_tokens 80 --dry_run --pilot".split()
     assert main([*words, str(runs["rollouts"])]) == 0
@@ -116,7 +118,9 @@ def test_views_and_commands_that_read_runs(tmp_path, policy, runs, capsys):
 def test_the_words_of_the_command_line(tmp_path, policy, runs, capsys):
     words = ["annotate", "--more_from", str(runs["rollouts"]), "--where", "uncertain", "--more_samples", "9"]
     words += ["--policy", policy, "--output_dir", str(tmp_path / "run"), "--max_in_flight", "24"]
-    flags = "--engine transformers --prompt question --prompt_style plain --segmentation step_header --final_stops".split()
+    flags = (
+        "--engine transformers --prompt question --prompt_style plain --segmentation step_header --final_stops".split()
+    )
     assert main([*words, *flags, "# END!", "--dry_run", "--tokens_per_second", "100"]) == 0
     printed = capsys.readouterr().out
     assert "8 of 9 rollouts, in 4 requests of 2" in printed

@@ -156,7 +156,9 @@ def test_summary_and_text(run, engine):
 
 
 @pytest.mark.parametrize(
-    ("template", "script"), [("instruct", instruct), ("genprm", genprm), ("thinkprm", thinkprm)], ids=lambda one: str(one)
+    ("template", "script"),
+    [("instruct", instruct), ("genprm", genprm), ("thinkprm", thinkprm)],
+    ids=lambda one: str(one),
 )
 def test_other_templates(tmp_path, engine, template, script):
     """Labels of step prompts are mean scores, and votes are the first no of each response."""
@@ -184,12 +186,21 @@ def test_files_of_steps_and_candidates(tmp_path, engine):
     report, rows = judged(write_rows(tmp_path / "trees.jsonl", trees), output_dir=str(tmp_path / "out"))
     assert [row["judge_first_error"] for row in rows] == [1, -1] * 6
     assert rows[0]["labels"] == [1.0, 0.0] and rows[0]["source_labels"] == [0.5, None] and rows[0]["kind"] == "x"
-    assert str(report).endswith(f"Next: trl-hrm build-stepwise {tmp_path}/out/verdicts.jsonl --view hrm --output_dir DATASET")
+    assert str(report).endswith(
+        f"Next: trl-hrm build-stepwise {tmp_path}/out/verdicts.jsonl --view hrm --output_dir DATASET"
+    )
     built = build_stepwise(
-        BuildStepwiseConfig(inputs=[str(tmp_path / "out" / "verdicts.jsonl")], view="hrm", output_dir=str(tmp_path / "data"), test_size=0.0)
+        BuildStepwiseConfig(
+            inputs=[str(tmp_path / "out" / "verdicts.jsonl")],
+            view="hrm",
+            output_dir=str(tmp_path / "data"),
+            test_size=0.0,
+        )
     )
     assert "rows out: train" in str(built)
-    candidates = [{"prompt": "1+1?", "candidates": ["# Step 1\ngood\n\n# Step 2\nbad", ["good", "good"]], "answer": "2"}]
+    candidates = [
+        {"prompt": "1+1?", "candidates": ["# Step 1\ngood\n\n# Step 2\nbad", ["good", "good"]], "answer": "2"}
+    ]
     _, rows = judged(write_rows(tmp_path / "candidates.jsonl", candidates), output_dir=str(tmp_path / "other"))
     assert [row["judge_first_error"] for row in rows] == [1, -1] and rows[0]["answer"] == "2"
 
@@ -200,14 +211,21 @@ def test_reference_answers(run, tmp_path, engine):
     assert all("# Correct answer\n\n7\n" in prompt for prompt, _ in fake.requests) and len(fake.requests) == 4
     rows = [{"prompt": "1+1?", "completions": ["a"], "labels": [1]}]
     source = write_rows(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(ValueError, match=r"rows\.jsonl:1: the problem has no reference answer, which the template first_error_reference"):
+    with pytest.raises(
+        ValueError,
+        match=r"rows\.jsonl:1: the problem has no reference answer, which the template first_error_reference",
+    ):
         judged(source, template="first_error_reference", output_dir=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_own_template(run, tmp_path, engine):
     path = tmp_path / "mine.json"
-    path.write_text(json.dumps({"scope": "first_error", "user": "{problem}\n{steps}\n\\boxed{none}", "first_number": 0, "none": "none"}))
+    path.write_text(
+        json.dumps(
+            {"scope": "first_error", "user": "{problem}\n{steps}\n\\boxed{none}", "first_number": 0, "none": "none"}
+        )
+    )
     engine(lambda prompt, rng: rng.choice(["\\boxed{0}", "\\boxed{none}"]))
     _, rows = judged(run, template=str(path), max_solutions=3)
     assert {vote for row in rows for vote in row["judge_votes"]} == {0, -1}
@@ -243,7 +261,9 @@ def test_killed_and_resumed(searched, run, tmp_path, engine):
     rng = random.Random(0)
     done = 0
     for in_flight in ("5", "30"):
-        process = subprocess.Popen([*PROGRAM, str(run), "0.05", in_flight], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*PROGRAM, str(run), "0.05", in_flight], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         least = done + rng.randrange(3, 9)
         while not log.exists() or log.read_bytes().count(b"\n") <= least:
             assert process.poll() is None
@@ -373,8 +393,12 @@ def test_budget_is_never_exceeded(run, engine, template):
     """Responses and tokens of each problem in the log stay within the limits."""
     engine(always_yes)
     numbers = []
-    for number, limits in enumerate(({"max_sequences": 20}, {"max_tokens": 2100}, {"max_sequences": 24, "max_tokens": 5000})):
-        report, rows = judged(run, template=template, max_response_tokens=200, num_votes=2, name=f"n{number}", **limits)
+    for number, limits in enumerate(
+        ({"max_sequences": 20}, {"max_tokens": 2100}, {"max_sequences": 24, "max_tokens": 5000})
+    ):
+        report, rows = judged(
+            run, template=template, max_response_tokens=200, num_votes=2, name=f"n{number}", **limits
+        )
         spent = defaultdict(Counter)
         for line in lines_of(report.output_dir):
             spent[line["problem"]]["samples"] += len(line["samples"])
@@ -387,12 +411,16 @@ def test_budget_is_never_exceeded(run, engine, template):
     if template in ("first_error", "thinkprm"):
         assert numbers == [40, 20, 48]  # 10, 5 and 12 prompts per problem
     else:
-        assert numbers[1] <= numbers[0] <= numbers[2] < 40  # a prompt per step, shared by solutions with the same beginning
+        assert (
+            numbers[1] <= numbers[0] <= numbers[2] < 40
+        )  # a prompt per step, shared by solutions with the same beginning
 
 
 def test_budget_below_one_solution(run, engine):
     engine(instruct)
-    with pytest.raises(ValueError, match="but no solution fits: 3 votes of up to 1024 tokens per prompt, and a prompt per step"):
+    with pytest.raises(
+        ValueError, match="but no solution fits: 3 votes of up to 1024 tokens per prompt, and a prompt per step"
+    ):
         judged(run, template="instruct", max_sequences=4)
     assert not (run / "judges").exists()
 
@@ -511,14 +539,35 @@ def served(monkeypatch):
 def served_options(tmp_path, *servers):
     template = tmp_path / "served.json"
     template.write_text(
-        json.dumps({"scope": "first_error", "user": "Question: {problem}\n\n# Solution\n\n{steps}\n\n\\boxed{-1}", "max_tokens": 200})
+        json.dumps(
+            {
+                "scope": "first_error",
+                "user": "Question: {problem}\n\n# Solution\n\n{steps}\n\n\\boxed{-1}",
+                "max_tokens": 200,
+            }
+        )
     )
     urls = [server.url for server in servers]
     args = {"timeout": 5.0, "max_retries": 3, "backoff": 0.0}
-    return {"judge": "lm", "engine": "openai", "base_urls": urls, "engine_args": args, "template": str(template), "max_solutions": 4}
+    return {
+        "judge": "lm",
+        "engine": "openai",
+        "base_urls": urls,
+        "engine_args": args,
+        "template": str(template),
+        "max_solutions": 4,
+    }
 
 
-FAULTS = ["hang up", "cut", "100,000 brackets", "too few", "ids of another text", "id 2**31", "more tokens than requested"]
+FAULTS = [
+    "hang up",
+    "cut",
+    "100,000 brackets",
+    "too few",
+    "ids of another text",
+    "id 2**31",
+    "more tokens than requested",
+]
 
 
 @pytest.mark.parametrize("mode", FAULTS)
@@ -556,7 +605,18 @@ def test_server_that_cannot_be_used(run, tmp_path, served):
 def test_command_line_with_a_server(run, tmp_path, served, capsys):
     """The command of the documentation."""
     with JudgeServer() as server:
-        words = ["judge", str(run), "--judge", "lm", "--engine", "openai", "--base_urls", server.url, "--num_votes", "3"]
+        words = [
+            "judge",
+            str(run),
+            "--judge",
+            "lm",
+            "--engine",
+            "openai",
+            "--base_urls",
+            server.url,
+            "--num_votes",
+            "3",
+        ]
         assert main(words) == 0
     assert "judged 64 solutions of 4 problems" in capsys.readouterr().out
     assert len(list(read_verdicts(run))) == 64

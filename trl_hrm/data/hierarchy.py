@@ -98,7 +98,11 @@ def hrm_view(
         elif label is not None:
             text, count, first = completions[step], num_merged[step], parents[step]
             while first != -1 and count + num_merged[first] <= max_merge:
-                text, count, first = completions[first] + merge_separator + text, count + num_merged[first], parents[first]
+                text, count, first = (
+                    completions[first] + merge_separator + text,
+                    count + num_merged[first],
+                    parents[first],
+                )
                 runs.append((text, count, first))
         for text, count, first in runs:
             merged = label
