@@ -113,6 +113,10 @@ def build_command(command: str, inputs: list[str], options: dict[str, Any], conf
         words.append(f"--merge_separator={separator}")
     if config.view == "hrm":
         words += ["--max_merge", config.max_merge]
+        if config.merge != "pairs":
+            words += ["--merge", config.merge]
+        if config.thinking_marks is not None:
+            words += ["--thinking_marks", *config.thinking_marks]
     for option, value in options.items():
         if value is True:
             words.append(f"--{option}")

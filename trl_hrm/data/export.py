@@ -17,6 +17,7 @@ from ..search.outcomes import describe_outcomes, reference_warnings
 from ..search.prompts import Prompt
 from ..search.run_folder import MANIFEST, node_files, read_manifest, read_summary
 from ..search.step_search import STRATEGIES
+from ..search.thinking import MARKS
 from ..search.tree import SearchTree
 from ..step_tree import StepTree
 from .build import Dropped, Recipe, build_dataset, count_labels
@@ -142,6 +143,14 @@ def _run_recipe(config: ExportConfig) -> Recipe:
                 f"{folder}: the run used --strategy {search}, in which a reward model selects the steps, so its MC scores would not "
                 "estimate the policy alone. Export it with --view sft, or make labels from a run of trl-hrm annotate."
             )
+    if config.merge == "thoughts":
+        for folder in dict.fromkeys(Path(file).parent for file in files):
+            steps = read_manifest(folder).get("steps", {}) if (folder / MANIFEST).is_file() else {}
+            if tuple(steps.get("marks", MARKS)) != tuple(config.thinking_marks or MARKS):
+                raise ValueError(
+                    f"{folder}: the run split thinking at other marks than those of the merged thoughts: {shown(steps['marks'], 200)}. Set "
+                    "`thinking_marks` to the marks of the run."
+                )
     if config.consensus:
         for name in config.inputs:
             if name not in folders:
