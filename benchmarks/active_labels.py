@@ -10,8 +10,8 @@ python benchmarks/active_labels.py --output_dir outputs/active-labels --docs doc
    `trl-hrm annotate --search rollouts` and `--more_from` sample from it.
 3. Small policy. The same with the language model of the demo, which is trained first. The values are estimated with 128 other rollouts per label.
 
-`uniform` gets as many tokens as `uncertain`, at most one request more or less in the simulation and within a few percent in the runs. All labels are
-measured that more rollouts can change. If the study is interrupted, the same command resumes it. The results are printed and saved as `results.md`,
+`uniform` gets as many tokens as `uncertain`, exactly up to one request in the simulation and within a few percent in the runs, where it gets as many
+rollouts as are expected to have the same tokens. All labels that more rollouts can change are measured. If the study is interrupted, the same command resumes it. The results are printed and saved as `results.md`,
 `results.json` and `active-labels.png`; `--docs` replaces their section of a page, and its picture.
 """
 
@@ -33,7 +33,7 @@ from real_model import save_section, versions
 from trl_hrm import AnnotateConfig, ExportConfig, annotate
 from trl_hrm.data.step_labels import label_steps
 from trl_hrm.demo.over_seeds import Spread, spread
-from trl_hrm.demo.pipeline import POLICY
+from trl_hrm.demo.pipeline import POLICY, SEARCH
 from trl_hrm.demo.policy import solution_text, train_policy
 from trl_hrm.demo.world import ANSWER, MODULUS, STEP, Problem, different_problems
 from trl_hrm.io import read_json, write_json
@@ -49,14 +49,19 @@ from trl_hrm.search.values import LeafCounts
 
 HEADING = "## Active labelling"
 PICTURE = "images/active-labels.png"  # in the folder of the page
-MULTIPLES = (1, 2, 4)  # of the first rollouts that are added
+MULTIPLES = (1, 2, 4)  # of the first rollouts, for the rollouts that are added
 UNIT = 4  # rollouts per request
 NUM_LABELS = 1000  # of a simulation
 STEP_TOKENS, MAX_STEPS = 50, 8  # of a simulation
 SLIP_RATE, CORRECTION_RATE = 0.25, 0.5
-NUM_SOLUTIONS, NUM_COMPLETIONS = 4, 4  # of the runs
-NUM_REFERENCE = 128
-ERRORS = {"absolute": "absolute error", "squared": "squared error", "hard": "wrong at p > 0.5", "positive": "wrong at p > 0"}
+NUM_SOLUTIONS = 4  # of the runs
+NUM_REFERENCE = 128  # rollouts per label for the values of the small policy
+ERRORS = {
+    "absolute": "absolute error",
+    "squared": "squared error",
+    "hard": "wrong at p > 0.5",
+    "positive": "wrong at p > 0",
+}
 
 
 def errors_of(labels: np.ndarray, values: np.ndarray, noise: np.ndarray | float = 0.0) -> dict[str, float]:
@@ -225,30 +230,52 @@ def num_tokens(run: Path) -> int:
     return read_totals(node_files(run))["num_tokens"]
 
 
-def make_run(kind: type[AnnotateConfig], policy: str, folder: Path, num_problems: int, seed: int) -> None:
+@dataclass(frozen=True)
+class Study:
+    """
+    Runs of a policy.
+
+    Args:
+        kind (`type[AnnotateConfig]`):
+            Config of the runs. With [`WorldConfig`], the values of the steps are known.
+        policy (`str`):
+            Policy of the runs.
+        num_problems (`int`), num_completions (`int`):
+            Number of problems, and number of rollouts per step of the first run.
+        multiples (`tuple[int, ...]`):
+            Numbers of rollouts to add, as multiples of the first rollouts.
+    """
+
+    kind: type[AnnotateConfig]
+    policy: str
+    num_problems: int
+    num_completions: int
+    multiples: tuple[int, ...]
+
+    def annotate(self, folder: Path, **settings: Any) -> Path:
+        engine = POLICY if self.kind is WorldConfig else SEARCH
+        annotate(self.kind(policy=self.policy, output_dir=str(folder), **settings, **engine))
+        return folder
+
+
+def make_run(study: Study, folder: Path, seed: int) -> None:
     """Sample solutions of random problems, and rollouts from their steps."""
     folder.mkdir(parents=True, exist_ok=True)
-    problems = different_problems(random.Random(seed), num_problems)
+    problems = different_problems(random.Random(seed), study.num_problems)
     rows = [{"problem": problem.text(), "answer": str(problem.values()[-1])} for problem in problems]
     (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    settings = {"num_solutions": NUM_SOLUTIONS, "num_completions": NUM_COMPLETIONS, "max_solution_tokens": 128}
-    settings |= {"problems": str(folder / "problems.jsonl"), "output_dir": str(folder / "first"), "seed": seed}
-    annotate(kind(policy=policy, search="rollouts", **settings, **POLICY))
+    settings = {"num_solutions": NUM_SOLUTIONS, "num_completions": study.num_completions, "max_solution_tokens": 128}
+    problems_file = str(folder / "problems.jsonl")
+    study.annotate(folder / "first", problems=problems_file, search="rollouts", seed=seed, **settings)
 
 
-def make_more(
-    kind: type[AnnotateConfig], policy: str, folder: Path, name: str, where: str, number: int, seed: int
-) -> Path:
+def make_more(study: Study, folder: Path, name: str, where: str, number: int, seed: int) -> Path:
     """Continue the run of a folder with more rollouts."""
     settings = {"more_from": str(folder / "first"), "where": where, "more_samples": number, "num_completions": UNIT}
-    settings |= {"output_dir": str(folder / name), "seed": seed}
-    annotate(kind(policy=policy, **settings, **POLICY))
-    return folder / name
+    return study.annotate(folder / name, seed=seed, **settings)
 
 
-def measure_run(
-    kind: type[AnnotateConfig], policy: str, folder: Path, num_problems: int, multiples: Sequence[int], seed: int
-) -> dict[str, Any]:
+def measure_run(study: Study, folder: Path, seed: int) -> dict[str, Any]:
     """
     Continue a run with both distributions, and return the errors of the labels.
 
@@ -259,10 +286,10 @@ def measure_run(
     result = folder / "result.json"
     if result.exists():
         return read_json(result)
-    make_run(kind, policy, folder, num_problems, seed)
+    make_run(study, folder, seed)
     first = read_labels(folder / "first")
     tokens = num_tokens(folder / "first")
-    values, noise = true_values(kind, policy, folder, list(first), seed)
+    values, noise = true_values(study, folder, list(first), seed)
 
     def errors(run: Path) -> dict[str, float]:
         labels = read_labels(run)
@@ -270,31 +297,29 @@ def measure_run(
 
     found: dict[str, Any] = {"labels": len(first), "tokens": tokens, "before": errors(folder / "first")}
     source = FinishedRun(folder / "first")
-    rollouts = source.identity["samples"] - num_problems * NUM_SOLUTIONS
-    for multiple in multiples:
+    rollouts = source.identity["samples"] - study.num_problems * NUM_SOLUTIONS
+    expected = sum(label.tokens for label in source.labels) / len(source.labels)  # of a rollout of `uniform`
+    for multiple in study.multiples:
         number, found[str(multiple)] = multiple * rollouts, {}
         for where in WHERE:
-            run = make_more(kind, policy, folder, f"{where}-{multiple}", where, number, seed)
+            run = make_more(study, folder, f"{where}-{multiple}", where, number, seed)
             spent = num_tokens(run) - tokens
-            if where == "uniform":  # once more, with as many tokens as `uncertain`
-                number = round(number * found[str(multiple)]["uncertain"]["tokens"] / spent)
-                run = make_more(kind, policy, folder, f"{where}-{multiple}-equal", where, number, seed)
-                spent = num_tokens(run) - tokens
             found[str(multiple)][where] = errors(run) | {"tokens": spent, "samples": number // UNIT * UNIT}
+            number = round(spent / expected)
     write_json(result, found)
     return found
 
 
 def true_values(
-    kind: type[AnnotateConfig], policy: str, folder: Path, keys: list[tuple[str, tuple[str, ...]]], seed: int
+    study: Study, folder: Path, keys: list[tuple[str, tuple[str, ...]]], seed: int
 ) -> tuple[np.ndarray, np.ndarray | float]:
     """Return the true probability of each label, exactly or from other rollouts, and the variances of these values."""
-    if kind is WorldConfig:
+    if study.kind is WorldConfig:
         problems = {prompt: Problem.parse(prompt) for prompt, _ in keys}
         states = [(problems[prompt], read_state(problems[prompt], "\n\n".join(path))) for prompt, path in keys]
         return np.array([exact_value(*one) for one in states]), 0.0
     number = NUM_REFERENCE * len(FinishedRun(folder / "first").labels)
-    run = make_more(kind, policy, folder, "reference", "uniform", number, seed + 1000)
+    run = make_more(study, folder, "reference", "uniform", number, seed + 1000)
     right: dict[tuple[str, tuple[str, ...]], list[int]] = {key: [0, 0] for key in keys}
     for file in node_files(run):
         for tree in read_trees(file, token_ids=False):
@@ -315,23 +340,22 @@ def main(args: argparse.Namespace) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     folder, began = Path(args.output_dir), time.time()
     results: dict[str, Any] = {"date": str(date.today()), "versions": versions(), "settings": {}}
-    results |= {"seeds": args.seeds, "policy_seeds": args.policy_seeds, "num_problems": args.num_problems}
+    results |= {"seeds": args.seeds, "policy_seeds": args.policy_seeds}
     for num_first in (4, 16):
         found = [simulate(num_first, seed) for seed in range(args.seeds)]
         results["settings"][f"simulation, {num_first} rollouts each"] = found
-    results["settings"]["exact world"] = [
-        measure_run(WorldConfig, "world", folder / f"world-{seed}", args.num_problems, MULTIPLES, seed)
-        for seed in range(args.seeds)
-    ]
+    for num_first, share, multiples in ((4, 1, MULTIPLES), (16, 3, MULTIPLES[:2])):
+        study = Study(WorldConfig, "world", args.num_problems // share, num_first, multiples)
+        found = [measure_run(study, folder / f"world-{num_first}-{seed}", seed) for seed in range(args.seeds)]
+        results["settings"][f"exact world, {num_first} rollouts each"] = found
     if args.policy_seeds:
         policy = folder / "policy"
         if not (policy / "trained.json").exists():
-            train_policy(policy, different_problems(random.Random(0), 6000), 1200)
-            write_json(policy / "trained.json", {"steps": 1200})
-        results["settings"]["small policy"] = [
-            measure_run(AnnotateConfig, str(policy), folder / f"policy-{seed}", args.num_problems // 3, (1, 2), seed)
-            for seed in range(args.policy_seeds)
-        ]
+            train_policy(policy, different_problems(random.Random(0), 6000), args.policy_steps)
+            write_json(policy / "trained.json", {"steps": args.policy_steps})
+        study = Study(AnnotateConfig, str(policy), args.num_problems // 2, 4, MULTIPLES[:2])
+        found = [measure_run(study, folder / f"policy-{seed}", seed) for seed in range(args.policy_seeds)]
+        results["settings"]["small policy, 4 rollouts each"] = found
     results["minutes"] = (time.time() - began) / 60
     write_json(folder / "results.json", results)
     image = picture(results).images["light"]
@@ -415,16 +439,18 @@ def cells(found: Sequence[dict[str, Any]], names: Sequence[str], multiple: str |
 
 def picture(results: dict[str, Any]) -> Picture:
     """Draw the root mean squared error over the added tokens."""
-    chosen = {name: found for name, found in results["settings"].items() if "16" not in name}
+    settings = results["settings"]
 
     def paint(axes, theme):
-        for (name, found), color, marker in zip(chosen.items(), theme.curves, MARKERS, strict=False):
+        for (name, found), color, marker in zip(settings.items(), theme.curves, MARKERS, strict=False):
             multiples = [multiple for multiple in found[0] if multiple.isdigit()]
             start = mean(found, "before", "squared") ** 0.5
             for where, style in (("uncertain", "-"), ("uniform", "--")):
                 x = [0.0, *(mean(found, one, where, "tokens") / mean(found, "tokens") for one in multiples)]
                 y = [start, *(mean(found, one, where, "squared") ** 0.5 for one in multiples)]
-                axes.plot(x, y, style, color=color, marker=marker, markersize=4, linewidth=1.6, label=f"{name}, {where}")
+                axes.plot(
+                    x, y, style, color=color, marker=marker, markersize=4, linewidth=1.6, label=f"{name}, {where}"
+                )
         axes.set_ylim(bottom=0)
         axes.set_xlabel("added tokens, as a multiple of the tokens of the first run")
         axes.set_ylabel("root mean squared error")
@@ -433,7 +459,7 @@ def picture(results: dict[str, Any]) -> Picture:
     ends = "; ".join(
         f"{name}: {mean(found, '2', 'uncertain', 'squared') ** 0.5:.3f} with uncertain and "
         f"{mean(found, '2', 'uniform', 'squared') ** 0.5:.3f} with uniform"
-        for name, found in chosen.items()
+        for name, found in settings.items()
     )
     title = "Root mean squared error of labels by added tokens"
     return draw("active-labels", title, f"{title}. After twice the first rollouts, {ends}", paint, 3.6)
@@ -442,7 +468,7 @@ def picture(results: dict[str, Any]) -> Picture:
 SETTINGS = f"""
 - Simulations: {NUM_LABELS:,} labels with 4 or 16 rollouts each. The true probability is 0 or 1 for many steps, and between them the more often, the
   more steps remain. A remaining step costs {STEP_TOKENS} tokens, so a rollout of an uncertain step costs more.
-- Exact world: `rollouts` runs of {NUM_SOLUTIONS} solutions and {NUM_COMPLETIONS} rollouts per step, for arithmetic problems of the demo. The policy is
+- Exact world: `rollouts` runs of {NUM_SOLUTIONS} solutions and 4 or 16 rollouts per step, for arithmetic problems of the demo. The policy is
   a script that makes a mistake in {100 * SLIP_RATE:.0f} % of the steps and corrects {100 * CORRECTION_RATE:.0f} % of them, so that the true
   probabilities are known. A token is a character.
 - Small policy: the same with the language model of the demo, which is trained on such solutions. The true probabilities are estimated with
@@ -460,7 +486,17 @@ if __name__ == "__main__":
         "--output_dir", default="outputs/active-labels", help="folder of all results (default: outputs/active-labels)"
     )
     parser.add_argument("--docs", help="page whose section with these results is replaced (default: none)")
-    parser.add_argument("--seeds", type=int, default=20, help="seeds of the simulation and the exact world (default: 20)")
+    parser.add_argument(
+        "--seeds", type=int, default=20, help="seeds of the simulation and the exact world (default: 20)"
+    )
     parser.add_argument("--policy_seeds", type=int, default=5, help="seeds of the small policy (default: 5)")
-    parser.add_argument("--num_problems", type=int, default=60, help="problems of a run (default: 60)")
+    parser.add_argument(
+        "--num_problems",
+        type=int,
+        default=24,
+        help="problems of a run of the exact world with 4 rollouts (default: 24)",
+    )
+    parser.add_argument(
+        "--policy_steps", type=int, default=1200, help="training steps of the small policy (default: 1200)"
+    )
     main(parser.parse_args())

@@ -105,7 +105,9 @@ def test_views_and_commands_that_read_runs(tmp_path, policy, runs, capsys):
         assert main(["inspect", str(tmp_path / name), "--problem", "0"]) == 0
     assert "rollouts" in capsys.readouterr().out
     words = ["--problems", str(runs["tree" if "tree" in runs else "full_tree"].parent / "problems.jsonl"), "--policy", policy]  # fmt: skip
-    flags = "--engine transformers --prompt question --prompt_style plain --segmentation step_header --final_stops".split()
+    flags = (
+        "--engine transformers --prompt question --prompt_style plain --segmentation step_header --final_stops".split()
+    )
     words = ["annotate", *words, "--output_dir", str(tmp_path / "x"), *flags, "# END!", "--search", "rollouts"]
     words += "--num_solutions 3 --num_completions 2 --max_solution_tokens 80 --dry_run --pilot".split()
     assert main([*words, str(runs["rollouts"])]) == 0
@@ -116,7 +118,9 @@ def test_views_and_commands_that_read_runs(tmp_path, policy, runs, capsys):
 def test_the_words_of_the_command_line(tmp_path, policy, runs, capsys):
     words = ["annotate", "--more_from", str(runs["rollouts"]), "--where", "uncertain", "--more_samples", "9"]
     words += ["--policy", policy, "--output_dir", str(tmp_path / "run"), "--max_in_flight", "24"]
-    flags = "--engine transformers --prompt question --prompt_style plain --segmentation step_header --final_stops".split()
+    flags = (
+        "--engine transformers --prompt question --prompt_style plain --segmentation step_header --final_stops".split()
+    )
     assert main([*words, *flags, "# END!", "--dry_run", "--tokens_per_second", "100"]) == 0
     printed = capsys.readouterr().out
     assert "8 of 9 rollouts, in 4 requests of 2" in printed
@@ -215,7 +219,7 @@ def test_shards_of_a_continued_run(tmp_path, policy, runs):
         ({"more_samples": None}, "`more_from` requires `more_samples`"),
         ({"where": "widest"}, "`where` is 'widest'. With `more_from`, it must be one of uncertain, uniform"),
         ({"where": ["level=5"]}, "`where` is 'level=5'"),
-        ({"problems": "p.jsonl"}, "`problems` is 'p.jsonl', but the problems and the search are those of the run"),
+        ({"problems": "p.jsonl"}, "`problems` is 'p.jsonl', but `more_from` has the problems and the search"),
         ({"limit": 3}, "`limit` is 3"),
         ({"search": "full_tree"}, "`search` is 'full_tree'"),
         ({"num_children": 3}, "`num_children` is 3"),

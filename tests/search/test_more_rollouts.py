@@ -127,15 +127,15 @@ def test_distribution_against_a_slow_reference(where):
         keys, unit = [f"{rng.random()}" for _ in counts], rng.choice((1, 8))
         expected = [0] * len(counts)
         for _ in range(rng.randint(0, 40)):
-
-            def wish(i):
-                if where == "uniform":
-                    return -expected[i]
-                now, then = (label_variance(counts[i], (expected[i] + k) * unit) for k in (0, 1))
-                return now - then
-
-            best = max(map(wish, range(len(counts))))
-            expected[min((i for i in range(len(counts)) if wish(i) == best), key=keys.__getitem__)] += 1
+            if where == "uniform":
+                gains = [-given for given in expected]
+            else:
+                gains = [
+                    label_variance(one, given * unit) - label_variance(one, (given + 1) * unit)
+                    for one, given in zip(counts, expected, strict=True)
+                ]
+            best = [i for i, gain in enumerate(gains) if gain == max(gains)]
+            expected[min(best, key=keys.__getitem__)] += 1
         assert allocate(counts, keys, sum(expected), unit, where) == expected
         order = rng.sample(range(len(counts)), len(counts))
         shuffled = [[values[i] for i in order] for values in (counts, keys)]
@@ -249,7 +249,7 @@ def test_a_continued_run(tmp_path, name, where):
     for estimator in ("child_mean", "leaf_share"):
         for tree in after.values():
             counts, children = leaf_counts(tree), tree.children()
-            for i, (score, node) in enumerate(zip(mc_scores(tree, estimator), tree.nodes, strict=False)):
+            for i, score in enumerate(mc_scores(tree, estimator)[:-1]):
                 sampled = [tree.nodes[k] for k in children[i] if tree.nodes[k].is_sample]
                 if sampled and all(one.role == "rollout" for one in sampled):
                     graded = [one.correct for one in sampled if one.correct is not None]
@@ -269,9 +269,7 @@ def test_twice_continued(tmp_path):
     rounds = Counter(node.round for node in new_rollouts(trees[1], trees[2]))
     assert max(rounds) > 2 and 0 not in rounds
     # both the first and the second plan give the certain labels least
-    variances = [
-        [label_variance(label.counts) for label in FinishedRun(tmp_path / folder).labels] for folder in "abc"
-    ]
+    variances = [[label_variance(label.counts) for label in FinishedRun(tmp_path / folder).labels] for folder in "abc"]
     assert max(variances[0]) > max(variances[1]) > max(variances[2])
 
 
@@ -285,7 +283,7 @@ def test_another_seed_samples_other_rollouts(tmp_path):
 
 
 def test_shards_get_the_same_rollouts(tmp_path):
-    """The distribution is over all problems, so it does not depend on the shards, of which both runs have their own number."""
+    """The distribution is over all problems, so it is the same for any number of shards."""
     run = make_run(tmp_path / "a", problems=make_problems(12))
     more(run, tmp_path / "one", 240)
     for shard in range(3):
@@ -341,7 +339,10 @@ def test_full_context_gets_no_rollouts(tmp_path):
     opened = log.read(label.problem_id)
     for step in label.steps:
         opened.brought[step.node_id, step.round] = []
-    assert label not in open_labels(opened) and len(open_labels(log.read(label.problem_id))) == len(open_labels(opened)) + 1
+    assert (
+        label not in open_labels(opened)
+        and len(open_labels(log.read(label.problem_id))) == len(open_labels(opened)) + 1
+    )
 
 
 # What is refused
@@ -411,4 +412,6 @@ def test_accurate_where_it_matters(tmp_path):
         more(run, tmp_path / where, 2000, unit=4, where=where, script=write_coins)
         errors[where] = error(tmp_path / where)
     assert errors["uncertain"] < 0.9 * errors["uniform"] < 0.6 * errors["before"]
-    assert all(node.parent != ROOT for node in new_rollouts(read_trees(tmp_path / "a"), read_trees(tmp_path / "uniform")))
+    assert all(
+        node.parent != ROOT for node in new_rollouts(read_trees(tmp_path / "a"), read_trees(tmp_path / "uniform"))
+    )
