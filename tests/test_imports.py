@@ -20,7 +20,7 @@ LAYERS = [
     {"config", "encoding", "forest", "schema", "terminal"},
     {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages", "errors"},
     {"tree_attention", "losses", "kl", "heads", "step_metrics", "step_credit", "grading"},
-    {"loading"},
+    {"loading", "implicit"},
     {"search"},
     {"scoring"},
     {"data"},

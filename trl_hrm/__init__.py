@@ -35,6 +35,8 @@ _NAMES = {
     "hrm_view": "data.hierarchy",
     "HRMRewardConfig": "trainer.hrm_reward_config",
     "HRMRewardTrainer": "trainer.hrm_reward_trainer",
+    "ImplicitPRMConfig": "trainer.implicit_prm_config",
+    "ImplicitPRMTrainer": "trainer.implicit_prm_trainer",
     "inspect_tree": "scripts.inspect",
     "InspectConfig": "scripts.inspect",
     "judge": "scripts.judge",
@@ -128,6 +130,8 @@ if TYPE_CHECKING:
     from .step_tree import StepTree
     from .trainer.hrm_reward_config import HRMRewardConfig
     from .trainer.hrm_reward_trainer import HRMRewardTrainer
+    from .trainer.implicit_prm_config import ImplicitPRMConfig
+    from .trainer.implicit_prm_trainer import ImplicitPRMTrainer
     from .trainer.kl_self_config import KLSelfConfig
     from .trainer.kl_self_trainer import KLSelfTrainer
     from .trainer.plan import TrainingPlan, plan_training

@@ -12,6 +12,7 @@ _NAMES = {
     "BaseConfig": "trl.trainer.base_config:_BaseConfig",
     "BaseTrainer": "trl.trainer.base_trainer:_BaseTrainer",
     "ChunkedDivergenceFunction": "trl.kernels.chunked_divergence:ChunkedDivergenceFunction",
+    "ChunkedLogProbFunction": "trl.kernels.chunked_logprob:ChunkedLogProbFunction",
     "DataCollatorForLanguageModeling": "trl.trainer.sft_trainer:DataCollatorForLanguageModeling",
     "ForwardRedirection": "trl.models.utils:_ForwardRedirection",
     "FusedCausalLMOutput": "trl.trainer.utils:FusedCausalLMOutput",

@@ -43,6 +43,8 @@ class TokenTree:
         subtree_end (`np.ndarray`): First index after the subtree of each token, int32, shape `(L,)`.
         step_positions (`np.ndarray`): Index of the step token of each labelled step, int32, ascending, shape `(S,)`.
         steps (`np.ndarray`): Number of each labelled step from [`TokenTrie.mark`], int32, shape `(S,)`.
+        starts (`np.ndarray`): Number of tokens on the path before each labelled step, as given to [`TokenTrie.mark`], int32,
+            shape `(S,)`.
     """
 
     input_ids: np.ndarray
@@ -50,6 +52,7 @@ class TokenTree:
     subtree_end: np.ndarray
     step_positions: np.ndarray
     steps: np.ndarray
+    starts: np.ndarray
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -70,6 +73,7 @@ class TokenTree:
             subtree_end=np.minimum(self.subtree_end[index], stop) + shift,
             step_positions=self.step_positions[inside] + shift,
             steps=self.steps[inside],
+            starts=self.starts[inside],
         )
 
     def branch_starts(self) -> np.ndarray:
@@ -130,6 +134,7 @@ class TokenTree:
                 [tree.step_positions + offset for tree, offset in zip(trees, offsets, strict=True)]
             ),
             steps=np.concatenate([tree.steps for tree in trees]),
+            starts=np.concatenate([tree.starts for tree in trees]),
         )
 
 
@@ -155,7 +160,7 @@ class TokenTrie:
         self._parents: list[int] = []
         self._depths: list[int] = []
         self._children: dict[tuple[int, int], int] = {}
-        self._marks: dict[int, int] = {}
+        self._marks: dict[tuple[int, int], int] = {}  # number of each step, by its last node and its start
 
     def insert(self, ids: Sequence[int], after: int = -1) -> int:
         """Insert `ids` below node `after` (-1 for the root), and return the node of the last token."""
@@ -175,16 +180,29 @@ class TokenTrie:
         """Return the number of tokens from the root to `node`, inclusive."""
         return 0 if node == -1 else self._depths[node] + 1
 
-    def mark(self, node: int) -> int:
-        """Mark `node` as the step token of a labelled step. Return the number of the step, which is the same for equal nodes."""
-        return self._marks.setdefault(node, len(self._marks))
+    def shared_length(self, node: int, other: int) -> int:
+        """Return the number of tokens that the paths to two nodes share."""
+        while node != other:
+            if self.path_length(node) >= self.path_length(other):
+                node = self._parents[node]
+            else:
+                other = self._parents[other]
+        return self.path_length(node)
+
+    def mark(self, node: int, start: int = 0) -> int:
+        """
+        Mark `node` as the step token of a labelled step that begins after `start` tokens of the path. Return the number of the
+        step, which is the same for equal nodes and starts.
+        """
+        return self._marks.setdefault((node, start), len(self._marks))
 
     def layout(self) -> TokenTree:
         """Return all tokens on paths to marked nodes in depth-first order, with children in order of insertion."""
         count = len(self._tokens)
         size = [0] * count  # number of subtree tokens on paths to labelled steps. Parents come before children
+        ends = {node for node, _ in self._marks}
         for node in reversed(range(count)):
-            if size[node] or node in self._marks:
+            if size[node] or node in ends:
                 size[node] += 1
                 if self._parents[node] != -1:
                     size[self._parents[node]] += size[node]
@@ -197,13 +215,14 @@ class TokenTrie:
             free[node] = index[node] + 1
         order = np.empty(len(kept), dtype=np.int32)
         order[[index[node] for node in kept]] = kept
-        marked = sorted(self._marks, key=index.__getitem__)
+        marked = sorted(self._marks, key=lambda mark: index[mark[0]])
         return TokenTree(
             input_ids=np.array([self._tokens[node] for node in order], dtype=np.int32),
             position_ids=np.array([self._depths[node] for node in order], dtype=np.int32),
             subtree_end=np.array([index[node] + size[node] for node in order], dtype=np.int32),
-            step_positions=np.array([index[node] for node in marked], dtype=np.int32),
-            steps=np.array([self._marks[node] for node in marked], dtype=np.int32),
+            step_positions=np.array([index[node] for node, _ in marked], dtype=np.int32),
+            steps=np.array([self._marks[mark] for mark in marked], dtype=np.int32),
+            starts=np.array([start for _, start in marked], dtype=np.int32),
         )
 
 
@@ -260,3 +279,60 @@ def pad_rows(rows: Sequence[TokenTree], pad_token_id: int, multiple_of: int = 1)
         for name, tensor in tensors.items():
             tensor[i, : len(row)] = torch.from_numpy(getattr(row, name))
     return tensors
+
+
+def parents_of(position_ids: torch.Tensor) -> torch.Tensor:
+    """
+    Return the index of the token above each token of forest rows, which predicts it, and -1 for the first token of a path.
+
+    Args:
+        position_ids (`torch.Tensor`):
+            Number of tokens above each token, of rows one after the other, shape `(T,)`.
+
+    Returns:
+        `torch.Tensor`: int64, shape `(T,)`.
+    """
+    tokens = torch.arange(len(position_ids), device=position_ids.device)
+    return ancestors_of(position_ids, tokens, position_ids - 1)
+
+
+def ancestors_of(position_ids: torch.Tensor, tokens: torch.Tensor, depths: torch.Tensor) -> torch.Tensor:
+    """
+    Return the index of the token at a depth of the path to each of several tokens. In depth-first order, it is the last token
+    at this depth up to the token itself.
+
+    Args:
+        position_ids (`torch.Tensor`):
+            Number of tokens above each token, of rows one after the other, shape `(T,)`.
+        tokens (`torch.Tensor`):
+            Indices of tokens, any shape.
+        depths (`torch.Tensor`):
+            A depth for each of them, at most the depth of the token. Below 0, the result is -1.
+
+    Returns:
+        `torch.Tensor`: int64, shape of `tokens`.
+    """
+    size = len(position_ids)
+    keys, order = (position_ids * size + torch.arange(size, device=position_ids.device)).sort()
+    found = torch.searchsorted(keys, depths * size + tokens, right=True) - 1
+    return torch.where(depths >= 0, order[found.clamp(min=0)], -1)
+
+
+def path_sums(values: torch.Tensor, subtree_end: torch.Tensor) -> torch.Tensor:
+    """
+    Return the sum of the values of each token and of all tokens above it.
+
+    A running sum over the tokens in depth-first order, from which each value is taken out again where the subtree of its token
+    ends.
+
+    Args:
+        values (`torch.Tensor`):
+            One value per token of forest rows, one after the other, shape `(T,)`.
+        subtree_end (`torch.Tensor`):
+            First index after the subtree of each token, shape `(T,)`.
+
+    Returns:
+        `torch.Tensor`: Shape `(T,)`.
+    """
+    ended = values.new_zeros(len(values) + 1).index_add(0, subtree_end, values)
+    return (values - ended[:-1]).cumsum(0)

@@ -166,6 +166,8 @@ def step_outputs(model: nn.Module, step_format: StepFormat, label_token_ids: lis
     if not step_format.is_causal_lm:
         yield
         return
+    if step_format.head == "implicit":
+        raise ValueError("The head 'implicit' has no output per token. Use `ImplicitPRMTrainer` or `StepScorer`.")
     lm_head = model.get_output_embeddings()
 
     def label_rows(values: torch.Tensor) -> torch.Tensor:

@@ -95,6 +95,30 @@ def checkpoint_identity(path_or_repo: str, revision: str | None = None) -> dict[
     return identity
 
 
+def digest_of_checkpoint_weights(path_or_repo: str, revision: str | None = None) -> str | None:
+    """
+    Return a hash of the weight files of a checkpoint, which is the same for a Hub repository and a copy of its files in a folder.
+    `None` if the weights of a repository have not been downloaded yet.
+
+    Raises:
+        `OSError`: If the folder or repository does not exist, or a folder has no weight files.
+    """
+    from transformers.utils import cached_file
+
+    folder = Path(path_or_repo)
+    is_local = folder.is_dir()
+    if not is_local:
+        folder = Path(cached_file(path_or_repo, "config.json", revision=revision)).parent
+    for pattern in CHECKPOINT_FILES["weights"]:  # a repository may have its weights in several formats
+        if files := [path for path in folder.glob(pattern) if path.is_file()]:
+            return digest_of_files(files)
+    if is_local:
+        raise FileNotFoundError(
+            f"{path_or_repo}: found no weight files, such as model.safetensors. Download it again."
+        )
+    return None
+
+
 def changed_settings(found: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """
     List the differences between the saved settings of a folder and new settings. Lists of numbers in `TOLERANCES` may differ by
@@ -218,12 +242,11 @@ def compare_runs(found: dict[str, Any], asked: dict[str, Any]) -> Comparison:
     for part in sorted(known):
         changes |= setting_changes({part: before[part]}, {part: now[part]})
     for server in ("policy_server", "judge_server"):
-        root, probe = f"{server}.root", f"{server}.prompt_logprobs"  # folder on the server, and a measurement of its model
-        if (
-            root in changes
-            and probe not in changes
-            and all("prompt_logprobs" in one[server] for one in (before, now))
-        ):
+        root, probe = (
+            f"{server}.root",
+            f"{server}.prompt_logprobs",
+        )  # folder on the server, and a measurement of its model
+        if root in changes and probe not in changes and all("prompt_logprobs" in one[server] for one in (before, now)):
             moved[root] = changes.pop(root)
     unrecorded = sorted(now.keys() - before.keys())
     changed_parts = {name.partition(".")[0] for name in changes}

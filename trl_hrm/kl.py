@@ -1,14 +1,26 @@
 """KL divergence between a policy and its reference model, per token and per sequence, without a `[T, V]` tensor."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
 import torch
+from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ._compat import ChunkedDivergenceFunction, chunked_divergence, trainer_utils, use_triton
+from ._compat import (
+    ChunkedDivergenceFunction,
+    ChunkedLogProbFunction,
+    chunked_divergence,
+    maybe_gather_lm_head_ctx,
+    trainer_utils,
+    use_triton,
+)
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 # TRL's kernels use tiles of 4,096 tokens x 32,768 logits. Without Triton, each tile needs about ten temporary tensors
@@ -49,6 +61,11 @@ class LMHead(NamedTuple):
         )
         config = model.config.get_text_config()
         return cls(weight, bias, _logit_scale(config), getattr(config, "final_logit_softcapping", None))
+
+
+def causal_lm_of(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
+    """Return the causal language model without its adapter, if it has one."""
+    return model.get_base_model() if is_peft_model(model) else model
 
 
 def _logit_scale(config: PretrainedConfig) -> float:
@@ -134,6 +151,29 @@ def narrow_lm_head(device: torch.device) -> AbstractContextManager:
     if use_triton(device):
         return nullcontext()
     return patch.object(trainer_utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", LOGITS_PER_TILE)
+
+
+def token_log_probs(hidden: torch.Tensor, head: LMHead, targets: torch.Tensor) -> torch.Tensor:
+    """
+    Compute the log-probabilities of tokens.
+
+    Args:
+        hidden (`torch.Tensor`):
+            Last hidden states that predict the tokens, shape `(N, H)`.
+        head ([`LMHead`]):
+            Head of the model.
+        targets (`torch.Tensor`):
+            Ids of the tokens, shape `(N,)`.
+
+    Returns:
+        `torch.Tensor`: Shape `(N,)`, float32, in nats.
+    """
+    width = trainer_utils._CHUNKED_LOGPROB_CHUNK_SIZE if use_triton(hidden.device) else LOGITS_PER_TILE
+    with maybe_gather_lm_head_ctx(head.weight, head.bias):
+        log_probs, *_ = ChunkedLogProbFunction.apply(
+            hidden, head.weight, head.bias, targets, 1.0, width, head.softcap, head.logit_scale, ()
+        )
+    return log_probs
 
 
 def trained_tokens(labels: torch.Tensor) -> torch.Tensor:

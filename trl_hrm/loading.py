@@ -34,6 +34,7 @@ from transformers.utils import (
 from ._compat import create_model_from_path
 from .heads import model_class
 from .hub import HTTPError
+from .identity import digest_of_checkpoint_weights
 from .io import shown
 from .step_format import StepFormat, check_repo_id
 from .terminal import one_line, plain
@@ -263,6 +264,96 @@ def load_reward_model(
     return model
 
 
+def load_reference_model(
+    path_or_repo: str,
+    step_format: StepFormat,
+    revision: str | None = None,
+    reference_model: str | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel | None:
+    """
+    Load the reference model of a checkpoint with the head `"implicit"`, and check that it is the one of its training.
+
+    Args:
+        path_or_repo (`str`):
+            Path or Hub id of the checkpoint.
+        step_format ([`StepFormat`]):
+            Format that it was trained with.
+        revision (`str`, *optional*):
+            Revision of the repository of the checkpoint.
+        reference_model (`str`, *optional*):
+            Where the reference model is now. Defaults to `step_format.reference_model`.
+        kwargs:
+            Passed to `from_pretrained` of the reference model.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: The reference model. `None` for an adapter, whose reference is its base model.
+
+    Raises:
+        `FileNotFoundError`, `ValueError`: If the reference model is missing or damaged, or has other weights than in training.
+    """
+    name, ref_revision, is_checked = find_reference(path_or_repo, step_format, revision, reference_model)
+    if find_adapter_config_file(path_or_repo, revision=revision) is not None:
+        return None
+    model = load_policy(name, revision=ref_revision, **kwargs)
+    if not is_checked:
+        _refuse_other_weights(path_or_repo, step_format, name, ref_revision)
+    return model
+
+
+_REFERENCE_REMEDY = "Pass `reference_model` with the path or Hub id of the reference model that it was trained with."
+_BASE_REMEDY = "Set `base_model_name_or_path` in adapter_config.json to the base model that it was trained with."
+
+
+def find_reference(
+    path_or_repo: str, step_format: StepFormat, revision: str | None = None, reference_model: str | None = None
+) -> tuple[str, str | None, bool]:
+    """
+    Check the files of the reference model of a checkpoint. See [`load_reference_model`].
+
+    Returns:
+        `tuple[str, str or None, bool]`: Its name, its revision, and whether its weights could be compared with the weights in
+        training. `False` if they have not been downloaded yet.
+    """
+    adapter = find_adapter_config_file(path_or_repo, revision=revision)
+    if adapter is None:
+        name, ref_revision, remedy = step_format.reference_model, step_format.reference_revision, _REFERENCE_REMEDY
+        if reference_model is not None:
+            name, ref_revision = reference_model, None
+    else:
+        if reference_model is not None:
+            raise ValueError(
+                f"`reference_model` is {shown(reference_model)}, but {path_or_repo} is an adapter, whose reference is its base model. "
+                f"Remove `reference_model`. If the base model was moved: {_BASE_REMEDY}"
+            )
+        config = _read_object(Path(adapter))
+        name, ref_revision, remedy = config.get("base_model_name_or_path"), config.get("revision"), _BASE_REMEDY
+    if not isinstance(name, str):
+        raise ValueError(f"{path_or_repo}: found no name of the reference model. {remedy}")
+    try:
+        check_policy(name, ref_revision)
+        return name, ref_revision, _refuse_other_weights(path_or_repo, step_format, name, ref_revision, remedy)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{path_or_repo}: its reference model {name} cannot be loaded ({one_line(str(error), 300).rstrip('.')}). {remedy}"
+        ) from error
+
+
+def _refuse_other_weights(
+    path_or_repo: str, step_format: StepFormat, name: str, revision: str | None, remedy: str = _REFERENCE_REMEDY
+) -> bool:
+    """Raise `ValueError` if a reference model has other weights than in training. Return whether they could be compared."""
+    if step_format.reference_weights is None:
+        return True
+    found = digest_of_checkpoint_weights(name, revision)
+    if found not in (None, step_format.reference_weights):
+        raise ValueError(
+            f"{path_or_repo}: its reference model {name} has weights with the digest {found}, but it was trained with "
+            f"{step_format.reference_weights}. With another reference, all scores change. {remedy}"
+        )
+    return found is not None
+
+
 def load_base_model(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
     """
     Load the model to start the training of a step reward model from.
@@ -352,7 +443,11 @@ def refuse_nan(model: torch.nn.Module, name: str) -> None:
 
 
 def check_checkpoint(
-    path_or_repo: str, step_format: StepFormat, revision: str | None = None, trust_remote_code: bool = False
+    path_or_repo: str,
+    step_format: StepFormat,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    reference_model: str | None = None,
 ) -> bool:
     """
     Check that the weights of a checkpoint fit the head, without loading the model.
@@ -367,6 +462,8 @@ def check_checkpoint(
             Format that it was trained with.
         revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
             Passed to `from_pretrained` of its configuration.
+        reference_model (`str`, *optional*):
+            Where the reference model of the head `"implicit"` is now. It is checked too. See [`load_reference_model`].
 
     Returns:
         `bool`: Whether it was checked. `False` if no safetensors files can be read.
@@ -375,6 +472,8 @@ def check_checkpoint(
         `ValueError`: If weights are missing, unexpected or have a different shape. The message names them and says
         what to do.
     """
+    if step_format.head == "implicit":
+        find_reference(path_or_repo, step_format, revision, reference_model)
     if find_adapter_config_file(path_or_repo, revision=revision) is None:
         fit = _fit_of_files(path_or_repo, step_format, revision, trust_remote_code)
         if fit is not None:

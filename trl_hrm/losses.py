@@ -14,7 +14,7 @@ def step_loss(logits: torch.Tensor, labels: torch.Tensor, step_format: StepForma
     |---|---|
     | `classification`, `mlp`, `lm` | −y·ln p₁ − (1−y)·ln p₀, with p = softmax(logits) |
     | 1 output, `mse` | (z − y)² |
-    | 1 output, `bce` | −y·ln σ(z) − (1−y)·ln(1 − σ(z)) |
+    | 1 output, `bce` (also `implicit`) | −y·ln σ(z) − (1−y)·ln(1 − σ(z)) |
 
     Hard labels are y ∈ {0, 1}. Soft labels are used directly, without rounding.
 

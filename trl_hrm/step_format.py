@@ -1,5 +1,6 @@
 """Encoding of a problem and its steps to token ids, shared by training, scoring, evaluation and serving."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -31,6 +32,8 @@ VERSION = 3
 # Defaults of older versions that differ from today's. Keys missing from an older file get these values, so that a
 # checkpoint keeps the encoding it was trained with. Files without a version are version 1.
 OLD_DEFAULTS: dict[int, dict[str, Any]] = {1: {"chat_template_date": None, "sanitize_control_tokens": False}}
+# Fields that only apply to the head "implicit". The files of other heads do not have them
+_IMPLICIT = ("beta", "score_span", "reference_model", "reference_revision", "reference_weights")
 _REPLIES = range(
     0xF0000, 0xFFFFE
 )  # private use characters. One stands for the replies while a conversation is rendered
@@ -68,10 +71,12 @@ class StepFormat:
             [Qwen2.5-Math-PRM](https://huggingface.co/papers/2501.07301). `"regression"`: token classification with 1
             label. `"value"`: causal language model with a value head (`v_head.summary`) of 1 output. `"lm"`: causal
             language model, score `p(correct) / (p(correct) + p(wrong))` of the two label tokens. `"lm_mean"`: causal
-            language model, whose output is the mean of all logits.
+            language model, whose output is the mean of all logits. `"implicit"`: causal language model, whose output is `beta`
+            times the sum over tokens of the log-ratio ln π(token) − ln π_ref(token) to a reference model
+            ([ImplicitPRM](https://huggingface.co/papers/2412.01981), eq. 3). The score is its sigmoid.
         regression_loss (`str`, *optional*, defaults to `"mse"`):
             Loss of a head with 1 output (`"regression"`, `"value"`, `"lm_mean"`). It also determines the score: with `"mse"`
-            the output clipped to `[0, 1]`, with `"bce"` its sigmoid.
+            the output clipped to `[0, 1]`, with `"bce"` its sigmoid. `"implicit"` always has `"bce"`.
         label_tokens (`tuple[str, str]` or `tuple[int, int]`, *optional*, defaults to `("+", "-")`):
             Tokens for a correct and a wrong step, as texts or as ids. Only used with `head="lm"`.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
@@ -97,6 +102,22 @@ class StepFormat:
             Text between the separator and the next step.
         score_position (`str`, *optional*, defaults to `"separator"`):
             Step token: `"separator"`, the last token of the separator, or `"before_separator"`, the token before it.
+        thinking_marks (`tuple[str, ...]`, *optional*):
+            Phrases that begin a thought, for `spans=(1, "thought")`. They must be the marks of the merged steps in the training data.
+            Defaults to [`~search.thinking.MARKS`].
+        max_thought (`int`, *optional*, defaults to `16`):
+            Maximum number of steps in a merged thought.
+        beta (`float`, *optional*, defaults to `0.05`):
+            Factor of the log-ratios. Only used with `head="implicit"`, as the next four.
+        score_span (`str`, *optional*, defaults to `"step"`):
+            Tokens whose log-ratios are summed for the score of a step: `"step"`, all tokens after the previous step token up to
+            its own, or `"prefix"`, all tokens after the problem up to its step token.
+        reference_model (`str`, *optional*):
+            Path or Hub id of the reference model. Required, except for an adapter, whose reference is its base model.
+        reference_revision (`str`, *optional*):
+            Revision of the reference model on the Hub.
+        reference_weights (`str`, *optional*):
+            Digest of the weight files of the reference model. If set, other weights are refused.
 
     Example:
 
@@ -112,7 +133,7 @@ class StepFormat:
     system_prompt: str | None = None
     step_separator: str = "\n\n"
     merge_separator: str = "\n"
-    head: Literal["classification", "mlp", "regression", "value", "lm", "lm_mean"] = "classification"
+    head: Literal["classification", "mlp", "regression", "value", "lm", "lm_mean", "implicit"] = "classification"
     regression_loss: Literal["mse", "bce"] = "mse"
     label_tokens: tuple[str, str] | tuple[int, int] = ("+", "-")
     chat_template_kwargs: dict[str, Any] | None = None
@@ -123,6 +144,13 @@ class StepFormat:
     step_prefix: str = ""
     step_suffix: str = ""
     score_position: Literal["separator", "before_separator"] = "separator"
+    thinking_marks: tuple[str, ...] | None = None
+    max_thought: int = 16
+    beta: float = 0.05
+    score_span: Literal["step", "prefix"] = "step"
+    reference_model: str | None = None
+    reference_revision: str | None = None
+    reference_weights: str | None = None
 
     def __post_init__(self):
         for field in fields(self):
@@ -159,6 +187,20 @@ class StepFormat:
                 'StepFormat: `chat_template_kwargs` requires `prompt_style="chat"`. Plain prompts use no chat template.'
             )
         check_chat_template_options(self.chat_template_kwargs, self.chat_template_date)
+        if self.head == "implicit":
+            object.__setattr__(self, "regression_loss", "bce")
+        elif changed := [name for name in _IMPLICIT if getattr(self, name) != getattr(type(self), name)]:
+            raise ValueError(
+                f"StepFormat: `{changed[0]}` is {shown(getattr(self, changed[0]))}, which has no effect with `head` "
+                f"{shown(self.head)}. Set `head` to 'implicit', or remove it."
+            )
+        if type(self.beta) not in (int, float) or not 0 < self.beta < math.inf:
+            raise ValueError(f"StepFormat: `beta` is {shown(self.beta)}. It must be a number greater than 0.")
+        for name in ("reference_model", "reference_revision", "reference_weights"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(
+                    f"StepFormat: `{name}` is {shown(getattr(self, name))}. It must be a string or `None`."
+                )
         if not isinstance(self.sanitize_control_tokens, bool):
             raise ValueError(
                 f"StepFormat: `sanitize_control_tokens` is {shown(self.sanitize_control_tokens)}. It must be true or false."
@@ -175,16 +217,27 @@ class StepFormat:
                 f"StepFormat: `label_tokens` is {shown(self.label_tokens)}. It must be two different tokens or two ids: "
                 "correct, wrong."
             )
+        if isinstance(self.thinking_marks, list):
+            object.__setattr__(self, "thinking_marks", tuple(self.thinking_marks))
+        marks = self.thinking_marks
+        if marks is not None and not (
+            isinstance(marks, tuple) and marks and all(isinstance(mark, str) and mark.strip() for mark in marks)
+        ):
+            raise ValueError(
+                f"StepFormat: `thinking_marks` is {shown(marks)}. It must be phrases such as 'Wait', or `None`."
+            )
+        if type(self.max_thought) is not int or not 2 <= self.max_thought <= 1000:
+            raise ValueError(f"StepFormat: `max_thought` is {shown(self.max_thought)}. It must be from 2 to 1000.")
 
     @property
     def num_labels(self) -> int:
-        """Number of outputs of the head: 2 (0 wrong, 1 correct), or 1 for `"regression"`, `"value"` and `"lm_mean"`."""
-        return 1 if self.head in ("regression", "value", "lm_mean") else 2
+        """Number of outputs of the head: 2 (0 wrong, 1 correct), or 1 for the heads that predict one number."""
+        return 1 if self.head in ("regression", "value", "lm_mean", "implicit") else 2
 
     @property
     def is_causal_lm(self) -> bool:
         """Whether the head consists of the output embeddings of a causal language model."""
-        return self.head in ("lm", "lm_mean")
+        return self.head in ("lm", "lm_mean", "implicit")
 
     @classmethod
     def published(cls, name: str) -> "StepFormat":
@@ -272,7 +325,15 @@ class StepFormat:
                 )
 
     def check_merged(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Raise `ValueError` if the tokenizer cannot encode `merge_separator` as text distinct from `step_separator`."""
+        """
+        Raise `ValueError` if the tokenizer cannot encode `merge_separator` as text distinct from `step_separator`, or the head
+        does not support merged steps.
+        """
+        if self.head == "implicit":
+            raise ValueError(
+                "StepFormat: the head 'implicit' does not support merged steps: a merged step has other tokens than the solution "
+                "that the policy was trained on. Use single steps (`spans` 1, a dataset built with the view `prm` or `orm`)."
+            )
         step_ids = self._separator_ids(tokenizer, "step_separator")
         if self.prompt_style != "turns" and self._separator_ids(tokenizer, "merge_separator") == step_ids:
             raise ValueError(
@@ -589,7 +650,10 @@ class StepFormat:
 
     def to_json(self) -> str:
         """Return the content of `step_format.json`."""
-        return dump_json({"version": VERSION} | asdict(self), STEP_FORMAT_NAME, indent=2)
+        values = asdict(self)
+        if self.head != "implicit":
+            values = {name: value for name, value in values.items() if name not in _IMPLICIT}
+        return dump_json({"version": VERSION} | values, STEP_FORMAT_NAME, indent=2)
 
     def save(self, directory: str | Path) -> None:
         """Save as `step_format.json` in `directory`."""

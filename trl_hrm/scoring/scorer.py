@@ -1,13 +1,18 @@
 """Score the steps of solutions with a step reward model in transformers."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
+from accelerate.utils import is_peft_model
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..forest import TokenTree, pack, pad_rows
 from ..heads import check_head, gather_steps, step_outputs
-from ..loading import load_reward_model, load_tokenizer, read_step_format
+from ..implicit import StepTokens
+from ..io import shown
+from ..loading import load_reference_model, load_reward_model, load_tokenizer, read_step_format
 from ..losses import step_score
 from ..step_format import StepFormat
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
@@ -41,9 +46,12 @@ class StepScorer(TreeScorer):
             be longer, up to the number of positions of the model.
         batch_size (`int`, *optional*, defaults to `8`):
             Number of rows per forward pass.
+        reference ([`~transformers.PreTrainedModel`], *optional*):
+            Reference model, for a model without an adapter and the head `"implicit"`. It is set to evaluation mode.
 
     Raises:
-        `ValueError`: If the model, the tokenizer and the step format do not fit each other, or a number is below 1.
+        `ValueError`: If the model, the tokenizer, the step format and the reference model do not fit each other, or a number is
+        below 1.
     """
 
     def __init__(
@@ -53,15 +61,33 @@ class StepScorer(TreeScorer):
         step_format: StepFormat,
         max_length: int = 2048,
         batch_size: int = 8,
+        reference: PreTrainedModel | None = None,
     ):
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"`{name}` is {value}. It must be at least 1.")
         super().__init__(tokenizer, step_format, getattr(model.config, "max_position_embeddings", None))
         check_head(model, step_format)
-        check_attention(model.config._attn_implementation)
-        use_tree_attention(model, model.device)
-        self.model = model.eval()
+        needs_reference = step_format.head == "implicit" and not is_peft_model(model)
+        if needs_reference != (reference is not None):
+            raise ValueError(
+                "The head 'implicit' needs a `reference` model. Pass it, or use `StepScorer.from_pretrained`, which loads it."
+                if needs_reference
+                else f"`reference` has no effect with head {step_format.head!r} and {type(model).__name__}. Remove it."
+            )
+        for one in (model,) if reference is None else (model, reference):
+            check_attention(one.config._attn_implementation)
+            use_tree_attention(one, one.device)
+            one.eval()
+        if reference is not None:
+            sizes = [one.config.get_text_config().vocab_size for one in (model, reference)]
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    f"The model has a vocabulary of {sizes[0]} tokens, but the reference model has {sizes[1]}. Use the reference model "
+                    "of the training."
+                )
+        self.model = model
+        self.reference = reference
         self.max_length = max_length
         self.batch_size = batch_size
         self._label_token_ids = step_format.label_token_ids(tokenizer) if step_format.head == "lm" else None
@@ -75,10 +101,11 @@ class StepScorer(TreeScorer):
         batch_size: int = 8,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        reference_model: str | None = None,
         **model_init_kwargs,
     ) -> "StepScorer":
         """
-        Load a checkpoint of [`HRMRewardTrainer`], or a LoRA adapter with its base model.
+        Load a checkpoint of [`HRMRewardTrainer`] or [`ImplicitPRMTrainer`], or a LoRA adapter with its base model.
 
         Args:
             path_or_repo (`str`):
@@ -89,13 +116,17 @@ class StepScorer(TreeScorer):
                 See [`StepScorer`].
             revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
                 Arguments for loading the checkpoint.
+            reference_model (`str`, *optional*):
+                Path or Hub id of the reference model, for the head `"implicit"`. Defaults to the name in the step format. Its
+                weights must be the same as in training.
             model_init_kwargs:
                 Keyword arguments for `from_pretrained` of the model, such as `dtype="bfloat16"` (defaults to `float32`).
 
         Raises:
             `FileNotFoundError`: If the checkpoint has no `step_format.json` and `step_format` is not given.
-            `ValueError`: If the weights of the checkpoint do not fit the head (missing weights would be random), or the
-            model, the tokenizer and the step format do not fit each other.
+            `ValueError`: If the weights of the checkpoint do not fit the head (missing weights would be random), the
+            model, the tokenizer and the step format do not fit each other, or the reference model has other weights than in
+            training.
         """
         if step_format is None:
             step_format = read_step_format(path_or_repo, revision)
@@ -103,8 +134,15 @@ class StepScorer(TreeScorer):
             step_format = StepFormat.named(step_format)
         tokenizer = load_tokenizer(path_or_repo, revision, trust_remote_code)
         kwargs = {"trust_remote_code": trust_remote_code, **model_init_kwargs}
+        if reference_model is not None and step_format.head != "implicit":
+            raise ValueError(
+                f"`reference_model` is {shown(reference_model)}, which has no effect with head {step_format.head!r}. Remove it."
+            )
         model = load_reward_model(path_or_repo, step_format, revision=revision, **kwargs)
-        return cls(model, tokenizer, step_format, max_length=max_length, batch_size=batch_size)
+        reference = None
+        if step_format.head == "implicit":
+            reference = load_reference_model(path_or_repo, step_format, revision, reference_model, **kwargs)
+        return cls(model, tokenizer, step_format, max_length, batch_size, reference)
 
     def _forward(self, trees: list[TokenTree], progress: bool) -> list[np.ndarray]:
         """Return the scores of each token tree, indexed by the numbers of its steps."""
@@ -136,9 +174,28 @@ class StepScorer(TreeScorer):
         width = tokens["input_ids"].shape[1]
         device = self.model.device
         tokens = {name: tensor.to(device) for name, tensor in tokens.items()}
-        with step_outputs(self.model, self.step_format, self._label_token_ids):
-            logits = self.model(**model_inputs(**tokens, config=self.model.config, dtype=self.model.dtype)).logits
         positions = np.concatenate([row.step_positions + i * width for i, row in enumerate(joined)])
-        scores = step_score(gather_steps(logits, torch.from_numpy(positions).to(device)), self.step_format)
+        positions = torch.from_numpy(positions).long().to(device)
+        if self.step_format.head == "implicit":
+            starts = torch.from_numpy(np.concatenate([row.starts for row in joined])).long().to(device)
+            outputs = self._implicit_rewards(tokens, positions, starts)[:, None]
+        else:
+            with step_outputs(self.model, self.step_format, self._label_token_ids):
+                inputs = model_inputs(**tokens, config=self.model.config, dtype=self.model.dtype)
+                outputs = gather_steps(self.model(**inputs).logits, positions)
+        scores = step_score(outputs, self.step_format)
         ends = np.cumsum([len(row.steps) for row in joined])[:-1]
         return np.split(scores.cpu().numpy().astype(np.float64), ends)
+
+    def _implicit_rewards(
+        self, tokens: dict[str, torch.Tensor], ends: torch.Tensor, starts: torch.Tensor
+    ) -> torch.Tensor:
+        """Return β times the sum of the log-ratios of each step, shape of `ends`. See [`~implicit.StepTokens`]."""
+        steps = StepTokens.of(tokens["position_ids"], tokens["subtree_end"], ends, starts)
+        log_probs = []
+        for model in (self.model, self.reference or self.model):
+            is_reference = bool(log_probs)
+            with model.disable_adapter() if is_reference and self.reference is None else nullcontext():
+                inputs = model_inputs(**tokens, config=model.config, dtype=model.dtype)
+                log_probs.append(steps.log_probs(model, inputs))
+        return self.step_format.beta * steps.sums(log_probs[0] - log_probs[1])

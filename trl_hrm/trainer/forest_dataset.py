@@ -24,6 +24,8 @@ from ..step_tree import StepTree
 
 TOKEN_COLUMNS = ["input_ids", "position_ids", "subtree_end"]
 STEP_COLUMNS = ["step_positions", "labels", "label_weights", "num_merged"]
+PROMPT_LENGTHS = "prompt_lengths"  # number of tokens of the problem before each labelled step, for implicit rewards
+REF_LOG_PROBS = "ref_log_probs"  # log-probability of the solution up to each labelled step, of the reference model
 
 
 @dataclass
@@ -224,6 +226,7 @@ class ForestBuilder:
         trees = [StepTree.from_row(row, where) for row, where in zip(rows, places, strict=True)]
         report = ForestReport()
         trie = TokenTrie()
+        is_implicit = self.step_format.head == "implicit"
         labels: list[list[float]] = []
         weights: list[list[float]] = []
         num_merged: list[int] = []
@@ -249,7 +252,7 @@ class ForestBuilder:
                 if self.max_length is not None and path_lengths[-1] > self.max_length:
                     report.labels_too_long += 1
                     continue
-                step = trie.mark(nodes[i])
+                step = trie.mark(nodes[i], trie.shared_length(nodes[i], nodes[-1]) if is_implicit else 0)
                 if step == len(labels):
                     labels.append([])
                     weights.append([])
@@ -272,6 +275,8 @@ class ForestBuilder:
         step_weights = times * (means + (1 - means) * np.float32(self.error_weight))
         order = token_tree.steps
         columns = _columns(token_tree, means[order], step_weights[order], np.array(num_merged, dtype=np.int32)[order])
+        if is_implicit:
+            columns[PROMPT_LENGTHS] = token_tree.starts
         counts = {name: getattr(report, name) for name in COUNTS}
         return columns | counts | {"path_lengths": np.array(path_lengths, dtype=np.int32)}
 
@@ -315,8 +320,9 @@ class ForestBuilder:
     def _rows(self, batch: Mapping[str, list]) -> dict[str, list]:
         """Split the trees of a batch if needed and pack the parts into rows."""
         pieces, values = [], []
+        names = TOKEN_COLUMNS + STEP_COLUMNS + [PROMPT_LENGTHS] * (PROMPT_LENGTHS in batch)
         for i in range(len(batch["input_ids"])):
-            columns = {name: batch[name][i] for name in TOKEN_COLUMNS + STEP_COLUMNS}
+            columns = {name: batch[name][i] for name in names}
             if not len(columns["labels"]):
                 continue
             tree = _token_tree(columns)
@@ -336,8 +342,9 @@ class ForestBuilder:
                 np.concatenate([np.asarray(values[i][name], dtype)[pieces[i].steps] for i in group])
                 for name, dtype in (("labels", np.float32), ("label_weights", np.float32), ("num_merged", np.int32))
             ]
-            rows.append(_columns(TokenTree.join([pieces[i] for i in group]), *steps))
-        return {name: [row[name] for row in rows] for name in TOKEN_COLUMNS + STEP_COLUMNS}
+            joined = TokenTree.join([pieces[i] for i in group])
+            rows.append(_columns(joined, *steps) | {PROMPT_LENGTHS: joined.starts})
+        return {name: [row[name] for row in rows] for name in names}
 
 
 def _weighted_mean(values: list[float], weights: list[float]) -> float:
@@ -369,7 +376,9 @@ def flat_column(rows: Dataset, column: str) -> np.ndarray:
 def _token_tree(row: Mapping[str, Any]) -> TokenTree:
     """Return the token tree of a row. Its labelled steps are numbered in order of position."""
     arrays = (np.asarray(row[name], dtype=np.int32) for name in [*TOKEN_COLUMNS, "step_positions"])
-    return TokenTree(*arrays, steps=np.arange(len(row["step_positions"])))
+    steps = np.arange(len(row["step_positions"]))
+    starts = np.asarray(row.get(PROMPT_LENGTHS, np.zeros(len(steps))), dtype=np.int32)
+    return TokenTree(*arrays, steps=steps, starts=starts)
 
 
 def _columns(
@@ -405,7 +414,8 @@ class DataCollatorForForest(DataCollatorMixin):
             If set, rows are padded to a multiple of this value.
 
     Returns:
-        `dict[str, torch.Tensor]`: `labels`, `label_weights`, `num_merged` and `step_positions`, shape `(B, S)` each;
+        `dict[str, torch.Tensor]`: `labels`, `label_weights`, `num_merged` and `step_positions`, shape `(B, S)` each, and for implicit
+        rewards `prompt_lengths` and `ref_log_probs`, if the rows have them;
         `num_tokens` (without padding), shape `(B,)`; `input_ids`, `position_ids` and `subtree_end`, shape `(B, L)` each,
         or `(1, sum of lengths)` if padding-free.
 
@@ -436,6 +446,10 @@ class DataCollatorForForest(DataCollatorMixin):
             "num_merged": torch.full((len(rows), num_steps), -100),
             "step_positions": torch.zeros((len(rows), num_steps), dtype=torch.long),
         }
+        if PROMPT_LENGTHS in examples[0]:
+            steps[PROMPT_LENGTHS] = torch.zeros((len(rows), num_steps), dtype=torch.long)
+        if REF_LOG_PROBS in examples[0]:
+            steps[REF_LOG_PROBS] = torch.zeros((len(rows), num_steps), dtype=torch.float64)
         for name, tensor in steps.items():
             for i, example in enumerate(examples):
                 tensor[i, : len(example[name])] = torch.as_tensor(example[name])

@@ -54,6 +54,11 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
             Text added after every step. The step is scored at the last token of this text.
         merge_separator (`str`, *optional*, defaults to `"\n"`):
             Text between the steps of a merged step. Must be the separator that the dataset was built with.
+        thinking_marks (`list[str]`, *optional*):
+            Phrases that begin a thought, for `spans` with `thought`. Must be the marks that the dataset was built with. Defaults to
+            [`~search.thinking.MARKS`].
+        max_thought (`int`, *optional*, defaults to `16`):
+            Maximum number of steps in a merged thought. Must be the `max_merge` that the dataset was built with.
         head (`str`, *optional*, defaults to `"classification"`):
             Head of the model. `"classification"`: token classification with 2 labels. `"mlp"`: the same with a hidden
             layer. `"regression"`: token classification with 1 label. `"value"`: value head with 1 output on a causal
@@ -114,6 +119,21 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
     """
 
     _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs", "chat_template_kwargs"]
+    # Arguments that are fields of the step format
+    _TEXT_FORMAT = (
+        "prompt_style",
+        "system_prompt",
+        "step_separator",
+        "merge_separator",
+        "thinking_marks",
+        "max_thought",
+        "head",
+        "regression_loss",
+        "label_tokens",
+        "chat_template_kwargs",
+        "chat_template_date",
+        "sanitize_control_tokens",
+    )
 
     # Parameters whose default values are overridden from TrainingArguments
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
@@ -179,6 +199,18 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
         default="\n",
         metadata={
             "help": "Text between the steps of a merged step. Must be the separator that the dataset was built with."
+        },
+    )
+    thinking_marks: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Phrases that begin a thought, for `spans` with `thought`. Must be the marks that the dataset was built with."
+        },
+    )
+    max_thought: int = field(
+        default=16,
+        metadata={
+            "help": "Maximum number of steps in a merged thought. Must be the `max_merge` that the dataset was built with."
         },
     )
     head: Literal["classification", "mlp", "regression", "value", "lm", "lm_mean"] = field(
@@ -297,26 +329,12 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
                     "text format too. Remove either `step_format` or these arguments."
                 )
             return StepFormat.named(self.step_format)
-        return StepFormat(**{name: getattr(self, name) for name in _TEXT_FORMAT})
+        return StepFormat(**{name: getattr(self, name) for name in self._TEXT_FORMAT})
 
     def changed_text_format(self) -> list[str]:
         """Return the names of the arguments of the text format that do not have their default values."""
         defaults = {field.name: field for field in fields(self)}
-        return [name for name in _TEXT_FORMAT if getattr(self, name) != _default(defaults[name])]
-
-
-_TEXT_FORMAT = (
-    "prompt_style",
-    "system_prompt",
-    "step_separator",
-    "merge_separator",
-    "head",
-    "regression_loss",
-    "label_tokens",
-    "chat_template_kwargs",
-    "chat_template_date",
-    "sanitize_control_tokens",
-)
+        return [name for name in self._TEXT_FORMAT if getattr(self, name) != _default(defaults[name])]
 
 
 def _default(field: Field) -> Any:

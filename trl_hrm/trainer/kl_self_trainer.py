@@ -16,7 +16,16 @@ from .._compat import ForwardRedirection, FusedCausalLMOutput, get_config_model_
 from ..encoding import dated_template, uses_clock
 from ..identity import checkpoint_identity
 from ..io import shown
-from ..kl import LMHead, narrow_lm_head, scaled_kl, sequence_kl, token_kl, trained_sequences, trained_tokens
+from ..kl import (
+    LMHead,
+    causal_lm_of,
+    narrow_lm_head,
+    scaled_kl,
+    sequence_kl,
+    token_kl,
+    trained_sequences,
+    trained_tokens,
+)
 from ..loading import check_policy, load_policy, load_tokenizer, refuse_nan
 from ..pages.papers import HRM_PAPER
 from .hub_push import HubPushMixin
@@ -27,7 +36,6 @@ from .reference import (
     AdapterOff,
     FrozenReference,
     RefHiddenCollator,
-    causal_lm_of,
     check_reference,
     make_reference,
     precompute_hidden,
@@ -139,7 +147,9 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
             self._reset_metrics(mode)
         if args.kl_coef:
             self._check_support()
-            check_reference(reference, given, causal_lm_of(self.model), self._tokenizer, args)
+            ref_revision = (args.ref_model_init_kwargs or {}).get("revision")
+            policy = causal_lm_of(self.model)
+            check_reference(reference, given, policy, self._tokenizer, ref_revision, args.trust_remote_code)
             if args.precompute_ref_hidden:
                 self.reference, store = precompute_hidden(self, reference)
                 self.data_collator = RefHiddenCollator(self.data_collator, store)

@@ -1,4 +1,4 @@
-"""Reference models for a KL term: a frozen copy, the policy with its adapter disabled, or hidden states on disk."""
+"""Reference models for a KL term or implicit rewards: a frozen copy, the policy with its adapter disabled, or hidden states on disk."""
 
 import copy
 import hashlib
@@ -6,13 +6,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, is_peft_model
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -29,7 +30,7 @@ from .._compat import (
     prepare_fsdp,
 )
 from ..io import read_json, shown, write_json
-from ..kl import LMHead, trained_tokens
+from ..kl import LMHead, causal_lm_of, trained_tokens
 from ..loading import load_policy, load_tokenizer
 from .checkpoints import digest_of_weights
 from .kl_self_config import KLSelfConfig
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from trl import SFTTrainer
 
+Result = TypeVar("Result")
 REF_STATES = "ref_hidden_states"
 MANIFEST = "manifest.json"
 SHARD_BYTES = 256 << 20
@@ -144,7 +146,8 @@ def check_reference(
     given: str | PreTrainedModel | None,
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    args: KLSelfConfig,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """
     Check that the reference has the same tokens as the policy.
@@ -161,8 +164,8 @@ def check_reference(
             Policy without its adapter.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the policy.
-        args ([`KLSelfConfig`]):
-            Arguments of the trainer.
+        revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Arguments for loading the tokenizer of the reference.
 
     Raises:
         `ValueError`: If the vocabularies differ in size, or the tokenizers have different tokens.
@@ -172,7 +175,7 @@ def check_reference(
         if found != expected:
             name = get_config_model_id(reference.config) or "the reference model"
             raise ValueError(
-                f"{name}: the reference has a vocabulary of {found} tokens, but the policy has {expected}. The KL requires the "
+                f"{name}: the reference has a vocabulary of {found} tokens, but the policy has {expected}. They must have the "
                 "same vocabulary. Use a reference of the same model family. If the policy was resized (`chat_template_path` adds "
                 "tokens), resize the reference in the same way and pass it as `ref_model`."
             )
@@ -181,11 +184,10 @@ def check_reference(
     name = given if isinstance(given, str) else get_config_model_id(given.config)
     if not isinstance(given, str) and not (name and Path(name).is_dir()):
         return  # do not download a tokenizer for a model that is already instantiated
-    revision = (args.ref_model_init_kwargs or {}).get("revision")
     file = cached_file(name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     if file is None:
         return
-    own = load_tokenizer(name, revision, args.trust_remote_code)
+    own = load_tokenizer(name, revision, trust_remote_code)
     known, expected = own.get_vocab(), tokenizer.get_vocab()
     for token in sorted(known.keys() | expected.keys()):
         if known.get(token) != expected.get(token):
@@ -197,11 +199,6 @@ def check_reference(
 
 
 # References: callables that take the policy, the inputs and the labels, and return hidden states and an LM head
-
-
-def causal_lm_of(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
-    """Return the causal language model without its adapter, if it has one."""
-    return model.get_base_model() if is_peft_model(model) else model
 
 
 def _last_hidden_states(model: "PreTrainedModel | PeftModel", inputs: dict[str, Any]) -> torch.Tensor:
@@ -248,6 +245,22 @@ class FrozenReference:
         self._accelerator = accelerator
 
     @torch.no_grad()
+    def run(self, policy: torch.nn.Module, function: Callable[[torch.nn.Module], Result]) -> Result:
+        """
+        Return the result of a function of the reference model. It runs in the forward pass of the model's wrappers, which gather
+        sharded weights.
+
+        Args:
+            policy (`torch.nn.Module`):
+                Policy, wrapped for training. Unused by this reference.
+            function (`Callable`):
+                Function of the model without wrappers.
+        """
+        model = self._accelerator.unwrap_model(self.model)
+        with self._accelerator.autocast():  # same precision as the policy's forward pass
+            return ForwardRedirection()(self.model, model, function, model)
+
+    @torch.no_grad()
     def __call__(
         self, policy: torch.nn.Module, inputs: dict[str, Any], labels: torch.Tensor
     ) -> tuple[torch.Tensor, LMHead]:
@@ -265,10 +278,8 @@ class FrozenReference:
         Returns:
             `tuple[torch.Tensor, LMHead]`: Hidden states, shape `(N, H)`, in row-major order, and the LM head.
         """
-        model = self._accelerator.unwrap_model(self.model)
-        with self._accelerator.autocast():  # same precision as the policy's forward pass
-            states = ForwardRedirection()(self.model, model, _last_hidden_states, model, inputs)
-        return states[:, :-1][trained_tokens(labels)], LMHead.of(model)
+        states = self.run(policy, partial(_last_hidden_states, inputs=inputs))
+        return states[:, :-1][trained_tokens(labels)], LMHead.of(self._accelerator.unwrap_model(self.model))
 
 
 class AdapterOff:
@@ -278,13 +289,20 @@ class AdapterOff:
         self._accelerator = accelerator
 
     @torch.no_grad()
+    def run(self, policy: torch.nn.Module, function: Callable[[torch.nn.Module], Result]) -> Result:
+        """See [`FrozenReference.run`]."""
+        model = self._accelerator.unwrap_model(policy)
+        with without_adapter(model), self._accelerator.autocast():
+            return ForwardRedirection()(policy, model, function, model)
+
+    @torch.no_grad()
     def __call__(
         self, policy: torch.nn.Module, inputs: dict[str, Any], labels: torch.Tensor
     ) -> tuple[torch.Tensor, LMHead]:
         """See [`FrozenReference`]."""
         model = self._accelerator.unwrap_model(policy)
-        with without_adapter(model), self._accelerator.autocast():
-            states = ForwardRedirection()(policy, model, _last_hidden_states, model, inputs)
+        states = self.run(policy, partial(_last_hidden_states, inputs=inputs))
+        with without_adapter(model):  # the adapter may replace the head
             return states[:, :-1][trained_tokens(labels)], LMHead.of(causal_lm_of(model))
 
 
