@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 from datasets import Dataset
 
 import trl_hrm
+from trl_hrm import StepFormat
 from trl_hrm.cli import COMMANDS, main
 
 from ..evaluation.benchmark_rows import mistake_row, prm_row, process_row
@@ -135,6 +137,10 @@ def make_inputs(folder: Path, write_policy: Callable[[Path], object] = train_pol
                 Path(f"{name}.yaml").write_text(yaml.safe_dump(settings(name)), encoding="utf-8")
     pairs = [{"prompt": "1+2?", "completion": f" so {i}"} for i in range(2)]
     Dataset.from_list(pairs).to_parquet(folder / "pairs" / "train.parquet")
+    outcomes = [{"prompt": "1+2?", "completion": f"so {i}\n\nthus {i}", "label": i == 3} for i in (3, 4)]
+    Dataset.from_list(outcomes).to_parquet(folder / "outcomes" / "train.parquet")
+    shutil.copytree(folder / "policy", folder / "implicit")
+    StepFormat(head="implicit", reference_model="policy").save(folder / "implicit")
 
 
 def words(command: str) -> list[str]:
@@ -354,6 +360,8 @@ def targets() -> list[Target]:
         target(f"score steps.jsonl {MODEL} --output scores.jsonl", "model/*.json", check_scores, 1, "model"),
         target(f"score steps.jsonl {MODEL} --output scores.jsonl", "model/*.safetensors", check_scores, 1, "model"),
         target(f"reward --model_name_or_path model --dataset_name dataset {TRAIN}", "dataset/data/*.parquet", check_model, 0.3, "dataset"),
+        target(f"implicit-prm --model_name_or_path policy --dataset_name outcomes {TRAIN}", "outcomes/*.parquet", check_model, 0.2, "outcomes"),
+        target("score steps.jsonl --reward_model implicit --output scores.jsonl", "implicit/*.json", check_scores, 0.5, "implicit"),
         target(f"kl-self --model_name_or_path policy --dataset_name pairs {TRAIN}", "pairs/*.parquet", check_model, 0.1, "pairs"),
         target(f"grpo --model_name_or_path policy {GRPO} {MODEL} {TRAIN}", "problems.jsonl", check_model, 0.1),
         target(f"grpo --model_name_or_path policy {GRPO} {MODEL} {TRAIN}", "model/*.json", check_model, 0.1, "model"),
