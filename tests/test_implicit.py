@@ -40,7 +40,9 @@ def test_parents_ancestors_and_sums_of_paths(seed):
     assert parents_of(positions).tolist() == [path[-2] if len(path) > 1 else -1 for path in above]
     tokens = torch.tensor([rng.randrange(len(tree)) for _ in range(50)])
     depths = torch.tensor([rng.randint(-1, len(above[token]) - 1) for token in tokens])
-    expected = [above[token][depth] if depth >= 0 else -1 for token, depth in zip(tokens, depths.tolist(), strict=True)]
+    expected = [
+        above[token][depth] if depth >= 0 else -1 for token, depth in zip(tokens, depths.tolist(), strict=True)
+    ]
     assert ancestors_of(positions, tokens, depths).tolist() == expected
     values = torch.randn(len(tree), dtype=torch.float64)
     sums = torch.stack([values[path].sum() for path in above])
@@ -60,7 +62,9 @@ def test_sums_over_steps_in_packed_split_and_padded_rows(seed, max_length):
         for end, start, step in zip(tree.step_positions, tree.starts, tree.steps, strict=True):
             path = paths(tree)[end]
             expected[number, int(step)] = sum(
-                values[number][(7 * depth + int(tree.input_ids[i])) % 100] for depth, i in enumerate(path) if depth >= max(start, 1)
+                values[number][(7 * depth + int(tree.input_ids[i])) % 100]
+                for depth, i in enumerate(path)
+                if depth >= max(start, 1)
             )
         parts = [tree] if max_length is None else tree.split(max(max_length, int(tree.position_ids.max()) + 1))
         rows += [(number, part) for part in parts]
@@ -68,7 +72,10 @@ def test_sums_over_steps_in_packed_split_and_padded_rows(seed, max_length):
     joined = [TokenTree.join([part for _, part in rows[i : i + 2]]) for i in range(0, len(rows), 2)]
     tokens = pad_rows(joined, 0)
     width = tokens["input_ids"].shape[1]
-    keys = [[(number, int(step)) for number, part in rows[i : i + 2] for step in part.steps] for i in range(0, len(rows), 2)]
+    keys = [
+        [(number, int(step)) for number, part in rows[i : i + 2] for step in part.steps]
+        for i in range(0, len(rows), 2)
+    ]
     most = max(map(len, keys))
     ends, starts = torch.zeros(2, len(joined), most, dtype=torch.long)
     for i, row in enumerate(joined):
@@ -137,7 +144,11 @@ def test_no_tensor_of_all_logits():
     class Record(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **(kwargs or {}))
-            sizes.extend(one.numel() for one in (result if isinstance(result, tuple) else (result,)) if isinstance(one, torch.Tensor))
+            sizes.extend(
+                one.numel()
+                for one in (result if isinstance(result, tuple) else (result,))
+                if isinstance(one, torch.Tensor)
+            )
             return result
 
     hidden = torch.randn(512, 8, requires_grad=True)

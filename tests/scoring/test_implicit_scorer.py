@@ -77,7 +77,12 @@ def test_scores_equal_full_logits(checkpoint, models, trees, span, settings):
     [
         {"step_separator": " so", "score_position": "before_separator"},  # the separator belongs to the next step
         {"prompt_style": "chat"},
-        {"prompt_style": "turns", "step_separator": "+", "tokenization": "string", "score_position": "before_separator"},
+        {
+            "prompt_style": "turns",
+            "step_separator": "+",
+            "tokenization": "string",
+            "score_position": "before_separator",
+        },
         {"tokenization": "string", "step_separator": " ки", "step_prefix": "Step {number}: ", "step_suffix": "\n"},
     ],
     ids=lambda text_format: ",".join(map(str, text_format.values())),
@@ -137,7 +142,10 @@ def copy_of(checkpoint: Path, folder: Path, **changes) -> str:
 class TestReference:
     def test_missing_or_moved(self, checkpoint, trees, tmp_path):
         moved = copy_of(checkpoint, tmp_path / "moved", reference_model=str(tmp_path / "gone"))
-        for call in (StepScorer.from_pretrained, lambda path: check_checkpoint(path, StepFormat.from_pretrained(path))):
+        for call in (
+            StepScorer.from_pretrained,
+            lambda path: check_checkpoint(path, StepFormat.from_pretrained(path)),
+        ):
             with pytest.raises(FileNotFoundError, match=f"{moved}.*{tmp_path / 'gone'}.*`reference_model`"):
                 call(moved)
         reference = str(checkpoint.parent / "reference")
@@ -148,15 +156,16 @@ class TestReference:
         with pytest.raises(ValueError, match=f"{checkpoint}.*trained with.*`reference_model`"):
             StepScorer.from_pretrained(str(checkpoint), reference_model=str(checkpoint))
         with pytest.raises(ValueError, match="trained with"):
-            check_checkpoint(
-                str(checkpoint), StepFormat.from_pretrained(checkpoint), reference_model=str(checkpoint)
-            )
+            check_checkpoint(str(checkpoint), StepFormat.from_pretrained(checkpoint), reference_model=str(checkpoint))
 
     def test_damaged(self, checkpoint, tmp_path):
         shutil.copytree(checkpoint.parent / "reference", tmp_path / "reference")
         weights = tmp_path / "reference" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])
-        for call in (StepScorer.from_pretrained, lambda path, **kwargs: check_checkpoint(path, StepFormat.from_pretrained(path), **kwargs)):
+        for call in (
+            StepScorer.from_pretrained,
+            lambda path, **kwargs: check_checkpoint(path, StepFormat.from_pretrained(path), **kwargs),
+        ):
             with pytest.raises(ValueError, match=f"{weights}.*damaged"):
                 call(str(checkpoint), reference_model=str(tmp_path / "reference"))
 
@@ -198,9 +207,7 @@ def test_an_adapter_has_its_base_as_reference(checkpoint, trees, tmp_path):
     scorer = StepScorer.from_pretrained(str(tmp_path / "lora"))
     assert scorer.reference is None
     plain = AutoModelForCausalLM.from_pretrained(base)
-    for one, other in zip(
-        scorer.score_trees(trees), expected_scores((model, plain), step_format, trees), strict=True
-    ):
+    for one, other in zip(scorer.score_trees(trees), expected_scores((model, plain), step_format, trees), strict=True):
         assert one == pytest.approx(other, abs=1e-5)
     with pytest.raises(ValueError, match="adapter_config.json"):
         StepScorer.from_pretrained(str(tmp_path / "lora"), reference_model=base)
@@ -241,7 +248,9 @@ class TestUse:
         rows = [{"prompt": f"{name} 1+2?", "answer": "3", "candidates": solutions} for name in "ab"]
         file = write_rows(tmp_path / "candidates.jsonl", rows)
         output = tmp_path / "out"
-        best_of_n(BestOfNConfig(candidates=file, reward_model=folder, aggregate=["last"], n=[1, 6], output_dir=str(output)))
+        best_of_n(
+            BestOfNConfig(candidates=file, reward_model=folder, aggregate=["last"], n=[1, 6], output_dir=str(output))
+        )
         found = [[one.scores for one in problem.candidates] for problem in load_candidates(output)]
         scorer = StepScorer.from_pretrained(folder)
         expected = scorer.score([row["prompt"] for row in rows], [solutions] * 2)
@@ -255,5 +264,7 @@ class TestUse:
         reward = StepReward(str(checkpoint), aggregate="min", device_map=None)
         completions = ["add 1\n\nso = 3", "add 1\n\nso = 7"]
         found = reward(prompts=["1+2?"] * 2, completions=completions)
-        scores = StepScorer.from_pretrained(str(checkpoint)).score(["1+2?"], [[text.split("\n\n") for text in completions]])[0]
+        scores = StepScorer.from_pretrained(str(checkpoint)).score(
+            ["1+2?"], [[text.split("\n\n") for text in completions]]
+        )[0]
         assert found == pytest.approx([min(steps) for steps in scores], abs=1e-5)

@@ -35,9 +35,7 @@ def trees() -> list[StepTree]:
     trees = [random_tree(rng, name, max_steps=6) for name in "abcdefgh"]
     for tree in trees:
         leaves = set(tree.leaves())
-        tree.labels = [
-            label if i in leaves or rng.random() < 0.3 else None for i, label in enumerate(tree.labels)
-        ]
+        tree.labels = [label if i in leaves or rng.random() < 0.3 else None for i, label in enumerate(tree.labels)]
     trees[0].labels[-1] = 0.9
     assert any(tree.labels[i] is not None for tree in trees for i in set(range(len(tree.labels))) - set(tree.leaves()))
     return trees
@@ -92,14 +90,23 @@ def test_loss_and_gradient_equal_full_logits(tmp_path, trees, models, expected, 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"packing": True, "max_length": 40, "per_device_train_batch_size": 64},  # trees are split: parts repeat their prefix
+        {
+            "packing": True,
+            "max_length": 40,
+            "per_device_train_batch_size": 64,
+        },  # trees are split: parts repeat their prefix
         {"shared_prefix": False, "per_device_train_batch_size": 64},
         {"packing": True, "max_length": 60, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 64},
         {"pad_to_multiple_of": 64},
         {"gradient_checkpointing": True},
         {"remove_unused_columns": False},
         {"precompute_ref_log_probs": True},
-        {"precompute_ref_log_probs": True, "per_device_eval_batch_size": 3, "max_length": 40, "per_device_train_batch_size": 64},
+        {
+            "precompute_ref_log_probs": True,
+            "per_device_eval_batch_size": 3,
+            "max_length": 40,
+            "per_device_train_batch_size": 64,
+        },
     ],
     ids=lambda settings: ",".join(f"{k}={v}" for k, v in settings.items()),
 )
@@ -115,7 +122,9 @@ def test_settings_that_change_no_result(tmp_path, trees, models, expected, setti
 
 def test_a_trained_prompt_does_not_count(tmp_path, models):
     """The problem is given. If its tokens counted, a policy could raise its reward by predicting the problem."""
-    trainer = implicit_trainer(tmp_path, [StepTree("add x y", ["so = 3"], [1.0], [-1])], models[0], ref_model=models[1])
+    trainer = implicit_trainer(
+        tmp_path, [StepTree("add x y", ["so = 3"], [1.0], [-1])], models[0], ref_model=models[1]
+    )
     batch = next(iter(trainer.get_train_dataloader()))
     hidden = []
     trainer.model.get_input_embeddings().register_forward_hook(lambda *args: hidden.append(args[2]))
@@ -177,9 +186,7 @@ def test_outcomes_in_the_unpaired_preference_format(tmp_path, models):
         }
         for row in rows
     ]
-    tree = StepTree(
-        "add x", ["so = 3", "thus y", "then 7", "sum"], [None, 1.0, None, 0.0], [-1, 0, 0, 2]
-    )
+    tree = StepTree("add x", ["so = 3", "thus y", "then 7", "sum"], [None, 1.0, None, 0.0], [-1, 0, 0, 2])
     found = [
         implicit_trainer(tmp_path, data, models[0]).train_dataset.to_list()
         for data in (Dataset.from_list(rows), Dataset.from_list(chat), [tree])

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 # The settings of each engine, with their defaults: for a step reward model, and for a judge
 ENGINE_SETTINGS: dict[str, dict[str, Any]] = {
-    "transformers": {"revision": None, "dtype": "float32", "max_length": 2048, "batch_size": 8, "reference_model": None},
+    "transformers": {
+        "revision": None,
+        "dtype": "float32",
+        "max_length": 2048,
+        "batch_size": 8,
+        "reference_model": None,
+    },
     "vllm": {"revision": None, "dtype": "float32", "args": None},
     "URL": {"revision": None, "served_model_name": None},
 }

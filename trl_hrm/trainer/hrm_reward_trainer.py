@@ -198,7 +198,9 @@ class HRMRewardTrainer(StepTrainer):
     def check_head(cls, name: str, step_format: StepFormat) -> None:
         """Raise `ValueError` if this trainer does not train models with the head of the model `name`."""
         if step_format.head == "implicit":
-            raise ValueError(f"{name} has the head 'implicit'. Train it with ImplicitPRMTrainer (`trl-hrm implicit-prm`).")
+            raise ValueError(
+                f"{name} has the head 'implicit'. Train it with ImplicitPRMTrainer (`trl-hrm implicit-prm`)."
+            )
 
     # Datasets and batches
 
@@ -385,7 +387,9 @@ def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str) 
         texts.append(value)
     steps = cut_text(texts[1], separator_rule(separator))
     if not steps:
-        raise ValueError(f"{name} row {index}: `completion` is {shown(texts[1])}. It must have at least one step. Remove the row.")
+        raise ValueError(
+            f"{name} row {index}: `completion` is {shown(texts[1])}. It must have at least one step. Remove the row."
+        )
     label = row["label"]
     if label not in (True, False):
         raise ValueError(f"{name} row {index}: `label` is {shown(label)}. It must be true (right) or false (wrong).")

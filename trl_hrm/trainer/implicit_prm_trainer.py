@@ -108,7 +108,9 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
         else:
             reference = self._load_reference()
         self._set_reference_weights()
-        self.reference = AdapterOff(self.accelerator) if reference is None else FrozenReference(reference, self.accelerator)
+        self.reference = (
+            AdapterOff(self.accelerator) if reference is None else FrozenReference(reference, self.accelerator)
+        )
         if args.precompute_ref_log_probs:
             self._precompute()
 
