@@ -17,7 +17,7 @@ from .launching import KINDS, SHARDED, Project, Run, assert_ran_as, largest_diff
 
 
 ON_CPU = ("--use_cpu", "false", "--ddp_backend", "gloo")
-LORA = ("--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "all-linear", "--learning_rate", "0.5")
+LORA = ("--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "all-linear")
 SETTINGS = (
     *("--optim", "sgd", "--learning_rate", "0.05", "--lr_scheduler_type", "constant", "--beta", "0.5"),
     *("--train_on_last_step_only", "true", "--per_device_eval_batch_size", "2"),
