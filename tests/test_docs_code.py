@@ -43,6 +43,7 @@ TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfo
 ON_CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "per_device_train_batch_size": 2}
 SMALL = {
     trl_hrm.HRMRewardConfig: ON_CPU,
+    trl_hrm.ImplicitPRMConfig: ON_CPU,
     trl_hrm.KLSelfConfig: ON_CPU,
     trl.GRPOConfig: ON_CPU | {"num_generations": 2, "max_completion_length": 4},
     trl_hrm.StepGRPOConfig: ON_CPU
@@ -93,6 +94,8 @@ def prepared(tmp_path_factory) -> Path:
         build_stepwise(
             BuildStepwiseConfig(inputs=str(folder / "rows.jsonl"), output_dir=str(folder / name), view="hrm")
         )
+    outcomes = str(folder / "data" / "outcomes")
+    build_stepwise(BuildStepwiseConfig(inputs=str(folder / "rows.jsonl"), output_dir=outcomes, view="orm"))
     solutions = [
         {"prompt": row["prompt"], "completion": "\n\n".join(row["completions"][:2]), "answer": "6"} for row in rows
     ]

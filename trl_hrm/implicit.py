@@ -1,10 +1,10 @@
 r"""
 Implicit step rewards: log-ratios of a policy and its reference model, summed over the tokens of a step
-([ImplicitPRM](https://huggingface.co/papers/2412.01981), eq. 3).
+([ImplicitPRM](https://huggingface.co/papers/2412.01981)).
 
-The reward of the tokens in a span is
+The reward of the tokens in a span of a solution y to a problem x is
 
-r = β · Σₜ ln π(yₜ | x, y₍<ₜ₎) − ln π_ref(yₜ | x, y₍<ₜ₎).
+r = β · Σₜ (ln π(yₜ | x, y₁…yₜ₋₁) − ln π_ref(yₜ | x, y₁…yₜ₋₁)).
 
 In a forest row (see [`trl_hrm.forest`]), a token is predicted at the token above it on its path, which is not always the token
 before it in the row. The log-probabilities of the tokens are computed in tiles (see [`~kl.token_log_probs`]).

@@ -18,6 +18,7 @@ import yaml
 from datasets import Dataset
 
 import trl_hrm
+from trl_hrm import StepFormat
 from trl_hrm.cli import COMMANDS, main
 from trl_hrm.data.step_labels import solution_ends, unite_steps
 from trl_hrm.search.nodes import read_trees
@@ -154,6 +155,10 @@ def make_inputs(folder: Path, write_policy: Callable[[Path], object] = train_pol
     write_verdicts(folder / "agreed", votes)
     pairs = [{"prompt": "1+2?", "completion": f" so {i}"} for i in range(2)]
     Dataset.from_list(pairs).to_parquet(folder / "pairs" / "train.parquet")
+    outcomes = [{"prompt": "1+2?", "completion": f"so {i}\n\nthus {i}", "label": i == 3} for i in (3, 4)]
+    Dataset.from_list(outcomes).to_parquet(folder / "outcomes" / "train.parquet")
+    shutil.copytree(folder / "policy", folder / "implicit")
+    StepFormat(head="implicit", reference_model="policy").save(folder / "implicit")
 
 
 def words(command: str) -> list[str]:
@@ -395,6 +400,8 @@ def targets() -> list[Target]:
         target(f"score steps.jsonl {MODEL} --output scores.jsonl", "model/*.json", check_scores, 1, "model"),
         target(f"score steps.jsonl {MODEL} --output scores.jsonl", "model/*.safetensors", check_scores, 1, "model"),
         target(f"reward --model_name_or_path model --dataset_name dataset {TRAIN}", "dataset/data/*.parquet", check_model, 0.3, "dataset"),
+        target(f"implicit-prm --model_name_or_path policy --dataset_name outcomes {TRAIN}", "outcomes/*.parquet", check_model, 0.2, "outcomes"),
+        target("score steps.jsonl --reward_model implicit --output scores.jsonl", "implicit/*.json", check_scores, 0.5, "implicit"),
         target(f"kl-self --model_name_or_path policy --dataset_name pairs {TRAIN}", "pairs/*.parquet", check_model, 0.1, "pairs"),
         target(f"grpo --model_name_or_path policy {GRPO} {MODEL} {TRAIN}", "problems.jsonl", check_model, 0.1),
         target(f"grpo --model_name_or_path policy {GRPO} {MODEL} {TRAIN}", "model/*.json", check_model, 0.1, "model"),
