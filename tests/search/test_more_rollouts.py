@@ -262,9 +262,7 @@ def test_twice_continued(tmp_path):
     rounds = Counter(node.round for node in new_rollouts(trees[1], trees[2]))
     assert max(rounds) > 2 and 0 not in rounds
     # both the first and the second plan give the certain labels least
-    variances = [
-        [label_variance(label.counts) for label in FinishedRun(tmp_path / folder).labels] for folder in "abc"
-    ]
+    variances = [[label_variance(label.counts) for label in FinishedRun(tmp_path / folder).labels] for folder in "abc"]
     assert max(variances[0]) > max(variances[1]) > max(variances[2])
 
 
@@ -334,7 +332,10 @@ def test_full_context_gets_no_rollouts(tmp_path):
     opened = log.read(label.problem_id)
     for step in label.steps:
         opened.brought[step.node_id, step.round] = []
-    assert label not in open_labels(opened) and len(open_labels(log.read(label.problem_id))) == len(open_labels(opened)) + 1
+    assert (
+        label not in open_labels(opened)
+        and len(open_labels(log.read(label.problem_id))) == len(open_labels(opened)) + 1
+    )
 
 
 # What is refused
@@ -404,4 +405,6 @@ def test_accurate_where_it_matters(tmp_path):
         more(run, tmp_path / where, 2000, unit=4, where=where, script=write_coins)
         errors[where] = error(tmp_path / where)
     assert errors["uncertain"] < 0.9 * errors["uniform"] < 0.6 * errors["before"]
-    assert all(node.parent != ROOT for node in new_rollouts(read_trees(tmp_path / "a"), read_trees(tmp_path / "uniform")))
+    assert all(
+        node.parent != ROOT for node in new_rollouts(read_trees(tmp_path / "a"), read_trees(tmp_path / "uniform"))
+    )

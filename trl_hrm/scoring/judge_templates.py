@@ -304,9 +304,7 @@ class JudgeTemplate:
 
         return encode_around(tokenizer, separator.join(texts), render)
 
-    def _text(
-        self, tokenizer: Any, problem: str, answer: str, steps: Sequence[str], replies: Sequence[str]
-    ) -> str:
+    def _text(self, tokenizer: Any, problem: str, answer: str, steps: Sequence[str], replies: Sequence[str]) -> str:
         listed = [
             _fill(
                 self.step,

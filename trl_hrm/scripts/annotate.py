@@ -298,9 +298,13 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
     def _check_more_from(self) -> None:
         """Check the options of a run that continues another one."""
         if self.where not in WHERE:
-            raise ValueError(f"`where` is {shown(self.where)}. With `more_from`, it must be one of {', '.join(WHERE)}.")
+            raise ValueError(
+                f"`where` is {shown(self.where)}. With `more_from`, it must be one of {', '.join(WHERE)}."
+            )
         if self.more_samples is None:
-            raise ValueError("`more_from` requires `more_samples`. Set it to the maximum number of additional rollouts.")
+            raise ValueError(
+                "`more_from` requires `more_samples`. Set it to the maximum number of additional rollouts."
+            )
         if os.path.realpath(self.more_from) == os.path.realpath(self.output_dir):
             raise ValueError(f"`output_dir` is {self.output_dir}, the run `more_from`. Set it to a new folder.")
         if self.num_completions == 0:

@@ -22,7 +22,7 @@ from .log import EventLog
 from .open_tree import OpenTree, Request
 from .run_folder import problem_shard, read_manifest, shard_name, unfinished_shards
 from .step_search import STRATEGIES
-from .tree import ROOT, Problem, SearchTree, make_id
+from .tree import ROOT, Problem, make_id
 from .values import LeafCounts, leaf_counts
 
 
