@@ -63,6 +63,7 @@ class ConfigParser(TrlParser):
         advanced: bool = False,
         range: str | None = None,
         may_be_empty: bool = False,
+        words: Sequence[str] = (),
         **kwargs: Any,
     ) -> argparse.Action:
         if parse is not None:

@@ -33,6 +33,7 @@ class Config:
 
     - `range`: the numbers that are allowed, such as `"[0, 1)"` for at least 0 and below 1. Each number of a list must be in the range;
     - `choices`: the values that are allowed in a list;
+    - `words`: strings that are allowed in a list of numbers;
     - `may_be_empty`: strings may be empty.
 
     Numbers must be finite, and whole numbers must be below 2,147,483,648. Strings must be valid Unicode without null characters.
@@ -113,7 +114,8 @@ def _checked(name: str, value: Any, declared: Any, metadata: Mapping[str, Any]) 
     elif origin is list:
         [element] = get_args(kind)
         values = value if isinstance(value, list | tuple) else [value]
-        return [_checked(name, one, element, metadata) for one in values]
+        words = metadata.get("words", ())
+        return [one if one in words else _checked(name, one, element, metadata) for one in values]
     elif origin is dict:
         if isinstance(value, str):
             value = parse_json(value, f"`{name}` is {shown(value)}. It must be a JSON object")

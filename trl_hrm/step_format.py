@@ -73,7 +73,7 @@ class StepFormat:
             language model, score `p(correct) / (p(correct) + p(wrong))` of the two label tokens. `"lm_mean"`: causal
             language model, whose output is the mean of all logits. `"implicit"`: causal language model, whose output is `beta`
             times the sum over tokens of the log-ratio ln π(token) − ln π_ref(token) to a reference model
-            ([ImplicitPRM](https://huggingface.co/papers/2412.01981), eq. 3). The score is its sigmoid.
+            ([ImplicitPRM](https://huggingface.co/papers/2412.01981)). The score is its sigmoid.
         regression_loss (`str`, *optional*, defaults to `"mse"`):
             Loss of a head with 1 output (`"regression"`, `"value"`, `"lm_mean"`). It also determines the score: with `"mse"`
             the output clipped to `[0, 1]`, with `"bce"` its sigmoid. `"implicit"` always has `"bce"`.
@@ -102,6 +102,11 @@ class StepFormat:
             Text between the separator and the next step.
         score_position (`str`, *optional*, defaults to `"separator"`):
             Step token: `"separator"`, the last token of the separator, or `"before_separator"`, the token before it.
+        thinking_marks (`tuple[str, ...]`, *optional*):
+            Phrases that begin a thought, for `spans=(1, "thought")`. They must be the marks of the merged steps in the training data.
+            Defaults to [`~search.thinking.MARKS`].
+        max_thought (`int`, *optional*, defaults to `16`):
+            Maximum number of steps in a merged thought.
         beta (`float`, *optional*, defaults to `0.05`):
             Factor of the log-ratios. Only used with `head="implicit"`, as the next four.
         score_span (`str`, *optional*, defaults to `"step"`):
@@ -139,6 +144,8 @@ class StepFormat:
     step_prefix: str = ""
     step_suffix: str = ""
     score_position: Literal["separator", "before_separator"] = "separator"
+    thinking_marks: tuple[str, ...] | None = None
+    max_thought: int = 16
     beta: float = 0.05
     score_span: Literal["step", "prefix"] = "step"
     reference_model: str | None = None
@@ -210,6 +217,17 @@ class StepFormat:
                 f"StepFormat: `label_tokens` is {shown(self.label_tokens)}. It must be two different tokens or two ids: "
                 "correct, wrong."
             )
+        if isinstance(self.thinking_marks, list):
+            object.__setattr__(self, "thinking_marks", tuple(self.thinking_marks))
+        marks = self.thinking_marks
+        if marks is not None and not (
+            isinstance(marks, tuple) and marks and all(isinstance(mark, str) and mark.strip() for mark in marks)
+        ):
+            raise ValueError(
+                f"StepFormat: `thinking_marks` is {shown(marks)}. It must be phrases such as 'Wait', or `None`."
+            )
+        if type(self.max_thought) is not int or not 2 <= self.max_thought <= 1000:
+            raise ValueError(f"StepFormat: `max_thought` is {shown(self.max_thought)}. It must be from 2 to 1000.")
 
     @property
     def num_labels(self) -> int:

@@ -52,7 +52,7 @@ def test_choices_match_the_searches():
     hints = get_type_hints(ExportConfig)
     assert [get_args(hints[name]) for name in ("labels", "estimator", "truncated")] == [LABELS, ESTIMATORS, TRUNCATED]
     segmentation, _ = get_args(get_type_hints(CandidatesConfig)["segmentation"])
-    assert get_args(segmentation) == (*RULES, "regex")
+    assert get_args(segmentation) == (*RULES, "thinking", "regex")
 
 
 @pytest.mark.parametrize("columns", [{"prompt": "a", "labels": "b.0"}, ["prompt=a", "labels=b.0"]])

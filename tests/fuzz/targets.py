@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import math
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,13 @@ import yaml
 from datasets import Dataset
 
 import trl_hrm
+from trl_hrm import StepFormat
 from trl_hrm.cli import COMMANDS, main
+from trl_hrm.data.step_labels import solution_ends, unite_steps
+from trl_hrm.search.nodes import read_trees
+from trl_hrm.step_tree import StepTree
 
+from ..data.judged_runs import write_verdicts
 from ..evaluation.benchmark_rows import mistake_row, prm_row, process_row
 from ..helpers import save_checkpoint
 from ..scripts.commands import save_judge
@@ -137,8 +144,21 @@ def make_inputs(folder: Path, write_policy: Callable[[Path], object] = train_pol
         for name in SETTINGS:
             if name != "env":
                 Path(f"{name}.yaml").write_text(yaml.safe_dump(settings(name)), encoding="utf-8")
+    shutil.copytree(folder / "run", folder / "agreed")
+    votes = {}
+    for tree in read_trees(next((folder / "agreed").glob("nodes-*.parquet"))):
+        steps = unite_steps(tree, Counter())
+        for end in solution_ends(tree, steps):
+            labelled = StepTree("p", steps.texts, [None] * len(steps.texts), steps.parents)
+            ids = tuple(tree.nodes[steps.members[step][0]].node_id for step in labelled.path(end))
+            votes[tree.problem.problem_id, ids] = [-1, -1, len(ids) - 1]
+    write_verdicts(folder / "agreed", votes)
     pairs = [{"prompt": "1+2?", "completion": f" so {i}"} for i in range(2)]
     Dataset.from_list(pairs).to_parquet(folder / "pairs" / "train.parquet")
+    outcomes = [{"prompt": "1+2?", "completion": f"so {i}\n\nthus {i}", "label": i == 3} for i in (3, 4)]
+    Dataset.from_list(outcomes).to_parquet(folder / "outcomes" / "train.parquet")
+    shutil.copytree(folder / "policy", folder / "implicit")
+    StepFormat(head="implicit", reference_model="policy").save(folder / "implicit")
 
 
 def words(command: str) -> list[str]:
@@ -341,6 +361,9 @@ def targets() -> list[Target]:
         target(f"{ANNOTATE} --limit 2 --num_children 4 --max_depth 4 --max_step_tokens 30 --output_dir run", "run/*.json*", check_run, 0.3),
         target(f"export run {BUILD}", "run/*.json*", check_dataset, 1, "run"),
         target(f"export run {BUILD} --labels entropy --eta 2", "run/*.parquet", check_dataset, 1, "run"),
+        target(f"export run {BUILD} --labels progress --view hrm", "run/*.parquet", check_dataset, 1, "run"),
+        target(f"export agreed {BUILD} --consensus", "agreed/judges/judge/*.jsonl", check_dataset, 1, "agreed"),
+        target(f"export agreed {BUILD} --consensus --disagreement weight", "agreed/*.parquet", check_dataset, 1, "agreed"),
         target(f"export run {BUILD} --view sft", "run/*.parquet", check_dataset, 1, "run"),
         target(f"export run {BUILD} --view sft --prefixes --min_mc_score 0.5 --hnc", "run/*.parquet", check_dataset, 1, "run"),
         target(f"export openr.jsonl --format openr {BUILD}", "openr.jsonl", check_dataset),
@@ -377,6 +400,8 @@ def targets() -> list[Target]:
         target(f"score steps.jsonl {MODEL} --output scores.jsonl", "model/*.json", check_scores, 1, "model"),
         target(f"score steps.jsonl {MODEL} --output scores.jsonl", "model/*.safetensors", check_scores, 1, "model"),
         target(f"reward --model_name_or_path model --dataset_name dataset {TRAIN}", "dataset/data/*.parquet", check_model, 0.3, "dataset"),
+        target(f"implicit-prm --model_name_or_path policy --dataset_name outcomes {TRAIN}", "outcomes/*.parquet", check_model, 0.2, "outcomes"),
+        target("score steps.jsonl --reward_model implicit --output scores.jsonl", "implicit/*.json", check_scores, 0.5, "implicit"),
         target(f"kl-self --model_name_or_path policy --dataset_name pairs {TRAIN}", "pairs/*.parquet", check_model, 0.1, "pairs"),
         target(f"grpo --model_name_or_path policy {GRPO} {MODEL} {TRAIN}", "problems.jsonl", check_model, 0.1),
         target(f"grpo --model_name_or_path policy {GRPO} {MODEL} {TRAIN}", "model/*.json", check_model, 0.1, "model"),

@@ -296,7 +296,9 @@ class _Worker:
         if self.config.view == "orm":
             return orm_view(tree, self.recipe.is_final)
         if self.config.view == "hrm":
-            return [hrm_view(tree, self.config.merge_separator, self.config.max_merge, notes)]
+            config = self.config
+            merging = {"merge": config.merge, "thinking_marks": config.thinking_marks}
+            return [hrm_view(tree, config.merge_separator, config.max_merge, notes, **merging)]
         return [tree]
 
     def write(self, part: int, trees: list[StepTree], where: str, counts: Counter) -> dict[str, str]:

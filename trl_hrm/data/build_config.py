@@ -5,6 +5,7 @@ from typing import Literal
 
 from ..config import PROCESSES, SEED, Config
 from ..io import shown
+from .hierarchy import MAX_MERGE
 from .sources import parse_columns
 
 
@@ -30,8 +31,14 @@ class BuildConfig(Config):
         merge_separator (`str`, *optional*, defaults to `"\n"`):
             Text between the steps of a merged step, for `view="hrm"`. On the command line, `\n` and `\t` are read as a newline and a
             tab.
-        max_merge (`int`, *optional*, defaults to `2`):
-            Maximum number of steps in a merged step, for `view="hrm"`.
+        merge (`str`, *optional*, defaults to `"pairs"`):
+            Which steps are merged, for `view="hrm"`. `"pairs"`: each step with the previous one. `"thoughts"`: each step that begins
+            with a mark such as "Wait" with all steps of the thought before it. See [`hrm_view`].
+        max_merge (`int`, *optional*):
+            Maximum number of steps in a merged step, for `view="hrm"`. Defaults to 2, and to 16 for `merge="thoughts"`.
+        thinking_marks (`list[str]`, *optional*):
+            Phrases that begin a thought, for `merge="thoughts"`. Train with the same `thinking_marks`. Defaults to
+            [`~search.thinking.MARKS`].
         test_size (`float`, *optional*, defaults to `0.1`):
             Fraction of the problems that go to the test split, in [0, 1). 0 creates no test split.
         seed (`int`, *optional*, defaults to `42`):
@@ -71,12 +78,29 @@ class BuildConfig(Config):
             "advanced": True,
         },
     )
-    max_merge: int = field(
-        default=2,
+    merge: Literal["pairs", "thoughts"] = field(
+        default="pairs",
         metadata={
-            "help": "Maximum number of steps in a merged step, for --view hrm.",
+            "help": "Which steps are merged, for --view hrm. pairs: each step with the previous one. thoughts: each step that begins with "
+            "a mark such as Wait with all steps of the thought before it.",
+            "advanced": True,
+        },
+    )
+    max_merge: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum number of steps in a merged step, for --view hrm (default: 2, and 16 for --merge thoughts).",
             "advanced": True,
             "range": "[2, 1000]",
+        },
+    )
+    thinking_marks: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Phrases that begin a thought, for --merge thoughts. Train with the same marks (default: Wait, Alternatively, Let me "
+            "check and others, also in other languages).",
+            "metavar": "PHRASE",
+            "advanced": True,
         },
     )
     test_size: float = field(
@@ -123,6 +147,19 @@ class BuildConfig(Config):
     def __post_init__(self):
         self.columns = parse_columns(self.columns)
         super().__post_init__()
+        if self.merge != "pairs" and self.view != "hrm":
+            raise ValueError(
+                f"`merge` is {shown(self.merge)}, but has no effect with `view={self.view!r}`. Use `view='hrm'`, or remove `merge`."
+            )
+        if self.view == "raft":  # without merged steps. Its `thinking_marks` split candidates into steps
+            return
+        if self.thinking_marks is not None and self.merge != "thoughts":
+            raise ValueError(
+                f"`thinking_marks` is {shown(self.thinking_marks, 200)}, but has no effect with `merge={self.merge!r}`. Use "
+                "`merge='thoughts'`, or remove `thinking_marks`."
+            )
+        if self.max_merge is None:
+            self.max_merge = MAX_MERGE[self.merge]
 
 
 @dataclass(kw_only=True)

@@ -142,7 +142,8 @@ class RaftConfig(CandidatesConfig, BuildConfig):
     # Fields of `BuildConfig` that only apply to labelled steps
     view: Literal["raft"] = field(default="raft", init=False)
     merge_separator: str = field(default="\n", init=False)
-    max_merge: int = field(default=2, init=False)
+    max_merge: None = field(default=None, init=False)
+    merge: Literal["pairs"] = field(default="pairs", init=False)
     num_proc: int | None = field(default=None, init=False)
     strict: bool = field(default=False, init=False)
 

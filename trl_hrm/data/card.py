@@ -30,7 +30,7 @@ COLUMNS = {
     "mc_unresolved": "number of leaves below each step without an answer",
     "node_ids": "search node of each step; for identical siblings, the first node; for a merged step, the node of its last step",
     "label_weights": "inverse of the probability that balancing keeps the label, 0 for steps without a label",
-    "mc_scores": "MC score of each step, from which the labels of merged steps are computed",
+    "mc_scores": "MC score of each step, for the labels of merged steps",
     "prompt_mc_score": "MC score of the problem, before the first step",
     "label_kind": "type of label: the MC score (soft), whether it is above a threshold (hard), ER-PRM's label (entropy), or the MC "
     "score compared with the MC score before the step (progress, ratio)",
@@ -113,6 +113,10 @@ def build_command(command: str, inputs: list[str], options: dict[str, Any], conf
         words.append(f"--merge_separator={separator}")
     if config.view == "hrm":
         words += ["--max_merge", config.max_merge]
+        if config.merge != "pairs":
+            words += ["--merge", config.merge]
+        if config.thinking_marks is not None:
+            words += ["--thinking_marks", *config.thinking_marks]
     for option, value in options.items():
         if value is True:
             words.append(f"--{option}")

@@ -19,7 +19,7 @@ from ..step_tree import StepTree
 from .aggregate import aggregate
 from .generative_scorer import JUDGE_COUNTS, GenerativeScorer
 from .scoring_config import ScoringConfig
-from .tree_scorer import TreeScorer, check_scores
+from .tree_scorer import TreeScorer, check_scores, merged_runs
 
 
 BLOCK = 64  # number of problems per call of the scorer, and per update of the progress bar
@@ -242,10 +242,7 @@ def path_lengths(
     if isinstance(scorer, GenerativeScorer):
         ends = scorer.path_lengths(problem, steps, parents)
         return ends, ends
-    paths: dict[int, list[int]] = {-1: []}
-    for i, parent in enumerate(parents):
-        paths[i] = [*paths[parent], i]
-    runs = [paths[i][-span:] for i in range(len(steps)) for span in scoring.spans if 1 < span <= len(paths[i])]
+    runs = merged_runs(steps, parents, scoring, scorer.step_format)
     merged = [scorer.step_format.merge([steps[i] for i in run]) for run in runs]
     trie = TokenTrie()
     all_parents = [*parents, *(parents[run[0]] for run in runs)]

@@ -539,7 +539,11 @@ class GenerativeScorer:
                 return await self._judge_path(problem, answer, steps, bar)
 
         with tqdm(
-            total=sum(len(steps) for _, _, steps in paths), desc="Judging", unit="step", disable=not progress, leave=False
+            total=sum(len(steps) for _, _, steps in paths),
+            desc="Judging",
+            unit="step",
+            disable=not progress,
+            leave=False,
         ) as bar:
             tasks = [asyncio.ensure_future(judge(*path)) for path in paths]
             try:

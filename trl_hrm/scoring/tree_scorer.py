@@ -58,7 +58,7 @@ class TreeScorer:
         self,
         prompts: Sequence[str],
         candidates: Sequence[Sequence[Sequence[str]]],
-        spans: Sequence[int] = (1,),
+        spans: Sequence[int | str] = (1,),
         combine: Literal["max", "mean"] = "max",
         progress: bool = False,
     ) -> list[list[list[float]]]:
@@ -71,11 +71,12 @@ class TreeScorer:
             candidates (`Sequence[Sequence[Sequence[str]]]`):
                 N candidates for each prompt, each a list of S step texts. N and S can differ between prompts and candidates.
                 A blank step gets a score like any other step.
-            spans (`Sequence[int]`, *optional*, defaults to `(1,)`):
+            spans (`Sequence[int | str]`, *optional*, defaults to `(1,)`):
                 Numbers of consecutive steps to score as one step. `(1,)` scores each step separately, as the
                 [HRM](https://huggingface.co/papers/2503.13551) paper does at inference (section 3.1). `(1, 2)` also scores
                 each step merged with the previous step, so that a model trained on merged steps can give a correction a high
-                score.
+                score. `(1, "thought")` also scores each step that begins with a mark such as "Wait" merged with the thought before
+                it. See [`~search.thinking.thought_length`].
             combine (`str`, *optional*, defaults to `"max"`):
                 How to combine the scores of a step over several spans: `"max"` or `"mean"`. The first steps of a solution
                 have fewer spans.
@@ -108,15 +109,15 @@ class TreeScorer:
     def score_trees(
         self,
         trees: Sequence[StepTree],
-        spans: Sequence[int] = (1,),
+        spans: Sequence[int | str] = (1,),
         combine: Literal["max", "mean"] = "max",
         progress: bool = False,
     ) -> list[list[float]]:
         """Score every step of step trees. Return one list per tree, in order of its steps. See [`TreeScorer.score`]."""
         scoring = ScoringConfig(spans, combine)
-        if max(scoring.spans) > 1:
+        if scoring.merges:
             self.step_format.check_merged(self.tokenizer)
-        encoded = [self._encode(tree, sorted(set(scoring.spans)), f"prompt {i}") for i, tree in enumerate(trees)]
+        encoded = [self._encode(tree, scoring, f"prompt {i}") for i, tree in enumerate(trees)]
         token_trees = [token_tree for token_tree, _ in encoded]
         if self.max_positions is not None:
             for tree, token_tree in zip(trees, token_trees, strict=True):
@@ -133,11 +134,10 @@ class TreeScorer:
             check_scores(scores[-1], len(steps), f"prompt {shown(tree.prompt)}")
         return scores
 
-    def _encode(self, tree: StepTree, spans: list[int], where: str) -> tuple[TokenTree, list[list[int]]]:
+    def _encode(self, tree: StepTree, scoring: ScoringConfig, where: str) -> tuple[TokenTree, list[list[int]]]:
         """Return the token tree of a step tree and, for each step, the numbers of the scored steps that end with it."""
         tree.validate(where, blank_steps=True)  # a blank step is scored at its separator
-        paths = [tree.path(step) for step in range(len(tree.completions))]
-        merged = [path[-span:] for path in paths for span in spans if 1 < span <= len(path)]
+        merged = merged_runs(tree.completions, tree.parents, scoring, self.step_format)
         texts = tree.completions + [self.step_format.merge([tree.completions[i] for i in run]) for run in merged]
         parents = [*tree.parents, *(tree.parents[run[0]] for run in merged)]
         trie = TokenTrie()
@@ -198,6 +198,35 @@ class ChainScorer(TreeScorer):
         steps. The outputs of a sequence with S steps have the shape `(S, C)` and are on the CPU.
         """
         raise NotImplementedError
+
+
+def merged_runs(
+    steps: Sequence[str], parents: Sequence[int], scoring: ScoringConfig, step_format: StepFormat
+) -> list[list[int]]:
+    """
+    Return the runs of steps of a tree that are scored as one step, in order of their last steps.
+
+    Args:
+        steps (`Sequence[str]`):
+            Texts of the S steps.
+        parents (`Sequence[int]`):
+            For each of the S steps, the index of the previous step, which is smaller, or `-1` for the problem.
+        scoring ([`ScoringConfig`]):
+            How steps are scored.
+        step_format ([`StepFormat`]):
+            Step format of the model.
+
+    Returns:
+        `list[list[int]]`: Indices of the steps of each run, at least 2.
+    """
+    runs = []
+    for step in range(len(steps)) if scoring.merges else ():
+        path = [step]
+        while parents[path[-1]] != -1:
+            path.append(parents[path[-1]])
+        path.reverse()
+        runs += [path[-length:] for length in scoring.merged_lengths([steps[i] for i in path], step_format)]
+    return runs
 
 
 def refuse_head(step_format: StepFormat) -> None:

@@ -54,6 +54,11 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
             Text added after every step. The step is scored at the last token of this text.
         merge_separator (`str`, *optional*, defaults to `"\n"`):
             Text between the steps of a merged step. Must be the separator that the dataset was built with.
+        thinking_marks (`list[str]`, *optional*):
+            Phrases that begin a thought, for `spans` with `thought`. Must be the marks that the dataset was built with. Defaults to
+            [`~search.thinking.MARKS`].
+        max_thought (`int`, *optional*, defaults to `16`):
+            Maximum number of steps in a merged thought. Must be the `max_merge` that the dataset was built with.
         head (`str`, *optional*, defaults to `"classification"`):
             Head of the model. `"classification"`: token classification with 2 labels. `"mlp"`: the same with a hidden
             layer. `"regression"`: token classification with 1 label. `"value"`: value head with 1 output on a causal
@@ -120,6 +125,8 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
         "system_prompt",
         "step_separator",
         "merge_separator",
+        "thinking_marks",
+        "max_thought",
         "head",
         "regression_loss",
         "label_tokens",
@@ -192,6 +199,18 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
         default="\n",
         metadata={
             "help": "Text between the steps of a merged step. Must be the separator that the dataset was built with."
+        },
+    )
+    thinking_marks: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Phrases that begin a thought, for `spans` with `thought`. Must be the marks that the dataset was built with."
+        },
+    )
+    max_thought: int = field(
+        default=16,
+        metadata={
+            "help": "Maximum number of steps in a merged thought. Must be the `max_merge` that the dataset was built with."
         },
     )
     head: Literal["classification", "mlp", "regression", "value", "lm", "lm_mean"] = field(
