@@ -178,6 +178,7 @@ def make_trainer(
     data_collator=None,
     compute_metrics=None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    config_class: type[HRMRewardConfig] = HRMRewardConfig,
     **args,
 ) -> HRMRewardTrainer:
     """Return a trainer on CPU in fp32: plain SGD without clipping, one tree per row, logging every step, saving nothing."""
@@ -198,7 +199,7 @@ def make_trainer(
         "save_strategy": "no",
         "packing": False,
     }
-    config = HRMRewardConfig(**(defaults | args))
+    config = config_class(**(defaults | args))
     return trainer_class(
         model=tiny_model(config.make_step_format()) if model is None else model,
         args=config,

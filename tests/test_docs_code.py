@@ -25,7 +25,9 @@ from trl_hrm import BuildStepwiseConfig, build_stepwise
 from trl_hrm.demo.world import step_trees
 from trl_hrm.tiny_model import make_tokenizer, texts_of
 
+from .data.judged_runs import write_run, write_verdicts
 from .helpers import SIZES, save_checkpoint
+from .search.trees import tree_of
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +43,7 @@ TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfo
 ON_CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "per_device_train_batch_size": 2}
 SMALL = {
     trl_hrm.HRMRewardConfig: ON_CPU,
+    trl_hrm.ImplicitPRMConfig: ON_CPU,
     trl_hrm.KLSelfConfig: ON_CPU,
     trl.GRPOConfig: ON_CPU | {"num_generations": 2, "max_completion_length": 4},
     trl_hrm.StepGRPOConfig: ON_CPU
@@ -91,6 +94,8 @@ def prepared(tmp_path_factory) -> Path:
         build_stepwise(
             BuildStepwiseConfig(inputs=str(folder / "rows.jsonl"), output_dir=str(folder / name), view="hrm")
         )
+    outcomes = str(folder / "data" / "outcomes")
+    build_stepwise(BuildStepwiseConfig(inputs=str(folder / "rows.jsonl"), output_dir=outcomes, view="orm"))
     solutions = [
         {"prompt": row["prompt"], "completion": "\n\n".join(row["completions"][:2]), "answer": "6"} for row in rows
     ]
@@ -99,6 +104,20 @@ def prepared(tmp_path_factory) -> Path:
         Dataset.from_list(solutions).to_json(folder / name)
     problems = [{"problem": f"1+2+{n} = ?", "answer": str(3 + n)} for n in range(3)]
     (folder / "train.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+
+    searched = [
+        tree_of(
+            (-1, "1+2=3.", {}),
+            (0, "3+3=6.", {"answer": "6", "correct": True}),
+            (0, "3+3=7.", {"answer": "7", "correct": False}),
+            name=f"p{i}",
+            prompt=f"1+2+3? ({i})",
+        )
+        for i in range(5)
+    ]
+    run = write_run(folder / "runs" / "mcts", searched)
+    a, b, c = (node.node_id for node in searched[0].nodes)
+    write_verdicts(run, {(f"p{i}", ids): [vote] * 3 for i in range(5) for ids, vote in (((a, b), -1), ((a, c), 1))})
 
     tokenizer = make_tokenizer((text for row in rows for text in texts_of(row)), vocab_size=300)
     tokenizer.chat_template = TEMPLATE

@@ -13,6 +13,7 @@ from trl_hrm.cli import COMMANDS
 from .evaluation.benchmark_rows import process_row
 from .fakes import guarded, write_rows
 from .helpers import save_checkpoint
+from .scripts.commands import save_judge
 from .search.policies import KNOWN
 
 
@@ -27,6 +28,7 @@ LOCAL = {
     "build-math-shepherd": "build-math-shepherd shepherd.jsonl --output_dir shepherd".split(),
     "build-stepwise": "build-stepwise rows.jsonl --view hrm --output_dir rows".split(),
     "annotate": [*"annotate --problems problems.jsonl --policy policy --output_dir run".split(), *POLICY, "# END!"],
+    "judge": "judge rows.jsonl --judge judge --engine transformers --template judge.json --max_response_tokens 8 --output_dir judged".split(),
     "inspect": "inspect run --problem 0".split(),
     "export": "export run --view hrm --hnc --output_dir search".split(),
     "select-raft": "select-raft --candidates run --reward_model model --aggregate min --output_dir raft".split(),
@@ -97,6 +99,7 @@ def folder(tmp_path_factory, policy) -> Path:
     )
     write_rows(folder / "gsm8k.jsonl", [process_row(i, i % 4 - 1) for i in range(8)])
     save_checkpoint(folder / "model")
+    save_judge(folder, policy)
     shutil.copytree(policy, folder / "policy")
     return folder
 

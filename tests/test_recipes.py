@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 from trl_hrm import (
     BuildPRM800KConfig,
     HRMRewardConfig,
+    ImplicitPRMConfig,
     KLSelfConfig,
     StepGRPOConfig,
     StepTree,
@@ -113,6 +114,7 @@ class TestSettings:
             for option, name, config in (
                 ("kl_coef", "kl_self.py", KLSelfConfig),
                 ("step_credit", "grpo.py", StepGRPOConfig),
+                ("beta", "implicit_prm.py", ImplicitPRMConfig),
                 ("model_name_or_path", "hrm_reward.py", HRMRewardConfig),
             )
             if option in values
@@ -252,6 +254,7 @@ class TestCommands:
         [
             ("hrm_reward.py", ("--shared_prefix", "--step_separator")),
             ("kl_self.py", ("--kl_coef", "--kl_scaling", "--ref_model", "--precompute_ref_hidden")),
+            ("implicit_prm.py", ("--beta", "--score_span", "--ref_model", "--precompute_ref_log_probs")),
             ("grpo.py", ("--problems", "--reward_model", "--step_credit", "--guard_max_steps", "--num_generations")),
         ],
     )

@@ -105,6 +105,7 @@ COMMANDS = {
 }
 TRAINING = {
     "reward": "train a step reward model: hierarchical (HRM), process (PRM) or outcome (ORM)",
+    "implicit-prm": "train a step reward model on right and wrong solutions, without labels of steps (implicit PRM)",
     "kl-self": "train a policy on its best solutions, with log-scaled KL regularisation towards a reference model",
     "grpo": "train a policy with GRPO, with a step reward model that scores each step of its solutions",
 }

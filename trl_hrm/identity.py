@@ -113,7 +113,9 @@ def digest_of_checkpoint_weights(path_or_repo: str, revision: str | None = None)
         if files := [path for path in folder.glob(pattern) if path.is_file()]:
             return digest_of_files(files)
     if is_local:
-        raise FileNotFoundError(f"{path_or_repo}: found no weight files, such as model.safetensors. Download it again.")
+        raise FileNotFoundError(
+            f"{path_or_repo}: found no weight files, such as model.safetensors. Download it again."
+        )
     return None
 
 
@@ -240,12 +242,11 @@ def compare_runs(found: dict[str, Any], asked: dict[str, Any]) -> Comparison:
     for part in sorted(known):
         changes |= setting_changes({part: before[part]}, {part: now[part]})
     for server in ("policy_server", "judge_server"):
-        root, probe = f"{server}.root", f"{server}.prompt_logprobs"  # folder on the server, and a measurement of its model
-        if (
-            root in changes
-            and probe not in changes
-            and all("prompt_logprobs" in one[server] for one in (before, now))
-        ):
+        root, probe = (
+            f"{server}.root",
+            f"{server}.prompt_logprobs",
+        )  # folder on the server, and a measurement of its model
+        if root in changes and probe not in changes and all("prompt_logprobs" in one[server] for one in (before, now)):
             moved[root] = changes.pop(root)
     unrecorded = sorted(now.keys() - before.keys())
     changed_parts = {name.partition(".")[0] for name in changes}

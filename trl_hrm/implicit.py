@@ -1,10 +1,10 @@
 r"""
 Implicit step rewards: log-ratios of a policy and its reference model, summed over the tokens of a step
-([ImplicitPRM](https://huggingface.co/papers/2412.01981), eq. 3).
+([ImplicitPRM](https://huggingface.co/papers/2412.01981)).
 
-The reward of the tokens in a span is
+The reward of the tokens in a span of a solution y to a problem x is
 
-r = β · Σₜ ln π(yₜ | x, y₍<ₜ₎) − ln π_ref(yₜ | x, y₍<ₜ₎).
+r = β · Σₜ (ln π(yₜ | x, y₁…yₜ₋₁) − ln π_ref(yₜ | x, y₁…yₜ₋₁)).
 
 In a forest row (see [`trl_hrm.forest`]), a token is predicted at the token above it on its path, which is not always the token
 before it in the row. The log-probabilities of the tokens are computed in tiles (see [`~kl.token_log_probs`]).
@@ -30,17 +30,16 @@ class StepTokens:
     The tokens of the labelled steps in a batch of forest rows. T is the number of tokens of the batch, rows one after the other.
 
     Args:
-        position_ids, subtree_end (`torch.Tensor`): See [`~forest.TokenTree`], as indices of the batch, shape `(T,)`.
+        subtree_end (`torch.Tensor`): First index after the subtree of each token, shape `(T,)`.
         ends (`torch.Tensor`): Index of the last token of each step, any shape.
-        starts (`torch.Tensor`): Number of tokens on the path before each step, shape of `ends`.
+        above (`torch.Tensor`): Index of the token above the first token of each step, -1 for none, shape of `ends`.
         tokens (`torch.Tensor`): Indices of the N tokens that belong to a step, shape `(N,)`.
         parents (`torch.Tensor`): Index of the token above each of them, which predicts it, shape `(N,)`.
     """
 
-    position_ids: torch.Tensor
     subtree_end: torch.Tensor
     ends: torch.Tensor
-    starts: torch.Tensor
+    above: torch.Tensor
     tokens: torch.Tensor
     parents: torch.Tensor
 
@@ -54,20 +53,25 @@ class StepTokens:
         Args:
             position_ids, subtree_end (`torch.Tensor`):
                 Shape `(B, L)`, as [`~forest.pad_rows`] returns them.
-            ends, starts (`torch.Tensor`):
-                See [`StepTokens`].
+            ends (`torch.Tensor`):
+                Index of the last token of each step, in the flattened rows, any shape.
+            starts (`torch.Tensor`):
+                Number of tokens on the path before each step, shape of `ends`.
         """
         rows, length = position_ids.shape
         offsets = length * torch.arange(rows, device=position_ids.device)[:, None]
         position_ids, subtree_end = position_ids.flatten(), (subtree_end + offsets).flatten()
-        # Every token is on the path of a step, and the first step that ends at or after it is below it, because rows are in
-        # depth-first order. No token of this step or of later ones in the subtree belongs to a step that starts deeper
-        sorted_ends, order = ends.flatten().sort()
-        everything = torch.arange(len(position_ids), device=position_ids.device)
-        first = torch.searchsorted(sorted_ends, everything).clamp(max=len(order) - 1)
-        in_step = (position_ids > 0) & (position_ids >= starts.flatten()[order[first]])
-        tokens = everything[in_step]
-        return cls(position_ids, subtree_end, ends, starts, tokens, parents_of(position_ids)[tokens])
+        above = ancestors_of(position_ids, ends, starts - 1)
+        # Number of steps of each token: those that end in its subtree, without those that also start below it
+        size = len(position_ids)
+        marks = torch.zeros(size + 1, dtype=torch.long, device=position_ids.device)
+        marks.index_add_(0, ends.flatten(), torch.ones_like(ends.flatten()))
+        marks.index_add_(0, above.flatten() % (size + 1), -torch.ones_like(ends.flatten()))  # -1: after the last token
+        before = marks.cumsum(0) - marks
+        tokens = torch.arange(size, device=position_ids.device)
+        in_step = before[subtree_end] - before[tokens] > 0
+        tokens = tokens[in_step & (position_ids > 0)]  # nothing predicts the first token of a path
+        return cls(subtree_end, ends, above, tokens, parents_of(position_ids)[tokens])
 
     def log_probs(self, model: "PreTrainedModel | PeftModel", inputs: dict) -> torch.Tensor:
         """
@@ -98,7 +102,7 @@ class StepTokens:
             `torch.Tensor`: Shape of `ends`, in float64 (float32 on MPS), because a running sum over a row loses digits.
         """
         dtype = torch.float32 if values.device.type == "mps" else torch.float64
-        in_row = values.new_zeros(len(self.position_ids), dtype=dtype).index_put((self.tokens,), values.to(dtype))
+        in_row = values.new_zeros(len(self.subtree_end), dtype=dtype).index_put((self.tokens,), values.to(dtype))
         sums = path_sums(in_row, self.subtree_end)
         sums = torch.cat([sums, sums.new_zeros(1)])  # index -1: above the first token
-        return sums[self.ends] - sums[ancestors_of(self.position_ids, self.ends, self.starts - 1)]
+        return sums[self.ends] - sums[self.above]

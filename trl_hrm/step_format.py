@@ -73,7 +73,7 @@ class StepFormat:
             language model, score `p(correct) / (p(correct) + p(wrong))` of the two label tokens. `"lm_mean"`: causal
             language model, whose output is the mean of all logits. `"implicit"`: causal language model, whose output is `beta`
             times the sum over tokens of the log-ratio ln π(token) − ln π_ref(token) to a reference model
-            ([ImplicitPRM](https://huggingface.co/papers/2412.01981), eq. 3). The score is its sigmoid.
+            ([ImplicitPRM](https://huggingface.co/papers/2412.01981)). The score is its sigmoid.
         regression_loss (`str`, *optional*, defaults to `"mse"`):
             Loss of a head with 1 output (`"regression"`, `"value"`, `"lm_mean"`). It also determines the score: with `"mse"`
             the output clipped to `[0, 1]`, with `"bce"` its sigmoid. `"implicit"` always has `"bce"`.
@@ -223,7 +223,9 @@ class StepFormat:
         if marks is not None and not (
             isinstance(marks, tuple) and marks and all(isinstance(mark, str) and mark.strip() for mark in marks)
         ):
-            raise ValueError(f"StepFormat: `thinking_marks` is {shown(marks)}. It must be phrases such as 'Wait', or `None`.")
+            raise ValueError(
+                f"StepFormat: `thinking_marks` is {shown(marks)}. It must be phrases such as 'Wait', or `None`."
+            )
         if type(self.max_thought) is not int or not 2 <= self.max_thought <= 1000:
             raise ValueError(f"StepFormat: `max_thought` is {shown(self.max_thought)}. It must be from 2 to 1000.")
 

@@ -26,7 +26,9 @@ from .io import shown
 
 TREE_SDPA = "tree_sdpa"
 BLOCK_SIZE = 256
-LONG_ROW = 2048  # above this number of tokens, training recomputes the attention of each block, so that no block is kept
+LONG_ROW = (
+    2048  # above this number of tokens, training recomputes the attention of each block, so that no block is kept
+)
 
 
 def visibility_mask(
@@ -209,7 +211,9 @@ def tree_attention_forward(
     for row, limits in enumerate(attention_mask[:, 0]):
         one_row = query[row : row + 1], key[row : row + 1], value[row : row + 1]
         has_window = bool((limits[2] < length).any())
-        breaks = torch.nonzero(limits[1, 1:] != limits[1, :-1] + 1).flatten() + 1  # where another branch or tree starts
+        breaks = (
+            torch.nonzero(limits[1, 1:] != limits[1, :-1] + 1).flatten() + 1
+        )  # where another branch or tree starts
         ends = torch.cat([breaks, torch.tensor([length])])
         blocks, start = [], 0
         while start < length:

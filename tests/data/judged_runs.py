@@ -20,7 +20,9 @@ def write_run(folder: Path, trees: Sequence[SearchTree], search: str = "rollouts
     return folder
 
 
-def write_verdicts(run: Path, verdicts: Mapping[tuple[str, tuple[str, ...]], Sequence[int | None]], name: str = "judge"):
+def write_verdicts(
+    run: Path, verdicts: Mapping[tuple[str, tuple[str, ...]], Sequence[int | None]], name: str = "judge"
+):
     """Write the votes of a judge by the id of the problem and the ids of the steps."""
     path = run / "judges" / name / "verdicts.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)

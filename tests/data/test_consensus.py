@@ -1,6 +1,7 @@
 """Consensus of Monte Carlo and a judge: kept solutions and labels against a slow reference, planted noise, and the report."""
 
 import random
+import re
 import shlex
 import shutil
 from collections import Counter, defaultdict
@@ -9,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from trl_hrm import JudgeConfig, judge
 from trl_hrm.cli import main
 from trl_hrm.data.export import export
 from trl_hrm.data.export_config import ExportConfig
@@ -17,6 +19,7 @@ from trl_hrm.search.tree import ROOT, SearchTree
 from trl_hrm.step_metrics import wilson_interval
 from trl_hrm.step_tree import StepTree
 
+from ..scoring.judges import Judge
 from ..search.random_trees import add_node, empty_tree, end, random_tree, rollout_tree, slow_leaves, slow_score
 from .judged_runs import write_run, write_verdicts
 
@@ -193,7 +196,9 @@ def test_kept_solutions_match_a_slow_reference(tmp_path, judged_run, options):
         assert given[key][0] == (None if label is None else pytest.approx(label, abs=1e-6)), key
         assert given[key][1] == (pytest.approx(weight, abs=1e-6) if config.disagreement == "weight" else None), key
     facts = report["facts"]["consensus"]
-    assert {name: count for name, count in (facts["not_compared"] | facts["first_wrong_step"]).items() if count} == counts
+    assert {
+        name: count for name, count in (facts["not_compared"] | facts["first_wrong_step"]).items() if count
+    } == counts
     assert facts["compared"] == sum(facts["first_wrong_step"].values())
     assert facts["solutions"] == facts["compared"] + sum(facts["not_compared"].values())
     assert facts["agreed"] == counts["mc_none_judge_none"] + counts["mc_error_judge_same"]
@@ -211,7 +216,7 @@ def test_the_random_runs_have_every_case(tmp_path, judged_run):
 # Planted noise
 
 
-def noisy_run(folder: Path, a: float, b: float, num_steps: int, number: int, seed: int) -> dict[str, int]:
+def noisy_run(folder: Path, a: float, b: float, num_steps: int, num_problems: int, seed: int) -> dict[str, int]:
     """
     Write a run with one solution per problem. Monte Carlo names a wrong place with probability `a`, and the judge with
     probability `b`, independently and uniformly over the other places. Return the true first wrong steps by problem.
@@ -223,7 +228,7 @@ def noisy_run(folder: Path, a: float, b: float, num_steps: int, number: int, see
         return rng.choice([place for place in places if place != truth]) if rng.random() < chance else truth
 
     trees, votes, truths = [], {}, {}
-    for number in range(number):
+    for number in range(num_problems):
         name = f"p{number}"
         truths[name] = truth = rng.choice(places)
         mc = noisy(truth, a)
@@ -313,8 +318,9 @@ class TestSmallRun:
         }
         # observed 2/3; by chance 1/3·2/3 without and 2/3·1/3 with an error
         assert facts["kappa_any_error"] == pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))
-        assert "consensus with judge: 3 of 3 solutions compared, 2 agree (66.7%, 95 % interval 20.8% to 93.9%), kappa 0.40" in str(
-            report
+        assert (
+            "consensus with judge: 3 of 3 solutions compared, 2 agree (66.7%, 95 % interval 20.8% to 93.9%), kappa 0.40"
+            in str(report)
         )
 
     def test_merged_steps(self, tmp_path, small_run):
@@ -327,6 +333,12 @@ class TestSmallRun:
         assert row["completions"] == ["a", "b", "c", "d", "e"] and row["labels"] == [0.5, 0, 1, 1, 0]
         assert row["label_weights"] == pytest.approx([5 / 6, 2 / 3, 1, 1, 1 / 3])
         assert report["facts"]["consensus"]["steps_dropped"] == 0
+
+    def test_progress(self, tmp_path, small_run):
+        """The score of the prompt, 1/4, counts the solution `e`, which is dropped."""
+        [row], _ = build(tmp_path, small_run, labels="progress")
+        assert row["prompt_mc_score"] == 1 / 4 and row["mc_scores"] == [1 / 2, 0, 1, 1]
+        assert row["labels"] == [5 / 8, 1 / 4, 3 / 4, 1 / 2]
 
     def test_threshold(self, tmp_path, small_run):
         """With 0.5, the step `a` is wrong, so the judge names a later step or none in the solutions after it."""
@@ -434,7 +446,13 @@ def test_runs_with_the_same_problems(tmp_path):
     assert rows == alone[0][0] + alone[1][0]
     facts = report["facts"]["consensus"]
     assert facts["solutions"] == sum(report["facts"]["consensus"]["solutions"] for _, report in alone)
-    assert len(set(facts["verdicts"].values())) == 2
+    assert len({judge["verdicts"] for judge in facts["judges"].values()}) == 2
+    assert report["warnings"] == []
+    for name in trees:
+        write_json(tmp_path / name / "judges" / "judge" / "manifest.json", {"identity": {"judge": name}})
+    _, report = build(tmp_path, tmp_path / "one", tmp_path / "two")
+    assert report["facts"]["consensus"]["judges"][str(tmp_path / "one")]["identity"] == {"judge": "one"}
+    assert "judged by different models" in report["warnings"][0]
 
 
 def test_balance_with_consensus(tmp_path, judged_run):
@@ -443,7 +461,9 @@ def test_balance_with_consensus(tmp_path, judged_run):
     counts = Counter(label >= 0.5 for label in labels)
     assert 0.7 < counts[True] / counts[False] < 1.4
     for row in rows:
-        assert all((label is None) == (weight == 0) for label, weight in zip(row["labels"], row["label_weights"], strict=True))
+        assert all(
+            (label is None) == (weight == 0) for label, weight in zip(row["labels"], row["label_weights"], strict=True)
+        )
 
 
 def test_processes_change_nothing(tmp_path, judged_run, monkeypatch):
@@ -455,3 +475,28 @@ def test_processes_change_nothing(tmp_path, judged_run, monkeypatch):
     write_verdicts(run, votes)
     alone = build(tmp_path, run, view="hrm")
     assert build(tmp_path, run, view="hrm", num_proc=2) == alone
+
+
+def test_verdicts_of_the_command(tmp_path, judged_run, monkeypatch):
+    """`trl-hrm judge` and the export must mean the same by a solution, also where siblings are equal or an end is blank."""
+
+    def write(prompt: str, rng: random.Random) -> str:
+        numbers = re.findall(r"^Step (\d+): ", prompt.partition("# Solution")[2], re.MULTILINE)
+        return f"\\boxed{{{rng.choice(['-1', *numbers])}}}"
+
+    trees = judged_run[1][:50]
+    tree = empty_tree("blank")
+    for parent, place, text in ((ROOT, 0, "one"), (0, 0, ""), (0, 1, "two"), (0, 2, "")):
+        add_node(tree, parent, place, text)
+    for i, correct in ((1, True), (2, False), (3, True)):
+        end(tree.nodes[i], correct)
+    run = write_run(tmp_path / "run", [*trees, tree])
+    monkeypatch.setattr(JudgeConfig, "load_engine", lambda self, shard=None: Judge(write))
+    monkeypatch.setattr(JudgeConfig, "model_identity", lambda self: {"weights": "w"})
+    judge(JudgeConfig(input=str(run), judge="random", engine="transformers", num_votes=1, max_solutions=10_000))
+    rows, report = build(tmp_path, run, disagreement="weight")
+    facts = report["facts"]["consensus"]
+    assert facts["not_compared"]["without_verdict"] == 0 and facts["compared"] > 30
+    assert facts["judges"][str(run)]["identity"] == {"judge": {"weights": "w"}}
+    [blank] = [row for row in rows if row["problem_id"] == "blank"]
+    assert blank["completions"] == ["one", "two"] and blank["labels"] == pytest.approx([2 / 3, 0])

@@ -182,7 +182,11 @@ def test_merging_rows_later_is_the_same(tmp_path, labels):
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         build_stepwise(
             BuildStepwiseConfig(
-                inputs=str(tmp_path / "rows.jsonl"), output_dir=str(tmp_path / view), view="hrm", test_size=0, num_proc=1
+                inputs=str(tmp_path / "rows.jsonl"),
+                output_dir=str(tmp_path / view),
+                view="hrm",
+                test_size=0,
+                num_proc=1,
             )
         )
         later = pq.read_table(tmp_path / view / "data" / "train-00000-of-00001.parquet").to_pylist()

@@ -43,24 +43,27 @@ SHARDED = [
 
 @dataclass
 class Project:
-    """A folder with 16 training trees, 5 held-out trees, and the `MODELS`."""
+    """A folder with 16 training trees, 5 held-out trees, the same trees without merged steps (`outcomes`), and the `MODELS`."""
 
     folder: Path
     held_out: list[StepTree]
+    single_held_out: list[StepTree]
 
     @classmethod
     def make(cls, folder: Path) -> "Project":
         rng = random.Random(0)
-        trees = [hrm_view(random_tree(rng, f"{i}")) for i in range(21)]
-        (folder / "data").mkdir()
-        for split, part in (("train", trees[:16]), ("test", trees[16:])):
-            lines = [json.dumps(tree.to_row()) + "\n" for tree in part]
-            (folder / "data" / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        single = [random_tree(rng, f"{i}") for i in range(21)]
+        trees = [hrm_view(tree) for tree in single]
+        for name, rows in (("data", trees), ("outcomes", single)):
+            (folder / name).mkdir()
+            for split, part in (("train", rows[:16]), ("test", rows[16:])):
+                lines = [json.dumps(tree.to_row()) + "\n" for tree in part]
+                (folder / name / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
         for name, head, tied in MODELS:
             model = tiny_model(StepFormat(head=head), initializer_range=0.05, tie_word_embeddings=tied)
             model.save_pretrained(folder / name)
             tiny_tokenizer().save_pretrained(folder / name)
-        return cls(folder, trees[16:])
+        return cls(folder, trees[16:], single[16:])
 
     def run(
         self,
@@ -69,16 +72,17 @@ class Project:
         config: str | None = None,
         model: str = "classification",
         exit_code: int | None = 0,
+        recipe: str = "hrm_reward",
         **env,
     ) -> "Run":
-        """Run the recipe under `accelerate launch` with a configuration, or in one plain process without one."""
+        """Run a recipe under `accelerate launch` with a configuration, or in one plain process without one."""
         output_dir = self.folder / name
         settings = {
-            "config": ROOT / "recipes" / "tiny" / "hrm_reward.yaml",
+            "config": ROOT / "recipes" / "tiny" / f"{recipe}.yaml",
             "make_tiny_model": "false",
-            "dataset_name": self.folder / "data",
+            "dataset_name": self.folder / ("data" if recipe == "hrm_reward" else "outcomes"),
             "model_name_or_path": self.folder / model,
-            "head": model.removesuffix("-tied"),
+            "head": model.removesuffix("-tied") if recipe == "hrm_reward" else "implicit",
             "output_dir": output_dir,
             "packing": "false",
             "num_train_epochs": 2,
@@ -90,7 +94,7 @@ class Project:
             "disable_tqdm": "true",
         }
         settings = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-        launch(PROBE, [*settings, *args], self.folder / f"{name}.log", config, exit_code, **env)
+        launch(PROBE, [*settings, *args], self.folder / f"{name}.log", config, exit_code, PROBE_RECIPE=recipe, **env)
         return Run(output_dir)
 
 

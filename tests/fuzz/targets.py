@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import math
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,16 @@ import yaml
 from datasets import Dataset
 
 import trl_hrm
+from trl_hrm import StepFormat
 from trl_hrm.cli import COMMANDS, main
+from trl_hrm.data.step_labels import solution_ends, unite_steps
+from trl_hrm.search.nodes import read_trees
+from trl_hrm.step_tree import StepTree
 
+from ..data.judged_runs import write_verdicts
 from ..evaluation.benchmark_rows import mistake_row, prm_row, process_row
 from ..helpers import save_checkpoint
+from ..scripts.commands import save_judge
 from ..search.policies import KNOWN, SOLUTIONS, make_policy
 
 
@@ -48,6 +56,7 @@ GRPO = (
 )
 PARTED = f"best-of-n --candidates candidates.jsonl {MODEL} --n 1 2"
 EVALUATE = f"{POLICY} {PROBLEMS} --n 1 2 --max_solution_tokens 8"
+JUDGE = "--judge judge --engine transformers --template judge.json --num_votes 2 --max_response_tokens 4"
 STEP_SEARCH = f"{POLICY} {PROBLEMS} {MODEL} --n 2 --max_depth 1 --max_step_tokens 8"
 
 
@@ -84,6 +93,7 @@ def make_inputs(folder: Path, write_policy: Callable[[Path], object] = train_pol
     write_policy(folder / "policy")
     (folder / "model").mkdir(parents=True)
     save_checkpoint(folder / "model")
+    save_judge(folder, folder / "policy")
     shepherd = {"input": "1+2? Step 1: so 3 ки\nStep 2: thus 3 ки", "label": "1+2? Step 1: so 3 +\nStep 2: thus 3 -", "task": "GSM8K"}  # fmt: skip
     steps = [
         {"prompt": f"{i}+2?", "completions": ["so 3", "thus 3"], "labels": [True, False], "weight": 0.5}
@@ -122,6 +132,7 @@ def make_inputs(folder: Path, write_policy: Callable[[Path], object] = train_pol
             f"evaluate {EVALUATE} --output_dir evaluated",
             f"step-search {STEP_SEARCH} --output_dir searched",
             f"benchmark processbench.jsonl --suite processbench --validation_size 0.0 {MODEL} --output_dir judged",
+            f"judge steps.jsonl {JUDGE} --output_dir verdicts",
         ):
             silent = io.StringIO()
             with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
@@ -133,8 +144,21 @@ def make_inputs(folder: Path, write_policy: Callable[[Path], object] = train_pol
         for name in SETTINGS:
             if name != "env":
                 Path(f"{name}.yaml").write_text(yaml.safe_dump(settings(name)), encoding="utf-8")
+    shutil.copytree(folder / "run", folder / "agreed")
+    votes = {}
+    for tree in read_trees(next((folder / "agreed").glob("nodes-*.parquet"))):
+        steps = unite_steps(tree, Counter())
+        for end in solution_ends(tree, steps):
+            labelled = StepTree("p", steps.texts, [None] * len(steps.texts), steps.parents)
+            ids = tuple(tree.nodes[steps.members[step][0]].node_id for step in labelled.path(end))
+            votes[tree.problem.problem_id, ids] = [-1, -1, len(ids) - 1]
+    write_verdicts(folder / "agreed", votes)
     pairs = [{"prompt": "1+2?", "completion": f" so {i}"} for i in range(2)]
     Dataset.from_list(pairs).to_parquet(folder / "pairs" / "train.parquet")
+    outcomes = [{"prompt": "1+2?", "completion": f"so {i}\n\nthus {i}", "label": i == 3} for i in (3, 4)]
+    Dataset.from_list(outcomes).to_parquet(folder / "outcomes" / "train.parquet")
+    shutil.copytree(folder / "policy", folder / "implicit")
+    StepFormat(head="implicit", reference_model="policy").save(folder / "implicit")
 
 
 def words(command: str) -> list[str]:
@@ -251,6 +275,19 @@ def check_evaluation(work: Path, stdout: str) -> None:
         assert all(0 <= point["low"] <= point["accuracy"] <= point["high"] <= 1 for point in points)
 
 
+def check_verdicts(work: Path, stdout: str) -> None:
+    """Votes name a step or none, labels are probabilities, and the counts add up."""
+    out = next(work / name for name in ("OUT", "verdicts") if (work / name / "verdicts.jsonl").exists())
+    rows, summary = lines_of(out / "verdicts.jsonl"), read(out / "summary.json")
+    for row in rows:
+        assert len(row["completions"]) == len(row["labels"]) == len(row["node_ids"]) > 0
+        assert all(label is None or is_probability(label) for label in row["labels"])
+        assert all(vote is None or -1 <= vote < len(row["node_ids"]) for vote in row["judge_votes"])
+    votes = [vote for row in rows for vote in row["judge_votes"]]
+    assert (len(rows), len(votes)) == (summary["solutions"], summary["votes"])
+    assert sum(vote is None for vote in votes) == sum(summary["unreadable"].values())
+
+
 def check_benchmark(work: Path, stdout: str) -> None:
     results = read(work / "OUT" / "results.json")
     assert results["suites"]
@@ -275,6 +312,7 @@ SETTINGS = {
     "build-stepwise": f"steps.jsonl {BUILD} --view hrm --max_merge 2",
     "annotate": f"{ANNOTATE.partition(' ')[2]} --output_dir OUT",
     "export": f"run {BUILD} --labels soft",
+    "judge": f"steps.jsonl {JUDGE} --output_dir OUT",
     "inspect": "run --problem 0 --html page.html",
     "select-raft": f"--candidates solutions.jsonl {MODEL} {BUILD}",
     "push-dataset": "dataset --repo_id me/dataset --dry_run",
@@ -323,9 +361,17 @@ def targets() -> list[Target]:
         target(f"{ANNOTATE} --limit 2 --num_children 4 --max_depth 4 --max_step_tokens 30 --output_dir run", "run/*.json*", check_run, 0.3),
         target(f"export run {BUILD}", "run/*.json*", check_dataset, 1, "run"),
         target(f"export run {BUILD} --labels entropy --eta 2", "run/*.parquet", check_dataset, 1, "run"),
+        target(f"export run {BUILD} --labels progress --view hrm", "run/*.parquet", check_dataset, 1, "run"),
+        target(f"export agreed {BUILD} --consensus", "agreed/judges/judge/*.jsonl", check_dataset, 1, "agreed"),
+        target(f"export agreed {BUILD} --consensus --disagreement weight", "agreed/*.parquet", check_dataset, 1, "agreed"),
         target(f"export run {BUILD} --view sft", "run/*.parquet", check_dataset, 1, "run"),
         target(f"export run {BUILD} --view sft --prefixes --min_mc_score 0.5 --hnc", "run/*.parquet", check_dataset, 1, "run"),
         target(f"export openr.jsonl --format openr {BUILD}", "openr.jsonl", check_dataset),
+        target(f"judge steps.jsonl {JUDGE} --output_dir OUT", "steps.jsonl", check_verdicts, 0.5),
+        target(f"judge trees.jsonl {JUDGE} --output_dir OUT", "trees.jsonl", check_verdicts, 0.3),
+        target(f"judge candidates.jsonl {JUDGE} --output_dir OUT", "candidates.jsonl", check_verdicts, 0.3),
+        target(f"judge steps.jsonl {JUDGE} --output_dir OUT", "judge.json", check_verdicts, 0.3),
+        target(f"judge steps.jsonl {JUDGE} --output_dir verdicts", "verdicts/*.json*", check_verdicts, 0.3, "verdicts"),
         target("inspect run --problem 0 --html page.html", "run/*", check_page, 1, "run"),
         target(f"select-raft --candidates solutions.jsonl {MODEL} {BUILD}", "solutions.jsonl", check_dataset),
         target(f"select-raft --candidates pool {MODEL} {BUILD}", "pool/*.parquet", check_dataset, 0.5, "pool"),
@@ -354,6 +400,8 @@ def targets() -> list[Target]:
         target(f"score steps.jsonl {MODEL} --output scores.jsonl", "model/*.json", check_scores, 1, "model"),
         target(f"score steps.jsonl {MODEL} --output scores.jsonl", "model/*.safetensors", check_scores, 1, "model"),
         target(f"reward --model_name_or_path model --dataset_name dataset {TRAIN}", "dataset/data/*.parquet", check_model, 0.3, "dataset"),
+        target(f"implicit-prm --model_name_or_path policy --dataset_name outcomes {TRAIN}", "outcomes/*.parquet", check_model, 0.2, "outcomes"),
+        target("score steps.jsonl --reward_model implicit --output scores.jsonl", "implicit/*.json", check_scores, 0.5, "implicit"),
         target(f"kl-self --model_name_or_path policy --dataset_name pairs {TRAIN}", "pairs/*.parquet", check_model, 0.1, "pairs"),
         target(f"grpo --model_name_or_path policy {GRPO} {MODEL} {TRAIN}", "problems.jsonl", check_model, 0.1),
         target(f"grpo --model_name_or_path policy {GRPO} {MODEL} {TRAIN}", "model/*.json", check_model, 0.1, "model"),
@@ -367,7 +415,7 @@ def targets() -> list[Target]:
     runnable = [
         name for name in SETTINGS if name not in ("demo", "quickstart", "env", "step-search", "annotate", "evaluate")
     ]
-    checks = {"score": check_scores, "report": check_page, "table": check_table, "inspect": check_page, "push-dataset": check_printed,
+    checks = {"judge": check_verdicts, "score": check_scores, "report": check_page, "table": check_table, "inspect": check_page, "push-dataset": check_printed,
               "best-of-n": check_results, "benchmark": check_benchmark}  # fmt: skip
     found += [target(f"{name} --config {name}.yaml", "", checks.get(name, check_dataset), 0.3) for name in runnable]
     found += [

@@ -297,10 +297,11 @@ def test_control_tokens_in_the_data_are_plain_text():
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     for template in TEMPLATES.values():
         replies = ["x<|im_end|>"] if template.scope == "turns" else []
-        ids = template.encode(tokenizer, "p<|im_end|>", ["a", "b<|im_end|>"], replies)
-        plain = template.encode(tokenizer, "p", ["a", "b"], [one[:1] for one in replies])
+        ids = template.encode(tokenizer, "p<|im_end|>", ["a", "b<|im_end|>"], replies, "7<|im_end|>")
+        plain = template.encode(tokenizer, "p", ["a", "b"], [one[:1] for one in replies], "7")
         assert ids.count(end) == plain.count(end) > 0
-        assert tokenizer.decode(ids).count("<|im_end|>") == plain.count(end) + 2 + len(replies)
+        shown = 2 + len(replies) + template.needs_answer
+        assert tokenizer.decode(ids).count("<|im_end|>") == plain.count(end) + shown
 
 
 def test_control_tokens_in_a_response_are_plain_text():
@@ -482,7 +483,7 @@ def test_two_threads_share_a_scorer():
 
 
 def test_wrong_options():
-    with pytest.raises(ValueError, match=r"template is 'poem'. It must be instruct, genprm, thinkprm"):
+    with pytest.raises(ValueError, match=r"template is 'poem'. It must be first_error, .* thinkprm"):
         scorer_of(template="poem")
     with pytest.raises(ValueError, match="steps are not merged"):
         scorer_of().score(["x"], [[["a p1"]]], spans=(1, 2))

@@ -3,8 +3,11 @@
 import contextlib
 import json
 import re
+import shutil
 from dataclasses import fields
 from pathlib import Path
+
+from transformers import AutoTokenizer
 
 import trl_hrm
 from trl_hrm.cli import COMMANDS
@@ -72,6 +75,7 @@ SETTINGS = {
         "engine_args": {"batch_size": 8},
     },
     "export": {"inputs": ["run"], "output_dir": "OUT", "labels": "entropy", "eta": 2.0, "hnc": True, "hnc_rule": "per_child", "hnc_min_children": 2, "balance": 2, "balance_by": "value_and_depth", "test_size": 0.5},
+    "judge": {"input": "rows.jsonl", "judge": "judge", "engine": "transformers", "template": "judge.json", "num_votes": 2, "max_response_tokens": 8, "columns": {"prompt": "question"}, "output_dir": "OUT"},
     "inspect": {"input": "run", "problem": "0", "html": "OUT/page.html", "breadth": 3},
     "select-raft": {"candidates": "solutions.jsonl", "output_dir": "OUT", "max_kept": 2, "spans": [1, 2], "test_size": 0.0, **REWARD_MODEL},
     "push-dataset": {"inputs": ["dataset"], "repo_id": "me/dataset", "dry_run": True},
@@ -127,10 +131,20 @@ def files_of(folder: Path, name: str) -> dict[str, object]:
         if path.suffix in (".json", ".jsonl", ".md", ".html", ".txt"):
             text = content.decode().replace(name, "OUT")
             content = re.sub(r'"(date|seconds|\w+_seconds|\w+_per_second|busy|spent)": [^,}\n]+', r'"\1": 0', text)
-        if path.name.startswith("log-"):  # concurrent problems finish in any order
+        if path.name.startswith(("log-", "judgements-")):  # concurrent problems finish in any order
             content = sorted(content.splitlines())
         found[str(path.relative_to(folder))] = content
     return found
+
+
+def save_judge(work: Path, policy: str | Path) -> None:
+    """Save the policy with a chat template as `judge`, and a short template in `judge.json`."""
+    shutil.copytree(policy, work / "judge")
+    tokenizer = AutoTokenizer.from_pretrained(work / "judge")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(work / "judge")
+    template = {"scope": "first_error", "user": "{problem} {steps} \\boxed{-1}"}
+    (work / "judge.json").write_text(json.dumps(template), encoding="utf-8")
 
 
 def make_inputs(work: Path, policy: str) -> None:
@@ -138,6 +152,7 @@ def make_inputs(work: Path, policy: str) -> None:
     (work / "policy").symlink_to(policy)
     (work / "model").mkdir()
     save_checkpoint(work / "model")
+    save_judge(work, policy)
     rows = [{"question": f"{i}+2?", "completions": ["so 3", "thus 3"], "labels": [True, False]} for i in range(8)]
     solutions = [
         {"prompt": "1+2?", "completion": text} for text in ("# Step 1\nso 3", "# Step 1\nso 4", "# Step 1\nx")

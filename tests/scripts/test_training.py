@@ -1,4 +1,4 @@
-"""`trl-hrm reward`, `trl-hrm kl-self` and `trl-hrm grpo`: how options are divided, and training in two processes."""
+"""`trl-hrm reward`, `trl-hrm implicit-prm`, `trl-hrm kl-self` and `trl-hrm grpo`: how options are divided, and training in two processes."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from accelerate.commands import launch as accelerate_launch
 from trl import GRPOConfig, SFTConfig
 
 from tests.distributed.launching import Project, free_port
-from trl_hrm import HRMRewardConfig, KLSelfConfig, StepGRPOConfig
+from trl_hrm import HRMRewardConfig, ImplicitPRMConfig, KLSelfConfig, StepGRPOConfig
 from trl_hrm._compat import BaseConfig
 from trl_hrm.cli import main
 from trl_hrm.scripts.training import launch
@@ -42,6 +42,7 @@ def config(tmp_path) -> Path:
     ("name", "config", "base"),
     [
         ("reward", HRMRewardConfig, BaseConfig),
+        ("implicit-prm", ImplicitPRMConfig, HRMRewardConfig),
         ("kl-self", KLSelfConfig, SFTConfig),
         ("grpo", StepGRPOConfig, GRPOConfig),
     ],
@@ -62,7 +63,9 @@ def test_all_options_on_request(capsys):
         assert option in shown
 
 
-@pytest.mark.parametrize(("name", "module"), [("reward", "reward"), ("kl-self", "kl_self")])
+@pytest.mark.parametrize(
+    ("name", "module"), [("reward", "reward"), ("kl-self", "kl_self"), ("implicit-prm", "implicit_prm")]
+)
 def test_unknown_options_go_to_accelerate(launched, config, name, module):
     own = ["--config", str(config), "--learning_rate", "2e-5", "--max_length", "2"]
     launch(name, [*own[:4], "--num_processes", "2", "--multi_gpu", *own[4:]])

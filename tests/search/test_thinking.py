@@ -1,5 +1,6 @@
 """Steps of thinking models: hand-written traces, properties of random texts, and a run from the log to the scores."""
 
+import asyncio
 import json
 import random
 import re
@@ -16,19 +17,21 @@ from trl_hrm.data.candidates_config import CandidatesConfig
 from trl_hrm.grading.extraction import THINKING_TAG, untagged_parts
 from trl_hrm.search.engines.base import CharTokenizer, ScriptedEngine, continued_text
 from trl_hrm.search.inspection import page_data
+from trl_hrm.search.log import EventLog
 from trl_hrm.search.nodes import read_trees as read_nodes
 from trl_hrm.search.nodes import write_nodes
 from trl_hrm.search.open_tree import OpenTree
 from trl_hrm.search.policies import FullTree, Rollouts
 from trl_hrm.search.policy_config import PromptConfig
 from trl_hrm.search.run_folder import check_manifest, finish_shard, node_files
+from trl_hrm.search.scheduler import Scheduler, SchedulerConfig
 from trl_hrm.search.steps import BLANK, RULES, Cut, StepRule, cut_steps, cut_text, step_spans
 from trl_hrm.search.thinking import MARKS, ThinkingRule, begins_thought, thought_length
 from trl_hrm.search.tree import ROOT, Problem, SearchTree
 from trl_hrm.tiny_model import make_tokenizer
 
 from ..helpers import save_checkpoint
-from .scripted import FINAL, PROMPT, make_problems, read_trees, run_scripted
+from .scripted import FINAL, PROMPT, ExactGrader, make_problems, read_trees, run_scripted
 from .trees import inspection_of
 
 
@@ -38,8 +41,33 @@ TRACES = [
 ]
 FRAGMENTS = [
     *("<think>", "</think>", "[THINK]", "[/THINK]", "◁think▷", "◁/think▷", "</thinking>"),
-    *("\n", "\n\n", "\n \n\n", " ", "---\n\n", "**", "- ", "# ", "$$", "\\[x\n\ny\\]", "\n```\na\n\nWait, b\n```\n", "\n```"),
-    *("Wait", "wait, ", "Hmm. ", "Alternatively, ", "等等，", "不对。", "The waiter. ", "x = 3. ", "三加四等于七。", "e.g. ", "1. "),
+    *(
+        "\n",
+        "\n\n",
+        "\n \n\n",
+        " ",
+        "---\n\n",
+        "**",
+        "- ",
+        "# ",
+        "$$",
+        "\\[x\n\ny\\]",
+        "\n```\na\n\nWait, b\n```\n",
+        "\n```",
+    ),
+    *(
+        "Wait",
+        "wait, ",
+        "Hmm. ",
+        "Alternatively, ",
+        "等等，",
+        "不对。",
+        "The waiter. ",
+        "x = 3. ",
+        "三加四等于七。",
+        "e.g. ",
+        "1. ",
+    ),
     *("a long piece of text that has no full stop ", "Done! ", "word" * 30, "é", "\u3000", "|---|\n"),
 ]
 
@@ -62,7 +90,10 @@ def check_spans(text: str, rule: ThinkingRule) -> list[str]:
     """Check that steps and the gaps between them join to the text, and that no step has a tag. Return the steps."""
     spans = step_spans(text, rule)
     steps = [text[start:end] for start, end in spans]
-    gaps = [text[a:b] for a, b in zip([0, *(end for _, end in spans)], [*(start for start, _ in spans), len(text)], strict=True)]
+    gaps = [
+        text[a:b]
+        for a, b in zip([0, *(end for _, end in spans)], [*(start for start, _ in spans), len(text)], strict=True)
+    ]
     assert not any(THINKING_TAG.sub("", gap).strip(BLANK) for gap in gaps)
     assert all(step == step.strip() and step.strip(BLANK) for step in steps)
     assert not any(THINKING_TAG.search(step) for step in steps)
@@ -123,7 +154,11 @@ def test_a_long_code_block_is_split_at_its_lines():
     """Steps end inside code only if the code alone is too long."""
     lines = [f"line {i}" for i in range(12)]
     code = "```\n" + "\n".join(lines) + "\n```"
-    assert cut_text(f"<think>Now:\n\n{code}\n\nDone.</think>", ThinkingRule(min_characters=1)) == ["Now:", code, "Done."]
+    assert cut_text(f"<think>Now:\n\n{code}\n\nDone.</think>", ThinkingRule(min_characters=1)) == [
+        "Now:",
+        code,
+        "Done.",
+    ]
     parts = cut_text(f"<think>{code}</think>", ThinkingRule(min_characters=1, max_characters=40))
     assert "\n".join(parts) == code and len(parts) == 3
 
@@ -150,7 +185,10 @@ def test_begins_thought(step, expected):
 def test_own_marks():
     assert begins_thought("Mooment: 3", ["Mooment"]) and not begins_thought("Wait", ["Mooment"])
     text = "<think>It is 3. Mooment, it is 4. Wait, no.</think>"
-    assert cut_text(text, ThinkingRule(marks=("mooment",), min_characters=1)) == ["It is 3.", "Mooment, it is 4. Wait, no."]
+    assert cut_text(text, ThinkingRule(marks=("mooment",), min_characters=1)) == [
+        "It is 3.",
+        "Mooment, it is 4. Wait, no.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +238,12 @@ def test_options_that_contradict_each_other(options, message):
 
 def test_options():
     """The settings of the manifest give the same rule again."""
-    given = {"thinking_marks": ["Wait"], "min_step_characters": 5, "max_step_characters": 50, "answer_segmentation": "sentence"}
+    given = {
+        "thinking_marks": ["Wait"],
+        "min_step_characters": 5,
+        "max_step_characters": 50,
+        "answer_segmentation": "sentence",
+    }
     _, rule = PromptConfig(segmentation="thinking", **given).make_prompt()
     assert rule == ThinkingRule(marks=("Wait",), min_characters=5, max_characters=50, answer="sentence")
     assert ThinkingRule(**json.loads(json.dumps(asdict(rule)))) == rule
@@ -239,11 +282,28 @@ def test_steps_of_a_tree_equal_the_steps_of_the_text(tmp_path, trace, kind):
     ids = tokenizer.encode(text, add_special_tokens=False)
     cuts = cut_steps(rule, tokenizer, [], ids, text)
     assert cuts == slow_cuts(rule, tokenizer, ids, text, "")
-    event = {"event": "problem", "problem_id": "p", "position": 0, "root_id": "r", "prompt": "q", "answer": "7", "prompt_ids": []}
+    event = {
+        "event": "problem",
+        "problem_id": "p",
+        "position": 0,
+        "root_id": "r",
+        "prompt": "q",
+        "answer": "7",
+        "prompt_ids": [],
+    }
     opened = OpenTree.from_event(event | {"thinking": "kept"})
     sample = {"token_ids": ids, "text": text, "num_cached": 0, "finish": "eos", "stop_reason": None, "is_final": True}
     opened.apply(
-        {"event": "samples", "problem_id": "p", "above": "r", "round": 0, "role": "rollout", "cut": True, "weight": 1.0, "seed": 1}
+        {
+            "event": "samples",
+            "problem_id": "p",
+            "above": "r",
+            "round": 0,
+            "role": "rollout",
+            "cut": True,
+            "weight": 1.0,
+            "seed": 1,
+        }
         | {"samples": [sample | {"answer": None, "cuts": cuts}]}
     )
     tree = opened.tree.canonical()
@@ -252,7 +312,9 @@ def test_steps_of_a_tree_equal_the_steps_of_the_text(tmp_path, trace, kind):
     for one in (tree, *read_nodes(tmp_path / "nodes.parquet")):
         steps = [one.step_text(i) for i, node in enumerate(one.nodes) if node.role == "segment"]
         assert [step for step in steps if step] == trace["steps"]
-        assert [" ".join(step.split()) for step in steps if step] == [" ".join(step.split()) for step in trace["steps"]]
+        assert [" ".join(step.split()) for step in steps if step] == [
+            " ".join(step.split()) for step in trace["steps"]
+        ]
         [whole] = [one.step_text(i) for i, node in enumerate(one.nodes) if node.role == "rollout"]
         assert "".join(whole.split()) == "".join("".join(trace["steps"]).split())
 
@@ -279,21 +341,33 @@ SEARCH = Rollouts(FINAL, num_solutions=6, num_completions=4, max_solution_tokens
 def write_thinking(prefix: str, rng: random.Random) -> str:
     """Think in two steps, correct the second one or not, and answer. Sometimes the thinking does not end."""
     written = prefix.rsplit("Question:", 1)[1].split("\n\n", 1)[1]
-    parts = ["<think>\nI add all of the numbers.", f"\n\nThat gives {rng.choice((7, 8))} in total.", "\n\nWait, it is {}."]
+    parts = [
+        "<think>\nI add all of the numbers.",
+        f"\n\nThat gives {rng.choice((7, 8))} in total.",
+        "\n\nWait, it is {}.",
+    ]
     text = "".join(parts[written.count(".") :])
     if written.count(".") < 3:
         text = text.format(rng.choice((7, 8)))
         if rng.random() < 0.1:
             return text + "\n\nand so on" * 60
     value = re.findall(r"Wait, it is (\d)", written + text)[0]
-    return f"{text}\n</think>\n\nThe answer is below.\n\n# Answer\n\n{value}\n# END!".lstrip("\n" if written[-1:] == "\n" else "")
+    return f"{text}\n</think>\n\nThe answer is below.\n\n# Answer\n\n{value}\n# END!".lstrip(
+        "\n" if written[-1:] == "\n" else ""
+    )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     run_scripted(folder, SEARCH, make_problems(8), script=write_thinking, rule=RULE)
-    settings = {"prompt": asdict(PROMPT), "search": SEARCH.describe(), "steps": asdict(RULE), "seed": 42, "versions": {}}
+    settings = {
+        "prompt": asdict(PROMPT),
+        "search": SEARCH.describe(),
+        "steps": asdict(RULE),
+        "seed": 42,
+        "versions": {},
+    }
     settings["engine"] = {"engine": "scripted", "model": "scripted", "temperature": 1.0}
     check_manifest(folder, settings)
     finish_shard(folder, 0, 1)
@@ -304,8 +378,15 @@ def test_the_log_and_the_nodes_keep_thinking(run):
     trees = read_trees(run)
     saved = {tree.problem.problem_id: tree for file in node_files(run) for tree in read_nodes(file)}
     assert saved == trees and {tree.thinking for tree in trees.values()} == {"kept"}
-    steps = Counter(tree.step_text(i) for tree in trees.values() for i, node in enumerate(tree.nodes) if node.role == "segment")
-    assert {"I add all of the numbers.", "That gives 7 in total.", "Wait, it is 8.", "The answer is below."} <= steps.keys()
+    steps = Counter(
+        tree.step_text(i) for tree in trees.values() for i, node in enumerate(tree.nodes) if node.role == "segment"
+    )
+    assert {
+        "I add all of the numbers.",
+        "That gives 7 in total.",
+        "Wait, it is 8.",
+        "The answer is below.",
+    } <= steps.keys()
     assert not any("think" in step for step in steps)
     shown = page_data(inspection_of(next(iter(trees.values()))))["nodes"]["text"]
     assert "I add all of the numbers." in shown and not any("<think>" in text for text in shown)
@@ -317,13 +398,22 @@ def test_export_of_merged_thoughts(run, tmp_path, single_file):
     [nodes] = node_files(run)
     source = str(nodes) if single_file else str(run)
     report = export(
-        ExportConfig(inputs=[source], output_dir=str(tmp_path / "data"), view="hrm", merge="thoughts", test_size=0, num_proc=1)
+        ExportConfig(
+            inputs=[source], output_dir=str(tmp_path / "data"), view="hrm", merge="thoughts", test_size=0, num_proc=1
+        )
     )
     assert report["options"]["merge"] == "thoughts" if "options" in report else True
-    rows = load_dataset("parquet", data_files=str(next((tmp_path / "data").rglob("train*.parquet"))), split="train", cache_dir=str(tmp_path))
+    rows = load_dataset(
+        "parquet",
+        data_files=str(next((tmp_path / "data").rglob("train*.parquet"))),
+        split="train",
+        cache_dir=str(tmp_path),
+    )
     num_merged = Counter()
     for row in rows:
-        tree = StepTree.from_row({name: row[name] for name in ("prompt", "completions", "labels", "parents", "num_merged")})
+        tree = StepTree.from_row(
+            {name: row[name] for name in ("prompt", "completions", "labels", "parents", "num_merged")}
+        )
         singles = [i for i, count in enumerate(tree.num_merged) if count == 1]
         assert not any("think>" in text for text in tree.completions)
         expected = Counter()
@@ -353,7 +443,11 @@ def test_export_refuses_other_marks(run, tmp_path):
 def test_candidates_keep_the_steps_of_the_run(run):
     config = CandidatesConfig(candidates=str(run))
     settings = reading_settings(config)
-    assert (settings["segmentation"], settings["keep_thinking"], settings["min_step_characters"]) == ("thinking", True, 10)
+    assert (settings["segmentation"], settings["keep_thinking"], settings["min_step_characters"]) == (
+        "thinking",
+        True,
+        10,
+    )
     counts = Counter()
     pool = read_pool(config, None, None, counts)
     assert not counts["candidates_with_thinking_left_out"]
@@ -380,7 +474,12 @@ def test_best_of_n_with_thoughts(run, tmp_path):
     found = {}
     for name, spans in (("single", [1]), ("thought", [1, "thought"])):
         config = BestOfNConfig(
-            candidates=str(run), reward_model=model, spans=spans, n=[1, 6], aggregate=["mean"], output_dir=str(tmp_path / name)
+            candidates=str(run),
+            reward_model=model,
+            spans=spans,
+            n=[1, 6],
+            aggregate=["mean"],
+            output_dir=str(tmp_path / name),
         )
         results = best_of_n(config)
         assert results.settings["segmentation"] == "thinking" and results.settings["spans"] == spans
@@ -402,16 +501,11 @@ def test_a_thinking_that_the_prompt_opens(tmp_path):
         return "I add them. It is 7.\n\nWait, no." + rng.choice(("</think>\n\n\\boxed{7}", " \\boxed{8}"))
 
     prompt = replace(PROMPT, template="{question}\n<think>\n")
-    from trl_hrm.search.log import EventLog
-    from trl_hrm.search.scheduler import Scheduler, SchedulerConfig
-
-    from .scripted import ExactGrader
-
-    import asyncio
-
     search = Rollouts(FINAL, num_solutions=6, num_completions=0, max_solution_tokens=400)
     with EventLog(tmp_path / "log-00000-of-00001.jsonl", write=True) as log:
-        scheduler = Scheduler(ScriptedEngine(script), search, ExactGrader(), prompt, RULE, log, seed=1, config=SchedulerConfig())
+        scheduler = Scheduler(
+            ScriptedEngine(script), search, ExactGrader(), prompt, RULE, log, seed=1, config=SchedulerConfig()
+        )
         asyncio.run(scheduler.run(make_problems(2)))
     check_manifest(tmp_path, {"prompt": asdict(prompt), "search": search.describe(), "steps": asdict(RULE)})
     finish_shard(tmp_path, 0, 1)

@@ -184,6 +184,54 @@ class TestWeights:
         rows, _ = build([row("a,b,c", [1.0, 0.0, 0.25])], error_weight=3.0)
         assert rows[0]["label_weights"] == [1.0, 3.0, 2.5]
 
+    def test_column(self, build):
+        """A step in several rows has the mean of its weights, and its labels are averaged by them."""
+        rows, report = build(
+            [
+                row("a,b", [1.0, 0.5], label_weights=[0.5, 0.0]),
+                row("a,c", [0.5, None], label_weights=[1.5, None]),
+                row("d", [0.25], label_weights=[0.25]),
+            ],
+            label_weighting="column",
+            error_weight=3.0,
+        )
+        # a: label (0.5·1 + 1.5·0.5) / 2, weight (0.5 + 1.5) / 2, times y + (1 − y)·3
+        assert rows[0]["labels"] == [0.625, 0.5, 0.25]
+        assert rows[0]["label_weights"] == [0.625 + 0.375 * 3, 0, 0.25 * (0.25 + 0.75 * 3)]
+        assert report.labels_contradicting == 1 and report.labels_kept == 3
+
+    def test_column_of_weights_that_are_all_0_in_some_rows(self, build):
+        """Labels without weight are averaged like others."""
+        rows, _ = build(
+            [row("a", [w], label_weights=[0.0]) for w in (1.0, 0.5)] + [row("b", [1.0], label_weights=[2.0])],
+            label_weighting="column",
+        )
+        assert rows[0]["labels"] == [0.75, 1] and rows[0]["label_weights"] == [0, 2]
+
+    def test_column_is_not_used_by_default(self, build):
+        rows, _ = build([row("a,b", [1.0, 0.0], label_weights=[0.5, 2.0])])
+        assert rows[0]["label_weights"] == [1, 1]
+
+    @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            ({}, "`label_weighting='column'` requires the column `label_weights`"),
+            ({"label_weights": None}, "row 1: `label_weights` is missing"),
+            ({"label_weights": [1.0, None]}, "row 1: `label_weights[1]` is None"),
+            ({"label_weights": [1.0, -0.5]}, "row 1: `label_weights[1]` is -0.5"),
+            ({"label_weights": [1.0, float("inf")]}, "row 1: `label_weights[1]` is inf"),
+            ({"label_weights": [1.0]}, "row 1: column `label_weights` has 1 entries"),
+        ],
+    )
+    def test_invalid_columns(self, build, columns, message):
+        first = {"label_weights": [1.0, 1.0]} if columns else {}
+        with pytest.raises(ValueError, match=re.escape(message)):
+            build([row("a,b", [1, 0], **first), row("c,d", [1, 0], "b", **columns)], label_weighting="column")
+
+    def test_column_without_positive_weight(self, build):
+        with pytest.raises(ValueError, match="all `label_weights` of labelled steps are 0"):
+            build([row("a,b", [1, None], label_weights=[0.0, 1.0])], label_weighting="column")
+
     def test_last_step_only(self, build):
         """Every leaf of the tree is trained, even if it is not the last step in its row."""
         rows, report = build([row("a,b,c,d", [1, 0, 1, 0], parents=[-1, 0, 0, 2])], train_on_last_step_only=True)

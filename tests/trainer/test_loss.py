@@ -206,6 +206,36 @@ def test_error_weight(tmp_path, trees):
     assert_one_step(trainer, expected)
 
 
+@pytest.mark.parametrize("batch_size", [8, 2])
+def test_weights_of_the_dataset(tmp_path, batch_size, caplog):
+    """Σ w·ℓ / Σ w with the weights of the column `label_weights`, over the global batch. An evaluation uses them, too."""
+    rng = random.Random(5)
+    trees = [hrm_view(random_tree(rng, name, max_steps=6)) for name in "abcdefgh"]
+    for tree in trees:
+        tree.step_columns["label_weights"] = [rng.choice([0.0, 1 / 3, 2 / 3, 1.0, 5.0]) for _ in tree.labels]
+    step_format = HEADS["classification"]
+
+    def weighted(model):
+        losses, _ = slow_losses(model, step_format, trees)
+        return losses, torch.tensor([weight for tree in trees for weight in tree.step_columns["label_weights"]])
+
+    model = tiny_model(step_format)
+    losses, weights = weighted(model)
+    expected = (losses * weights).sum() / weights.sum()
+    options = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": 8 // batch_size}
+    trainer = make_trainer(tmp_path, trees, evaluation=trees, label_weighting="column", **options)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.item(), abs=1e-6)
+    assert_one_step(trainer, expected_step(step_format, weighted))
+    # a dataset from elsewhere counts every step once
+    plain = [StepTree(tree.prompt, tree.completions, tree.labels, tree.parents, tree.num_merged) for tree in trees]
+    losses, ones = slow_losses(tiny_model(step_format), step_format, plain)
+    trainer = make_trainer(tmp_path, trees, evaluation=plain, label_weighting="column")
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses.mean().item(), abs=1e-6)
+    assert "label_weights" not in caplog.text
+    make_trainer(tmp_path, trees)
+    assert "has the column `label_weights`, which is not used" in caplog.text
+
+
 def test_last_step_only(tmp_path):
     rng = random.Random(3)
     trees = [random_tree(rng, name) for name in "abcd"]

@@ -330,7 +330,9 @@ def reading_settings(config: CandidatesConfig, extractors: Sequence[str] | None 
             found["step_pattern"] = rule.pattern
         if isinstance(rule, ThinkingRule):
             options = {option: getattr(rule, name) for option, name in THINKING_OPTIONS.items()}
-            found |= {key: value for key, value in options.items() if value != getattr(ThinkingRule, THINKING_OPTIONS[key])}
+            found |= {
+                key: value for key, value in options.items() if value != getattr(ThinkingRule, THINKING_OPTIONS[key])
+            }
     if "prompt" in manifest:
         found["prompt_style"] = prompt_of(manifest).style
     return found | {"keep_thinking": keeps_thinking(config)}

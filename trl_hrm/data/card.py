@@ -30,7 +30,7 @@ COLUMNS = {
     "mc_unresolved": "number of leaves below each step without an answer",
     "node_ids": "search node of each step; for identical siblings, the first node; for a merged step, the node of its last step",
     "label_weights": "inverse of the probability that balancing keeps the label, 0 for steps without a label",
-    "mc_scores": "MC score of each step, from which the labels of merged steps are computed",
+    "mc_scores": "MC score of each step, for the labels of merged steps",
     "prompt_mc_score": "MC score of the problem, before the first step",
     "label_kind": "type of label: the MC score (soft), whether it is above a threshold (hard), ER-PRM's label (entropy), or the MC "
     "score compared with the MC score before the step (progress, ratio)",

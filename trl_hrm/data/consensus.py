@@ -11,8 +11,9 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from ..identity import digest_of_files
-from ..io import shown
+from ..io import read_json, shown
 from ..search.nodes import open_nodes
+from ..search.run_folder import MANIFEST
 from ..search.tree import SearchTree
 from ..search.values import leaf_counts
 from ..step_metrics import wilson_interval
@@ -66,7 +67,7 @@ class JudgedNodeFiles(NodeFiles):
 
     Raises:
         `FileNotFoundError`: If a run has not been judged.
-        `ValueError`: If there is no verdict, a solution has two, or a problem is not in the run.
+        `ValueError`: If a run has no verdicts, or two verdicts for the same solution.
     """
 
     def __init__(self, files: Mapping[str, str], judge_name: str):
@@ -115,7 +116,7 @@ class ComparedSolution(NamedTuple):
         nodes (`Sequence[int]`):
             Nodes that end the solution.
         first_error (`int`):
-            Index of the first wrong step by the MC scores, from 0, `-1` (`NO_ERROR`) if there is none.
+            Index of the first wrong step by the MC scores, from 0. `-1` (`NO_ERROR`): all steps are right.
         agreement (`float`):
             Share of the readable votes of the judge that name the same step.
         is_agreed (`bool`):
@@ -146,8 +147,8 @@ def compare_solutions(
     - all MC scores are above the threshold, but the answer is wrong. This can only happen where the last step also continues in the
       tree. If the answer is unknown, the first wrong step is unknown, too.
 
-    A correct solution may have a wrong step by the MC scores, such as one from which no other rollout is right. It is compared like
-    any other, and counted.
+    A correct solution may have a wrong step by the MC scores, for example if all other rollouts from this step are wrong. Such a
+    solution is compared and counted.
 
     Args:
         tree ([`SearchTree`]):
@@ -252,7 +253,12 @@ def keep_solutions(
         for place, step in enumerate(labelled.path(end)):
             agreements[step].append(solution.agreement)
             is_after = solution.first_error != NO_ERROR and place > solution.first_error
-            if is_after and config.after_first_error == "context" and config.view != "orm" and labels[step] is not None:
+            if (
+                is_after
+                and config.after_first_error == "context"
+                and config.view != "orm"
+                and labels[step] is not None
+            ):
                 labels[step] = None
                 notes["consensus_labels_after_first_error"] += 1
     notes["consensus_steps_dropped"] += len(labels) - len(agreements)
@@ -265,7 +271,27 @@ def keep_solutions(
     return replace(labelled, labels=labels, step_columns=columns).keep(sorted(agreements))
 
 
-def describe_consensus(notes: Mapping[str, int], config: ExportConfig, runs: Sequence[str]) -> dict[str, Any]:
+def read_judges(runs: Sequence[str], judge_name: str) -> dict[str, dict[str, Any]]:
+    """
+    Return the digest of the verdicts on each run and, if the folder of the judge has a manifest, the identity and the engine of the
+    judge.
+
+    Args:
+        runs (`Sequence[str]`):
+            Folders of the runs.
+        judge_name (`str`):
+            Name of the judge.
+    """
+    judges = {}
+    for run in runs:
+        folder = Path(run, JUDGES, judge_name)
+        manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+        judges[run] = {"verdicts": digest_of_files([folder / VERDICTS])}
+        judges[run] |= {name: manifest[name] for name in ("identity", "engine") if name in manifest}
+    return judges
+
+
+def describe_consensus(notes: Mapping[str, int], config: ExportConfig, judges: Mapping[str, Any]) -> dict[str, Any]:
     """
     Return the agreement of Monte Carlo and the judge, for the report and the dataset card.
 
@@ -274,8 +300,8 @@ def describe_consensus(notes: Mapping[str, int], config: ExportConfig, runs: Seq
             Counts of [`compare_solutions`] and [`keep_solutions`].
         config ([`ExportConfig`]):
             Options of the export.
-        runs (`Sequence[str]`):
-            Folders of the runs.
+        judges (`Mapping[str, Any]`):
+            Judge of each run, from [`read_judges`].
 
     Returns:
         `dict[str, Any]`: The judge and the options, the number of solutions by why they are not compared, the table of first wrong
@@ -296,7 +322,7 @@ def describe_consensus(notes: Mapping[str, int], config: ExportConfig, runs: Seq
         kappa = (observed - expected) / (1 - expected) if expected < 1 else None
     return {
         "judge": config.judge_name,
-        "verdicts": {run: digest_of_files([Path(run, JUDGES, config.judge_name, VERDICTS)]) for run in runs},
+        "judges": dict(judges),
         "threshold": config.threshold,
         "disagreement": config.disagreement,
         **({"after_first_error": config.after_first_error} if config.view != "orm" else {}),

@@ -1,5 +1,6 @@
 """Build datasets from search trees, with statistics of the search on the dataset card."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -22,7 +23,7 @@ from ..step_tree import StepTree
 from .build import Dropped, Recipe, build_dataset, count_labels
 from .build_config import BuildConfig
 from .build_report import BuildReport
-from .consensus import JudgedNodeFiles, JudgedTree, compare_solutions, describe_consensus, keep_solutions
+from .consensus import JudgedNodeFiles, JudgedTree, compare_solutions, describe_consensus, keep_solutions, read_judges
 from .export_config import ExportConfig
 from .output import claimed_output
 from .problems import problem_split
@@ -79,6 +80,7 @@ BARE_PROMPTS = (
     "`prompt` is the bare problem in all rows, because {}. If the policy was given a different prompt, training uses another prompt "
     "than sampling."
 )
+DIFFERENT_JUDGES = "the runs were judged by different models, so the agreement mixes them. Export the runs separately to compare the judges."
 
 
 def export(config: ExportConfig) -> BuildReport:
@@ -128,7 +130,9 @@ def _run_recipe(config: ExportConfig) -> Recipe:
     if config.columns:
         raise ValueError(f"`columns` is {config.columns}, but `format='run'` does not support it. Remove `columns`.")
     folders = [name for name in config.inputs if Path(name).is_dir()]
-    run_of = [(str(file), name) for name in config.inputs for file in (node_files(name) if name in folders else [name])]
+    run_of = [
+        (str(file), name) for name in config.inputs for file in (node_files(name) if name in folders else [name])
+    ]
     files = [file for file, _ in run_of]
     _refuse_repeats(files)
     for folder in dict.fromkeys(Path(file).parent for file in files if config.view != "sft"):
@@ -162,6 +166,8 @@ def _run_recipe(config: ExportConfig) -> Recipe:
     for name, run in runs.items():
         if config.consensus and not run["shards_missing"]:
             source.check_problems(name)
+    judges = read_judges(list(runs), config.judge_name) if config.consensus else {}
+    different = {json.dumps(judge.get("identity"), sort_keys=True) for judge in judges.values()}
     unreadable = read_unreadable_references([name for name in config.inputs if name not in folders])
     prompt, doubts = _common_prompt(config.inputs, runs) if config.view == "sft" else (None, [])
     return Recipe(
@@ -173,9 +179,12 @@ def _run_recipe(config: ExportConfig) -> Recipe:
         options=_options(config),
         about=ABOUT,
         command="export",
-        warnings=run_warnings(runs) + reference_warnings(*unreadable) + doubts,
+        warnings=run_warnings(runs)
+        + reference_warnings(*unreadable)
+        + doubts
+        + [DIFFERENT_JUDGES] * (len(different) > 1),
         warn=partial(_warnings, config=config),
-        describe=partial(_describe, config=config, totals=read_totals(files), runs=runs),
+        describe=partial(_describe, config=config, totals=read_totals(files), runs=runs, judges=judges),
         asked=prompt,
     )
 
@@ -358,7 +367,11 @@ def _options(config: ExportConfig) -> dict[str, Any]:
 
 
 def _describe(
-    report: dict[str, Any], config: ExportConfig, totals: Counter, runs: dict[str, dict[str, Any]]
+    report: dict[str, Any],
+    config: ExportConfig,
+    totals: Counter,
+    runs: dict[str, dict[str, Any]],
+    judges: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     notes, tokens = report["notes"], totals["num_tokens"]
     leaves = totals["leaves_answered"] + totals["leaves_unresolved"] + totals["leaves_ungraded"]
@@ -376,7 +389,7 @@ def _describe(
         },
     }
     if config.consensus:
-        facts["consensus"] = describe_consensus(notes, config, list(runs))
+        facts["consensus"] = describe_consensus(notes, config, judges)
     if config.view != "sft":
         names = {"labels_per_token": "judged_steps"}
         names |= {f"labels_on_{least}_leaves_per_token": f"judged_steps_on_{least}_leaves" for least in EVIDENCE}
@@ -395,7 +408,11 @@ def _describe_labels(config: ExportConfig, estimator: str) -> dict[str, Any]:
         chosen = {"min_mc_score": config.min_mc_score, "max_solutions": config.max_solutions or "all"}
         rows = {"rows": "prefixes" if config.prefixes else "correct solutions"}
         return {"estimator": estimator, "truncated": config.truncated} | rows | chosen | hnc
-    names = ["eta"] * (config.labels == "entropy") + ["threshold"] * (config.labels == "hard") + ["truncated", "min_leaves"] * (estimator != "recorded")
+    names = (
+        ["eta"] * (config.labels == "entropy")
+        + ["threshold"] * (config.labels == "hard")
+        + ["truncated", "min_leaves"] * (estimator != "recorded")
+    )
     return {"kind": config.labels, "estimator": estimator} | {name: getattr(config, name) for name in names} | hnc
 
 

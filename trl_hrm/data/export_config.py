@@ -305,7 +305,11 @@ class ExportConfig(BuildConfig):
             if Path(name).name != name or name == "..":
                 raise ValueError(f"`judge_name` is {shown(name)}. It must be the name of a folder, such as 'judge'.")
             for is_wrong, option, reason in (
-                (self.format == "openr", "format='openr'", "no judge has judged these files. Use a run of trl-hrm annotate"),
+                (
+                    self.format == "openr",
+                    "format='openr'",
+                    "no judge has judged these files. Use a run of trl-hrm annotate",
+                ),
                 (self.view == "sft", "view='sft'", "solutions for fine-tuning have no step labels. Use another view"),
                 (self.hnc, "hnc", "compression moves steps to other solutions than the judge has read. Remove `hnc`"),
                 (

@@ -75,14 +75,16 @@ def hrm_view(
     is_relative = kind in RELATIVE_LABELS
     if is_relative and not ("mc_scores" in tree.step_columns and "prompt_mc_score" in tree.extra):
         raise ValueError(
-            f"The labels are of the kind {shown(kind)}, but `mc_scores` or `prompt_mc_score` is missing, from which the labels of "
-            "merged steps are computed. Keep these columns of `trl-hrm export`, or remove `label_kind` to give a merged step the "
-            "label of its last step."
+            f"The labels are of the kind {shown(kind)}, but `mc_scores` or `prompt_mc_score` is missing. The labels of merged "
+            "steps need both. Keep these columns of `trl-hrm export`, or remove `label_kind` to give a merged step the label of its "
+            "last step."
         )
     completions, labels, parents = list(tree.completions), list(tree.labels), list(tree.parents)
     num_merged = list(tree.num_merged) if tree.num_merged is not None else [1] * len(completions)
     known = labels
-    if is_relative:  # labels that were stored in single precision are equal to newly computed ones only in this precision
+    if (
+        is_relative
+    ):  # labels that were stored in single precision are equal to newly computed ones only in this precision
         known = [None if label is None else array("f", [label])[0] for label in labels]
     found = set(zip(parents, completions, num_merged, known, strict=True))
     last_steps = []
@@ -96,7 +98,11 @@ def hrm_view(
         elif label is not None:
             text, count, first = completions[step], num_merged[step], parents[step]
             while first != -1 and count + num_merged[first] <= max_merge:
-                text, count, first = completions[first] + merge_separator + text, count + num_merged[first], parents[first]
+                text, count, first = (
+                    completions[first] + merge_separator + text,
+                    count + num_merged[first],
+                    parents[first],
+                )
                 runs.append((text, count, first))
         for text, count, first in runs:
             merged = label

@@ -31,7 +31,7 @@ class JudgedSolution:
         steps (`list[str]`):
             S step texts.
         node_ids (`list[str]`):
-            S ids. For a run, those of an export. Equal beginnings of the solutions of a problem have equal ids.
+            S ids. For a run, the `node_ids` of an export. Equal beginnings of the solutions of a problem have equal ids.
         place (`int`):
             Index among the solutions of the problem.
         columns (`dict[str, Any]`, *optional*, defaults to `{}`):
@@ -88,7 +88,9 @@ def read_solutions(config: CandidatesConfig, notes: Counter) -> Iterator[JudgedP
         `ValueError`: If a row is invalid, or an option has no effect on this input.
     """
     if is_run(config):
-        refuse_options(config, ("segmentation", "step_pattern", "keep_thinking"), "a run, whose steps are judged as exported")
+        refuse_options(
+            config, ("segmentation", "step_pattern", "keep_thinking"), "a run, whose steps are judged as exported"
+        )
         source = NodeFiles([str(file) for file in node_files(config.candidates)])
         for chunk in source.chunks():
             for where, _, tree in source.read(chunk):
@@ -181,8 +183,9 @@ def _read_step_trees(
             raise ValueError(f"{where}: `answer` is {shown(answer)}, expected a string. Rename or remove the column.")
         new = JudgedProblem(problem_id or problem_key(tree.prompt).hex(), tree.prompt, answer, where)
         problem = problems.setdefault(new.problem_id, new)
-        for name in ("prompt", "answer"):
-            if getattr(problem, name) != getattr(new, name):
+        same_prompt = problem_key(problem.prompt) == problem_key(new.prompt)
+        for name, is_same in (("prompt", same_prompt), ("answer", problem.answer == new.answer)):
+            if not is_same:
                 raise ValueError(
                     f"{where}: `{name}` is {shown(getattr(new, name))}, but {problem.where} has {shown(getattr(problem, name))} for the "
                     "same problem. Correct the rows, or give the problems different `problem_id`."
@@ -215,7 +218,5 @@ def _add(
         notes["equal_solutions"] += 1
     else:
         if node_ids is None:
-            node_ids = [
-                make_id("judge", problem.problem_id, json.dumps(steps[: i + 1])) for i in range(len(steps))
-            ]
+            node_ids = [make_id("judge", problem.problem_id, json.dumps(steps[: i + 1])) for i in range(len(steps))]
         problem.solutions.append(JudgedSolution(steps, node_ids, len(problem.solutions), columns))

@@ -20,7 +20,7 @@ from ..grading import opens_thinking
 from ..identity import checkpoint_identity, compare_runs, describe_changes
 from ..io import AppendedLines, read_json_lines, shown
 from ..schema import Count, Share, check_json
-from ..search.engines.base import Engine, EngineError, PrefixTooLong, Sample, check_samples, num_token_ids
+from ..search.engines.base import Engine, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples, num_token_ids
 from ..step_metrics import wilson_interval
 from ..step_tree import StepTree
 from .judge_templates import FirstError, JudgeTemplate, published_template
@@ -521,7 +521,7 @@ class GenerativeScorer:
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
             try:
                 return future.result()
-            except EngineError as error:
+            except (EngineError, EngineFatal) as error:
                 kept = f" Finished responses are in {self._log.path}. Run again to resume." if self._log else ""
                 raise OSError(f"The engine of the judge failed. {error}{kept}") from error
             except BaseException:
@@ -539,7 +539,11 @@ class GenerativeScorer:
                 return await self._judge_path(problem, answer, steps, bar)
 
         with tqdm(
-            total=sum(len(steps) for _, _, steps in paths), desc="Judging", unit="step", disable=not progress, leave=False
+            total=sum(len(steps) for _, _, steps in paths),
+            desc="Judging",
+            unit="step",
+            disable=not progress,
+            leave=False,
         ) as bar:
             tasks = [asyncio.ensure_future(judge(*path)) for path in paths]
             try:

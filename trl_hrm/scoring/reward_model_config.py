@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 # The settings of each engine, with their defaults: for a step reward model, and for a judge
 ENGINE_SETTINGS: dict[str, dict[str, Any]] = {
-    "transformers": {"revision": None, "dtype": "float32", "max_length": 2048, "batch_size": 8},
+    "transformers": {
+        "revision": None,
+        "dtype": "float32",
+        "max_length": 2048,
+        "batch_size": 8,
+        "reference_model": None,
+    },
     "vllm": {"revision": None, "dtype": "float32", "args": None},
     "URL": {"revision": None, "served_model_name": None},
 }
@@ -70,6 +76,8 @@ class RewardModelConfig(ScoringConfig):
         step_format (`str`, *optional*):
             Name of a published step format (see `docs/model_zoo.md`) or path to a `step_format.json`, for a model that was saved
             without one. Defaults to the file of the model or, for a published model, to its format.
+        reference_model (`str`, *optional*):
+            Path or Hub id of the reference model of an implicit PRM, for `transformers`. Defaults to the name in its `step_format.json`.
         judge_template (`str`, *optional*):
             Use the reward model as a judge: a language model that writes a critique and a verdict for each step. `"instruct"` for any
             instruction model, `"genprm"`, `"thinkprm"`, or the path of a template file. See [`JudgeTemplate`]. The engine can then be a
@@ -150,6 +158,14 @@ class RewardModelConfig(ScoringConfig):
         },
     )
 
+    reference_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Path or Hub id of the reference model of an implicit PRM, for transformers (default: the name in its "
+            "step_format.json).",
+            "advanced": True,
+        },
+    )
     judge_template: str | None = field(
         default=None,
         metadata={
@@ -282,7 +298,7 @@ class RewardModelConfig(ScoringConfig):
         step_format = self._step_format()
         if self._kind() == "transformers":
             step_format = step_format or read_step_format(self.reward_model, revision)
-            check_checkpoint(self.reward_model, step_format, revision)
+            check_checkpoint(self.reward_model, step_format, revision, reference_model=self.reference_model)
             tokenizer = load_tokenizer(self.reward_model, revision)
         else:
             tokenizer, step_format = read_text_contract(self.reward_model, step_format, revision, False)
@@ -387,7 +403,7 @@ class RewardModelConfig(ScoringConfig):
         table = ENGINE_SETTINGS if self.judge_template is None else JUDGE_SETTINGS
         settings = dict(table[self._kind()])
         for name in dict.fromkeys(name for names in ENGINE_SETTINGS.values() for name in names):
-            own = name if name == "served_model_name" else f"reward_model_{name}"
+            own = name if name in ("served_model_name", "reference_model") else f"reward_model_{name}"
             value = getattr(self, own)
             if value is None:
                 continue

@@ -281,7 +281,7 @@ class JudgeReport:
         output_dir (`Path`):
             Folder of the verdicts.
         summary (`dict[str, Any]`):
-            Counts of problems, solutions and votes, as in `summary.json`. For one of several shards, those of the shard.
+            Counts of problems, solutions and votes, as in `summary.json`. With several shards, only of this shard.
         cost (`dict[str, float]`):
             Cost of the responses. See [`GenerativeScorer`].
         unfinished_shards (`list[int]`):
@@ -368,7 +368,9 @@ def judge(config: JudgeConfig) -> JudgeReport:
             )
         folder, option = Path(config.input, JUDGES, config.name), "name"
     elif config.output_dir is None:
-        raise ValueError(f"`output_dir` is missing. Set it, because {config.input} is not a folder of `trl-hrm annotate`.")
+        raise ValueError(
+            f"`output_dir` is missing. Set it, because {config.input} is not a folder of `trl-hrm annotate`."
+        )
     elif config.name != JudgeConfig.name:
         raise ValueError(
             f"`name` is {config.name}, but only names a folder in a run, and {config.input} is not a folder of `trl-hrm annotate`. Remove "
@@ -482,7 +484,9 @@ def _read_problems(
             problems.append(problem)
     if not problem_ids:
         counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in notes.items() if count)
-        raise ValueError(f"{config.input}: no complete solution found ({counts or 'the input is empty'}). Check the input.")
+        raise ValueError(
+            f"{config.input}: no complete solution found ({counts or 'the input is empty'}). Check the input."
+        )
     return problems, problem_ids, digest.hexdigest()
 
 

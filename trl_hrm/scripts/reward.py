@@ -39,11 +39,17 @@ class ScriptArguments(TrainingScriptArguments):
 
 
 def main(script_args, training_args, model_args):
+    from trl_hrm import HRMRewardTrainer
+
+    train_reward_model(HRMRewardTrainer, script_args, training_args, model_args)
+
+
+def train_reward_model(trainer_class, script_args, training_args, model_args):
+    """Train a step reward model with a trainer class. Shared by `trl-hrm reward` and `trl-hrm implicit-prm`."""
     from pathlib import Path
 
     from trl import get_peft_config
 
-    from trl_hrm import HRMRewardTrainer
     from trl_hrm.loading import load_tokenizer
     from trl_hrm.trainer.hrm_reward_trainer import find_step_format, prepare_rows
 
@@ -67,6 +73,7 @@ def main(script_args, training_args, model_args):
     if script_args.plan:
         name, revision = model_args.model_name_or_path, training_args.model_init_kwargs["revision"]
         step_format, _ = find_step_format(name, training_args, revision)
+        trainer_class.check_head(name, step_format)
         tokenizer = load_tokenizer(name, revision, training_args.trust_remote_code)
         step_format.check(tokenizer)
         rows, report = prepare_rows(train_dataset, tokenizer, step_format, training_args, "train_dataset")
@@ -74,7 +81,7 @@ def main(script_args, training_args, model_args):
             say(f"train_dataset: {report}")
         say_plan(training_args, rows)
         return end_together(training_args)
-    trainer = HRMRewardTrainer(
+    trainer = trainer_class(
         model=model_args.model_name_or_path,
         args=training_args,
         train_dataset=train_dataset,

@@ -33,7 +33,7 @@ LAUNCHER = "TRL_HRM_LAUNCHER"  # environment variable with the process id of the
 USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
 MORE_OPTIONS = """\
 The options of `transformers.TrainingArguments` and `trl.ModelConfig` are also accepted, kl-self accepts the options of
-`trl.SFTConfig`, and grpo the options of `trl.GRPOConfig`. `--help_all` lists all of them. All other options are passed to
+`trl.SFTConfig`, grpo the options of `trl.GRPOConfig`, and implicit-prm the options of `HRMRewardConfig` (`trl-hrm reward --help`). `--help_all` lists all of them. All other options are passed to
 `accelerate launch`, for example `--num_processes 2`, or `--cpu` to train on CPUs."""
 
 
@@ -75,7 +75,7 @@ def launch(name: str, argv: Sequence[str]) -> None:
 
     Args:
         name (`str`):
-            `"reward"`, `"kl-self"` or `"grpo"`.
+            `"reward"`, `"implicit-prm"`, `"kl-self"` or `"grpo"`.
         argv (`Sequence[str]`):
             Command line after the name.
 

@@ -223,7 +223,9 @@ def read_group(file: pq.ParquetFile, path: str | Path, group: int, token_ids: bo
         values["token_ids"] = [[] for _ in range(len(flat))]
     thinking = (file.metadata.metadata or {}).get(THINKING, b"left_out").decode()
     if thinking not in get_args(Thinking):
-        raise ValueError(f"{path}: `thinking` is {shown(thinking)}, expected one of {', '.join(get_args(Thinking))}. {REMEDY}")
+        raise ValueError(
+            f"{path}: `thinking` is {shown(thinking)}, expected one of {', '.join(get_args(Thinking))}. {REMEDY}"
+        )
     made = list(map(Node, *(values[field.name] for field in fields(Node))))
     for row, problem in enumerate(rows.select(columns).to_pylist()):
         yield SearchTree(

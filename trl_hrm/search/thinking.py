@@ -17,12 +17,45 @@ from .steps import BLANK, CLOSING, CODE, NO_SENTENCE_END, RULES, SENTENCE, Bound
 
 
 MARKS = (
-    *("Wait", "But wait", "Oh wait", "Oh, wait", "No wait", "No, wait", "Hold on", "Actually", "Oops", "Hm", "Hmm", "Hmmm"),
+    *(
+        "Wait",
+        "But wait",
+        "Oh wait",
+        "Oh, wait",
+        "No wait",
+        "No, wait",
+        "Hold on",
+        "Actually",
+        "Oops",
+        "Hm",
+        "Hmm",
+        "Hmmm",
+    ),
     *("Alternatively", "On second thought", "Another way", "Another approach", "Let me try", "Let's try another"),
-    *("Let me check", "Let me double-check", "Let me double check", "Let me recheck", "Let me re-check", "Let me verify"),
+    *(
+        "Let me check",
+        "Let me double-check",
+        "Let me double check",
+        "Let me recheck",
+        "Let me re-check",
+        "Let me verify",
+    ),
     *("Let me reconsider", "Let me rethink", "Let me think again", "Let me start over", "Let's check", "Let's verify"),
     *("That's not right", "That can't be right", "That is not right", "That doesn't seem right", "I made a mistake"),
-    *("等等", "等一下", "不对，", "不对。", "不对,", "让我检查", "让我再检查", "让我验证", "让我重新", "换个思路", "换一种", "另一种方法"),
+    *(
+        "等等",
+        "等一下",
+        "不对，",
+        "不对。",
+        "不对,",
+        "让我检查",
+        "让我再检查",
+        "让我验证",
+        "让我重新",
+        "换个思路",
+        "换一种",
+        "另一种方法",
+    ),
     *("Attends", "Attendez", "Moment mal", "Warte", "Espera", "Подожди", "Подождите", "待って", "ちょっと待", "잠깐"),
 )
 
@@ -136,8 +169,9 @@ class ThinkingRule(StepRule):
         for match in mark_pattern(self.marks).finditer(text):
             before = _BEFORE_MARK.search(text, max(match.start() - 40, 0), match.start())
             if before:
+                # Right after another mark, as in "Hmm. Wait, no", it continues the same thought
                 if after is None or text[after : match.start()].strip(BLANK + ",.!?…—–。，！？"):
-                    ends[before.start("lead")] = True  # otherwise it continues the mark before it, as in "Hmm. Wait, no"
+                    ends[before.start("lead")] = True
                 after = match.end()
         for place, is_mark in [*sorted(ends.items()), (len(text), True)]:
             if place <= start or is_closed(place):
@@ -163,7 +197,9 @@ class ThinkingRule(StepRule):
                 line = text.rfind("\n", start, match.end() - 1) + 1
                 if not _NO_SENTENCE_END.search(text[max(line, start) : match.end()]):
                     sentences.append(match.end())
-            lines, spaces = ([match.end() for match in pattern.finditer(text, start, limit)] for pattern in (_LINE, _SPACE))
+            lines, spaces = (
+                [match.end() for match in pattern.finditer(text, start, limit)] for pattern in (_LINE, _SPACE)
+            )
             least = max(start + self.max_characters // 2, content)
             kinds = [[place for place in kind if place > least] for kind in (sentences, lines, spaces)]
             kinds = [[place for place in kind if not is_closed(place)] for kind in kinds] + kinds[1:]
@@ -185,7 +221,9 @@ def mark_pattern(marks: tuple[str, ...]) -> re.Pattern:
         `ValueError`: If there are no marks, or a mark is blank.
     """
     if not marks or not all(isinstance(mark, str) and mark.strip() for mark in marks):
-        raise ValueError(f"The marks of backtracking are {shown(list(marks), 200)}. They must be phrases such as 'Wait'.")
+        raise ValueError(
+            f"The marks of backtracking are {shown(list(marks), 200)}. They must be phrases such as 'Wait'."
+        )
     words = sorted({mark.strip() for mark in marks}, key=lambda mark: (-len(mark), mark))
     one = "|".join(re.escape(word) + r"(?!\w)" * (word[-1].isascii() and word[-1].isalnum()) for word in words)
     return re.compile(rf"(?<!\w)(?:{one})", re.IGNORECASE)

@@ -55,7 +55,7 @@ FREE_ARGUMENTS = frozenset(
     use_liger_kernel liger_kernel_config full_determinism pad_to_multiple_of
     ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout deepspeed fsdp
     fsdp_config parallelism_config local_rank
-    trust_remote_code ref_model precompute_ref_hidden ref_hidden_dir
+    trust_remote_code ref_model precompute_ref_hidden ref_hidden_dir precompute_ref_log_probs
     log_completions log_multimodal num_completions_to_print log_unique_prompts log_completions_hub_repo
     num_generations_eval stop_on_reward_hacking ds3_gather_for_generation
     vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization

@@ -1,6 +1,9 @@
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,8 @@ from ..io import shown
 from ..loading import load_base_model, load_reward_model, load_tokenizer, read_step_format
 from ..losses import step_score
 from ..pages.papers import HRM_PAPER
+from ..rewards import separator_rule
+from ..search.steps import cut_text
 from ..step_format import StepFormat, published_name
 from ..step_metrics import METRICS, judged_steps, step_metrics
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
@@ -88,7 +93,8 @@ class HRMRewardTrainer(StepTrainer):
         train_dataset ([`~datasets.Dataset`]):
             Dataset to use for training, in TRL's
             [stepwise supervision](https://huggingface.co/docs/trl/dataset_formats) format: columns `prompt`,
-            `completions` and `labels`, and optionally `parents` for trees. See `docs/dataset_formats.md`.
+            `completions` and `labels`, and optionally `parents` for trees. Rows in its unpaired preference format (`prompt`,
+            `completion` and `label`) have one label, on the last step. See `docs/dataset_formats.md`.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Dataset to use for evaluation, or a dictionary of named datasets.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -186,9 +192,16 @@ class HRMRewardTrainer(StepTrainer):
     ) -> tuple["PreTrainedModel | PeftModel", str | None, StepFormat, bool]:
         """See [`load_model`]. `has_adapter`: whether this trainer adds an adapter."""
         loaded = load_model(model, args)
-        if loaded[2].head == "implicit":
-            raise ValueError("The model has the head 'implicit'. Use `ImplicitPRMTrainer` (`trl-hrm implicit-prm`).")
+        self.check_head(model if isinstance(model, str) else type(model).__name__, loaded[2])
         return loaded
+
+    @classmethod
+    def check_head(cls, name: str, step_format: StepFormat) -> None:
+        """Raise `ValueError` if this trainer does not train models with the head of the model `name`."""
+        if step_format.head == "implicit":
+            raise ValueError(
+                f"{name} has the head 'implicit'. Train it with ImplicitPRMTrainer (`trl-hrm implicit-prm`)."
+            )
 
     # Datasets and batches
 
@@ -292,7 +305,7 @@ def prepare_rows(
 
     Args:
         dataset ([`~datasets.Dataset`]):
-            Dataset in the format of [`StepTree.from_row`].
+            Dataset in the format of [`StepTree.from_row`], or in TRL's unpaired preference format. See [`stepwise_row`].
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
         step_format ([`StepFormat`]):
@@ -321,6 +334,13 @@ def prepare_rows(
         )
     if name != "train_dataset" and not has_weights and label_weighting == "column":
         label_weighting = "unique"
+    if {"completion", "label"} <= set(dataset.column_names):
+        dataset = dataset.map(
+            partial(stepwise_row, separator=step_format.step_separator, name=name),
+            with_indices=True,
+            remove_columns=dataset.column_names,
+            desc=f"Splitting {name} into steps",
+        )
     builder = ForestBuilder(
         tokenizer=tokenizer,
         step_format=step_format,
@@ -342,6 +362,47 @@ def prepare_rows(
     return rows, report
 
 
+def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str) -> dict[str, Any]:
+    """
+    Convert a row in TRL's unpaired preference format to the stepwise format, with a label on the last step only.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            Row with `prompt`, `completion` and `label`. A conversation has one user message and one assistant message, and may
+            have a system message, which is left out: it is a setting of the step format.
+        index (`int`):
+            Number of the row, for errors.
+        separator (`str`):
+            Separator at which the completion is split into steps.
+        name (`str`):
+            Name of the dataset, for errors.
+
+    Raises:
+        `ValueError`: If the prompt or the completion is not one text, or the completion has no steps.
+    """
+    texts = []
+    for column, role in (("prompt", "user"), ("completion", "assistant")):
+        value = row[column]
+        if isinstance(value, list):
+            contents = [message["content"] for message in value if message["role"] != "system"]
+            roles = [message["role"] for message in value if message["role"] != "system"]
+            value = contents[0] if roles == [role] else None
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{name} row {index}: `{column}` is {shown(row[column])}. It must be a string, or a conversation with one {role} message."
+            )
+        texts.append(value)
+    steps = cut_text(texts[1], separator_rule(separator))
+    if not steps:
+        raise ValueError(
+            f"{name} row {index}: `completion` is {shown(texts[1])}. It must have at least one step. Remove the row."
+        )
+    label = row["label"]
+    if label not in (True, False):
+        raise ValueError(f"{name} row {index}: `label` is {shown(label)}. It must be true (right) or false (wrong).")
+    return {"prompt": texts[0], "completions": steps, "labels": [None] * (len(steps) - 1) + [float(label)]}
+
+
 def find_step_format(
     model: str, args: HRMRewardConfig, revision: str | None = None
 ) -> tuple[StepFormat, StepFormat | None]:
@@ -357,8 +418,17 @@ def find_step_format(
         return step_format, None
     if args.step_format is None and not args.changed_text_format():
         return trained_format, trained_format
+    step_format = with_reference_of(step_format, trained_format)
     warn_of_another_format(model, trained_format, step_format)
     return step_format, trained_format
+
+
+def with_reference_of(step_format: StepFormat, trained_format: StepFormat) -> StepFormat:
+    """Return a step format with the reference model of a checkpoint that is trained further, if both have implicit rewards."""
+    if not step_format.head == trained_format.head == "implicit":
+        return step_format
+    names = ("reference_model", "reference_revision", "reference_weights")
+    return replace(step_format, **{name: getattr(trained_format, name) for name in names})
 
 
 def load_model(
@@ -389,6 +459,7 @@ def load_model(
         if name and (Path(name).is_dir() or published_name(name) is not None):
             trained_format = StepFormat.find(name)
             if trained_format is not None:
+                step_format = with_reference_of(step_format, trained_format)
                 warn_of_another_format(name, trained_format, step_format)
         return model, None, step_format, False
     kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}

@@ -64,9 +64,7 @@ class ImplicitPRMConfig(HRMRewardConfig):
             "`prefix`: sigmoid of the reward of the solution up to the step's end. It does not affect training."
         },
     )
-    head: Literal["implicit"] = field(
-        default="implicit", metadata={"help": "Head of the model, always `implicit`."}
-    )
+    head: Literal["implicit"] = field(default="implicit", metadata={"help": "Head of the model, always `implicit`."})
     regression_loss: Literal["bce"] = field(
         default="bce",
         metadata={
@@ -82,9 +80,7 @@ class ImplicitPRMConfig(HRMRewardConfig):
             "With an adapter, it is the model with the adapter disabled."
         },
     )
-    ref_model_revision: str | None = field(
-        default=None, metadata={"help": "Revision of `ref_model` on the Hub."}
-    )
+    ref_model_revision: str | None = field(default=None, metadata={"help": "Revision of `ref_model` on the Hub."})
     precompute_ref_log_probs: bool = field(
         default=False,
         metadata={

@@ -2,7 +2,6 @@ import gc
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,22 +14,19 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import find_adapter_config_file, is_peft_available
 
 from .._compat import ForwardRedirection, get_config_model_id
 from ..identity import digest_of_checkpoint_weights
 from ..implicit import StepTokens
-from ..io import shown
 from ..kl import causal_lm_of
 from ..loading import load_policy
 from ..pages.papers import IMPLICIT_PRM_PAPER
-from ..rewards import separator_rule
-from ..search.steps import cut_text
 from ..tree_attention import check_attention, use_tree_attention
 from .checkpoints import digest_of_dataset
 from .forest_dataset import PROMPT_LENGTHS, REF_LOG_PROBS, STEP_COLUMNS, TOKEN_COLUMNS
-from .hrm_reward_trainer import HRMRewardTrainer, load_model
+from .hrm_reward_trainer import HRMRewardTrainer
 from .implicit_prm_config import ImplicitPRMConfig
 from .reference import AdapterOff, FrozenReference, check_reference
 
@@ -112,19 +108,16 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
         else:
             reference = self._load_reference()
         self._set_reference_weights()
-        self.reference = AdapterOff(self.accelerator) if reference is None else FrozenReference(reference, self.accelerator)
+        self.reference = (
+            AdapterOff(self.accelerator) if reference is None else FrozenReference(reference, self.accelerator)
+        )
         if args.precompute_ref_log_probs:
             self._precompute()
 
     # Model and reference
 
     def _load_model(self, model, args, has_adapter):
-        loaded, revision, step_format, has_new_head = load_model(model, args)
-        if step_format.head != "implicit":
-            raise ValueError(
-                f"{model if isinstance(model, str) else type(model).__name__} is a reward model with head {step_format.head!r}. Implicit "
-                "rewards are trained from a causal language model. Pass one, such as the model that it was trained from."
-            )
+        loaded, revision, step_format, has_new_head = super()._load_model(model, args, has_adapter)
         name, ref_revision = step_format.reference_model, step_format.reference_revision
         base = causal_lm_of(loaded).config
         if has_adapter or is_peft_model(loaded):
@@ -153,6 +146,14 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
             )
         step_format = replace(step_format, reference_model=name, reference_revision=ref_revision)
         return loaded, revision, step_format, has_new_head
+
+    @classmethod
+    def check_head(cls, name, step_format):
+        if step_format.head != "implicit":
+            raise ValueError(
+                f"{name} is a reward model with head {step_format.head!r}. Implicit rewards are trained from a causal language model. "
+                "Pass one, such as the model that it was trained from."
+            )
 
     def _load_reference(self) -> PreTrainedModel:
         args, name, revision = self.args, self.step_format.reference_model, self.step_format.reference_revision
@@ -199,20 +200,6 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
         for name in ("reference_model", "reference_revision", "ref_model_revision"):
             settings.pop(name)  # names. `reference_weights` is the content
         return settings
-
-    # Datasets
-
-    def _prepare_dataset(
-        self, dataset: Dataset, processing_class: PreTrainedTokenizerBase, args: ImplicitPRMConfig, name: str
-    ) -> Dataset:
-        if isinstance(dataset, Dataset) and {"completion", "label"} <= set(dataset.column_names):
-            dataset = dataset.map(
-                partial(stepwise_row, separator=self.step_format.step_separator, name=name),
-                with_indices=True,
-                remove_columns=dataset.column_names,
-                desc=f"Splitting {name} into steps",
-            )
-        return super()._prepare_dataset(dataset, processing_class, args, name)
 
     # Rewards
 
@@ -313,42 +300,3 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
             if number < len(batches):
                 found += [(i, row[: len(one["labels"])]) for i, row, one in zip(batch, sums, examples, strict=True)]
         return [values for _, values in sorted(gather_object(found), key=lambda pair: pair[0])]
-
-
-def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str) -> dict[str, Any]:
-    """
-    Convert a row in TRL's unpaired preference format to the stepwise format, with a label on the last step only.
-
-    Args:
-        row (`Mapping[str, Any]`):
-            Row with `prompt`, `completion` and `label`. A conversation has one user message and one assistant message, and may
-            have a system message, which is left out: it is a setting of the step format.
-        index (`int`):
-            Number of the row, for errors.
-        separator (`str`):
-            Separator at which the completion is split into steps.
-        name (`str`):
-            Name of the dataset, for errors.
-
-    Raises:
-        `ValueError`: If the prompt or the completion is not one text, or the completion has no steps.
-    """
-    texts = []
-    for column, role in (("prompt", "user"), ("completion", "assistant")):
-        value = row[column]
-        if isinstance(value, list):
-            contents = [message["content"] for message in value if message["role"] != "system"]
-            roles = [message["role"] for message in value if message["role"] != "system"]
-            value = contents[0] if roles == [role] else None
-        if not isinstance(value, str):
-            raise ValueError(
-                f"{name} row {index}: `{column}` is {shown(row[column])}. It must be a string, or a conversation with one {role} message."
-            )
-        texts.append(value)
-    steps = cut_text(texts[1], separator_rule(separator))
-    if not steps:
-        raise ValueError(f"{name} row {index}: `completion` is {shown(texts[1])}. It must have at least one step. Remove the row.")
-    label = row["label"]
-    if label not in (True, False):
-        raise ValueError(f"{name} row {index}: `label` is {shown(label)}. It must be true (right) or false (wrong).")
-    return {"prompt": texts[0], "completions": steps, "labels": [None] * (len(steps) - 1) + [float(label)]}

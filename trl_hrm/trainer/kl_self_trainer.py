@@ -16,7 +16,16 @@ from .._compat import ForwardRedirection, FusedCausalLMOutput, get_config_model_
 from ..encoding import dated_template, uses_clock
 from ..identity import checkpoint_identity
 from ..io import shown
-from ..kl import LMHead, causal_lm_of, narrow_lm_head, scaled_kl, sequence_kl, token_kl, trained_sequences, trained_tokens
+from ..kl import (
+    LMHead,
+    causal_lm_of,
+    narrow_lm_head,
+    scaled_kl,
+    sequence_kl,
+    token_kl,
+    trained_sequences,
+    trained_tokens,
+)
 from ..loading import check_policy, load_policy, load_tokenizer, refuse_nan
 from ..pages.papers import HRM_PAPER
 from .hub_push import HubPushMixin

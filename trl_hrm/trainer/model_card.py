@@ -107,6 +107,8 @@ def save_reward_model_card(
 ) -> None:
     """Write the model card of a reward model. See [`HRMRewardTrainer.create_model_card`]."""
     step_format, reports = trainer.step_format, trainer.reports.values()
+    if step_format.reference_model is not None:
+        step_format = replace(step_format, reference_model=shown_name(step_format.reference_model))
     rows = [[title, *(f"{getattr(report, name):,.15g}" for report in reports)] for name, title in COUNTS.items()]
     labels = Table(["", *map(code, trainer.reports)], rows)
     _save_card(
