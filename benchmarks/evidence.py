@@ -33,6 +33,7 @@ KEPT = (
     "A pretrained policy",
     "Credit for steps in RL",
     "Step credits and padding",
+    "Active labelling",
 )  # of other benchmarks
 INTRODUCTION = """# Evidence
 

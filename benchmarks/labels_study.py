@@ -27,8 +27,9 @@ probability `FAITHFUL`, otherwise a random other place.
 Part `outcomes`: ORM and implicit PRM, trained on the outcomes of the solutions of the Monte Carlo runs, next to PRM and HRM on the same trees
 with Monte Carlo labels and with labels of the checker.
 
-The design was fixed before the first run. Seed 100, which the study does not use, was used to choose the threshold 0.5 and the learning rate
-of the implicit PRM. All other settings are defaults or those of the demo.
+The design was fixed before the first run. Seed 100, which the study does not use, was used to choose the threshold 0.5, and the learning
+rate of all reward models from two: 3e-4 had a higher AUROC of first errors than 1e-3 with soft Monte Carlo labels, with outcomes, and for the
+implicit PRM (where β = 0.5 was worse than the default 0.05). All other settings are defaults or those of the demo.
 
 If the study is interrupted, the same command resumes it. The results are printed and saved as `results.md` and `results.json`; `--docs` replaces
 their sections of `evidence.md` and their pictures.
@@ -93,7 +94,13 @@ NUMBERED_STEP = re.compile(r"^Step \d+: (.*(?:\n\d)?)", re.MULTILINE)  # an answ
 VERDICT_TOKENS = 8
 ERROR_RATE, FAITHFUL = 0.15, 0.9
 OVERLOOKED, LENIENT_ERROR_RATE = 0.5, 0.03
-REWARD_MODEL = {**REWARD, "per_device_train_batch_size": 2, "dataloader_drop_last": True}
+LEARNING_RATE = 3e-4  # chosen with seed 100, from this and 1e-3
+REWARD_MODEL = {
+    **REWARD,
+    "per_device_train_batch_size": 2,
+    "dataloader_drop_last": True,
+    "learning_rate": LEARNING_RATE,
+}
 
 
 @dataclass(frozen=True)
@@ -121,8 +128,6 @@ class Arm:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-# The settings were chosen with seed 100
-IMPLICIT = {"beta": 0.05, "learning_rate": 1e-3}
 LABELS = {
     "mc-soft": Arm("Monte Carlo, soft", "mc-soft"),
     "mc-hard": Arm("Monte Carlo, hard, MC > 0", "mc-hard"),
@@ -141,8 +146,8 @@ LABELS = {
 }
 OUTCOMES = {
     "orm": Arm("ORM, outcomes", "orm", aggregate="last"),
-    "implicit-step": Arm("implicit PRM, outcomes, scores of steps", "orm", "min", "implicit_prm", IMPLICIT),
-    "implicit-prefix": Arm("implicit PRM, outcomes, scores of prefixes", "orm", "last", "implicit_prm", IMPLICIT),
+    "implicit-step": Arm("implicit PRM, outcomes, scores of steps", "orm", "min", "implicit_prm"),
+    "implicit-prefix": Arm("implicit PRM, outcomes, scores of prefixes", "orm", "last", "implicit_prm"),
     "mc-soft": Arm("PRM, Monte Carlo", "mc-soft"),
     "hrm-soft": Arm("HRM, Monte Carlo", "hrm-soft"),
     "checker": Arm("PRM, checker", "checker"),

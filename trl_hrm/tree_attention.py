@@ -7,10 +7,16 @@ boolean mask, `"eager"` an additive mask, and `"flex_attention"` a block mask.
 On a CPU, `"sdpa"` would compute all L × L scores of a row. [`tree_attention_forward`] computes the same output in
 blocks. A block of queries `[a, b)` in depth-first order only needs the path above token `a` and the block itself,
 because the subtree of every visible key before `a` includes `a`. A row of 4,096 tokens with paths of 500 tokens costs
-as little as rows of 600 tokens, and no L × L mask is created.
+as little as rows of 600 tokens, and no L × L mask is created. The tokens up to the first branch of a tree are one causal
+sequence, which needs no mask. In training, the keys and masks of all blocks would need
+memory that grows with the square of a path's length. The blocks of long rows are therefore computed again in the
+backward pass, so that the memory of a path of 32,000 tokens grows only with its length.
 """
 
+from typing import Any
+
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -20,6 +26,9 @@ from .io import shown
 
 TREE_SDPA = "tree_sdpa"
 BLOCK_SIZE = 256
+LONG_ROW = (
+    2048  # above this number of tokens, training recomputes the attention of each block, so that no block is kept
+)
 
 
 def visibility_mask(
@@ -197,25 +206,51 @@ def tree_attention_forward(
     if attention_mask is None or attention_mask.dtype != torch.long:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     length = query.shape[2]
+    recompute = length > LONG_ROW and torch.is_grad_enabled() and query.requires_grad
     rows = []
-    for row, (subtree_end, position_ids, windows) in enumerate(attention_mask[:, 0]):
-        blocks = []
-        for start in range(0, length, BLOCK_SIZE):
-            stop = min(start + BLOCK_SIZE, length)
-            path = torch.nonzero(subtree_end[:start] > start).flatten()
-            keys = torch.cat([path, torch.arange(start, stop)])
-            queries = torch.arange(start, stop)[:, None]
-            mask = (keys <= queries) & (queries < subtree_end[keys])
-            mask &= position_ids[start:stop, None] - position_ids[keys] < windows[keys]
-            one_row = slice(row, row + 1)
-            block, _ = sdpa_attention_forward(
-                module,
-                query[one_row, :, start:stop],
-                key[one_row].index_select(2, keys),
-                value[one_row].index_select(2, keys),
-                mask[None, None],
-                **kwargs,
-            )
+    for row, limits in enumerate(attention_mask[:, 0]):
+        one_row = query[row : row + 1], key[row : row + 1], value[row : row + 1]
+        has_window = bool((limits[2] < length).any())
+        breaks = (
+            torch.nonzero(limits[1, 1:] != limits[1, :-1] + 1).flatten() + 1
+        )  # where another branch or tree starts
+        ends = torch.cat([breaks, torch.tensor([length])])
+        blocks, start = [], 0
+        while start < length:
+            end = int(ends[torch.searchsorted(ends, start, right=True)])
+            if limits[1, start] == 0 and end - start > BLOCK_SIZE and not has_window:
+                # From the first token of a tree to its first branch, every token attends to all tokens before it
+                trunk = [tensor[:, :, start:end] for tensor in one_row]
+                block, _ = sdpa_attention_forward(module, *trunk, None, **kwargs | {"is_causal": True})
+            else:
+                end = min(start + BLOCK_SIZE, length)
+                inputs = module, *one_row, limits, start, end, kwargs
+                block = checkpoint(_attend, *inputs, use_reentrant=False) if recompute else _attend(*inputs)
             blocks.append(block)
+            start = end
         rows.append(torch.cat(blocks, dim=1))
     return torch.cat(rows), None
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    limits: torch.Tensor,
+    start: int,
+    stop: int,
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """Return the output of the queries `[start, stop)` of one row. `limits` is the mask of the row."""
+    subtree_end, position_ids, windows = limits
+    keys = torch.cat([torch.nonzero(subtree_end[:start] > start).flatten(), torch.arange(start, stop)])
+    queries = torch.arange(start, stop)[:, None]
+    mask = (keys <= queries) & (queries < subtree_end[keys])
+    mask &= position_ids[start:stop, None] - position_ids[keys] < windows[keys]
+    first = int(keys[0])
+    if len(keys) == stop - first:  # no other branch lies between the path and the block
+        key, value = key[:, :, first:stop], value[:, :, first:stop]
+    else:
+        key, value = key.index_select(2, keys), value.index_select(2, keys)
+    return sdpa_attention_forward(module, query[:, :, start:stop], key, value, mask[None, None], **kwargs)[0]

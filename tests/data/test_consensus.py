@@ -1,6 +1,7 @@
 """Consensus of Monte Carlo and a judge: kept solutions and labels against a slow reference, planted noise, and the report."""
 
 import random
+import re
 import shlex
 import shutil
 from collections import Counter, defaultdict
@@ -9,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from trl_hrm import JudgeConfig, judge
 from trl_hrm.cli import main
 from trl_hrm.data.export import export
 from trl_hrm.data.export_config import ExportConfig
@@ -17,6 +19,7 @@ from trl_hrm.search.tree import ROOT, SearchTree
 from trl_hrm.step_metrics import wilson_interval
 from trl_hrm.step_tree import StepTree
 
+from ..scoring.judges import Judge
 from ..search.random_trees import add_node, empty_tree, end, random_tree, rollout_tree, slow_leaves, slow_score
 from .judged_runs import write_run, write_verdicts
 
@@ -472,3 +475,28 @@ def test_processes_change_nothing(tmp_path, judged_run, monkeypatch):
     write_verdicts(run, votes)
     alone = build(tmp_path, run, view="hrm")
     assert build(tmp_path, run, view="hrm", num_proc=2) == alone
+
+
+def test_verdicts_of_the_command(tmp_path, judged_run, monkeypatch):
+    """`trl-hrm judge` and the export must mean the same by a solution, also where siblings are equal or an end is blank."""
+
+    def write(prompt: str, rng: random.Random) -> str:
+        numbers = re.findall(r"^Step (\d+): ", prompt.partition("# Solution")[2], re.MULTILINE)
+        return f"\\boxed{{{rng.choice(['-1', *numbers])}}}"
+
+    trees = judged_run[1][:50]
+    tree = empty_tree("blank")
+    for parent, place, text in ((ROOT, 0, "one"), (0, 0, ""), (0, 1, "two"), (0, 2, "")):
+        add_node(tree, parent, place, text)
+    for i, correct in ((1, True), (2, False), (3, True)):
+        end(tree.nodes[i], correct)
+    run = write_run(tmp_path / "run", [*trees, tree])
+    monkeypatch.setattr(JudgeConfig, "load_engine", lambda self, shard=None: Judge(write))
+    monkeypatch.setattr(JudgeConfig, "model_identity", lambda self: {"weights": "w"})
+    judge(JudgeConfig(input=str(run), judge="random", engine="transformers", num_votes=1, max_solutions=10_000))
+    rows, report = build(tmp_path, run, disagreement="weight")
+    facts = report["facts"]["consensus"]
+    assert facts["not_compared"]["without_verdict"] == 0 and facts["compared"] > 30
+    assert facts["judges"][str(run)]["identity"] == {"judge": {"weights": "w"}}
+    [blank] = [row for row in rows if row["problem_id"] == "blank"]
+    assert blank["completions"] == ["one", "two"] and blank["labels"] == pytest.approx([2 / 3, 0])

@@ -46,7 +46,11 @@ def run(project):
             args += ["--per_device_train_batch_size", "4" if kind == "single" else "2"]
             args += ON_CPU if kind not in ("single", "ddp") else ()
             runs[kind, reference, model] = project.run(
-                f"{kind}-{reference}-{model}", *args, model=model, recipe="implicit_prm", **({} if kind == "single" else KINDS[kind])
+                f"{kind}-{reference}-{model}",
+                *args,
+                model=model,
+                recipe="implicit_prm",
+                **({} if kind == "single" else KINDS[kind]),
             )
         return runs[kind, reference, model]
 

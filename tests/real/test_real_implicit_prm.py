@@ -34,7 +34,9 @@ def test_five_steps_and_scores(real_folder, tmp_path):
         bf16=False,
         report_to="none",
     )
-    trainer = ImplicitPRMTrainer(base, args, train_dataset=Dataset.from_list(ROWS), eval_dataset=Dataset.from_list(ROWS))
+    trainer = ImplicitPRMTrainer(
+        base, args, train_dataset=Dataset.from_list(ROWS), eval_dataset=Dataset.from_list(ROWS)
+    )
     before = trainer.evaluate()["eval_loss"]
     assert before == pytest.approx(0.6931, abs=1e-4)  # the policy is the reference
     trainer.train()

@@ -219,7 +219,7 @@ def test_shards_of_a_continued_run(tmp_path, policy, runs):
         ({"more_samples": None}, "`more_from` requires `more_samples`"),
         ({"where": "widest"}, "`where` is 'widest'. With `more_from`, it must be one of uncertain, uniform"),
         ({"where": ["level=5"]}, "`where` is 'level=5'"),
-        ({"problems": "p.jsonl"}, "`problems` is 'p.jsonl', but the problems and the search are those of the run"),
+        ({"problems": "p.jsonl"}, "`problems` is 'p.jsonl', but `more_from` has the problems and the search"),
         ({"limit": 3}, "`limit` is 3"),
         ({"search": "full_tree"}, "`search` is 'full_tree'"),
         ({"num_children": 3}, "`num_children` is 3"),

@@ -411,9 +411,8 @@ def test_budget_is_never_exceeded(run, engine, template):
     if template in ("first_error", "thinkprm"):
         assert numbers == [40, 20, 48]  # 10, 5 and 12 prompts per problem
     else:
-        assert (
-            numbers[1] <= numbers[0] <= numbers[2] < 40
-        )  # a prompt per step, shared by solutions with the same beginning
+        # a prompt per step, which solutions with the same beginning share
+        assert numbers[1] <= numbers[0] <= numbers[2] < 40
 
 
 def test_budget_below_one_solution(run, engine):
@@ -572,7 +571,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("mode", FAULTS)
 def test_server_with_faults(searched, run, tmp_path, served, mode):
-    """Every fifth response is faulty and retried. The verdicts are those of an honest server."""
+    """Every fifth response is faulty and retried. An honest server gives the same verdicts."""
     shutil.copytree(searched, tmp_path / "honest")
     with JudgeServer() as server:
         _, expected = judged(tmp_path / "honest", **served_options(tmp_path, server))

@@ -63,7 +63,9 @@ def test_all_options_on_request(capsys):
         assert option in shown
 
 
-@pytest.mark.parametrize(("name", "module"), [("reward", "reward"), ("kl-self", "kl_self"), ("implicit-prm", "implicit_prm")])
+@pytest.mark.parametrize(
+    ("name", "module"), [("reward", "reward"), ("kl-self", "kl_self"), ("implicit-prm", "implicit_prm")]
+)
 def test_unknown_options_go_to_accelerate(launched, config, name, module):
     own = ["--config", str(config), "--learning_rate", "2e-5", "--max_length", "2"]
     launch(name, [*own[:4], "--num_processes", "2", "--multi_gpu", *own[4:]])

@@ -2,17 +2,15 @@
 
 import json
 import random
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from trl_hrm import HRMRewardTrainer, ImplicitPRMConfig, StepFormat, StepScorer, StepTree
-from trl_hrm.step_format import STEP_FORMAT_NAME
+from trl_hrm import ImplicitPRMConfig, StepFormat, StepScorer, StepTree
 from trl_hrm.trainer.reference import AdapterOff, FrozenReference
 
 from ..helpers import dataset_of, make_trainer, random_tree, save_checkpoint, tiny_model, tiny_tokenizer, weights_of

@@ -31,7 +31,7 @@ class JudgedSolution:
         steps (`list[str]`):
             S step texts.
         node_ids (`list[str]`):
-            S ids. For a run, those of an export. Equal beginnings of the solutions of a problem have equal ids.
+            S ids. For a run, the `node_ids` of an export. Equal beginnings of the solutions of a problem have equal ids.
         place (`int`):
             Index among the solutions of the problem.
         columns (`dict[str, Any]`, *optional*, defaults to `{}`):

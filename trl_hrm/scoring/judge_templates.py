@@ -213,7 +213,7 @@ class JudgeTemplate:
         if "\\boxed" not in prompt or self.none not in prompt:
             raise ValueError(
                 f"The prompt does not say that the response must contain the number of the first wrong step in \\boxed{{}}, or "
-                f"\\boxed{{{self.none}}} if there is none. Add this to the prompt, or set `none`."
+                f"\\boxed{{{self.none}}} if all steps are right. Add this to the prompt, or set `none`."
             )
 
     def settings(self) -> dict[str, Any]:
@@ -283,7 +283,7 @@ class JudgeTemplate:
                 Reference answer, for a template that shows it.
 
         Raises:
-            `ValueError`: If the tokenizer has no chat template, or the template shows the reference answer and there is none.
+            `ValueError`: If the tokenizer has no chat template, or the template shows the reference answer and `answer` is missing.
         """
         if self.needs_answer and answer is None:
             raise ValueError(

@@ -45,7 +45,8 @@ class StepScorer(TreeScorer):
             Maximum number of tokens per row. Longer trees are split, which does not change the scores. A single path can
             be longer, up to the number of positions of the model.
         batch_size (`int`, *optional*, defaults to `8`):
-            Number of rows per forward pass.
+            Maximum number of rows per forward pass. Of rows longer than `max_length`, fewer are scored at once: a forward pass has at
+            most `batch_size * max_length` tokens, or one row.
         reference ([`~transformers.PreTrainedModel`], *optional*):
             Reference model, for a model without an adapter and the head `"implicit"`. It is set to evaluation mode.
 
@@ -155,8 +156,12 @@ class StepScorer(TreeScorer):
                 parts.append(part)
         rows = sorted(pack([len(part) for part in parts], limit), key=lambda row: -sum(len(parts[i]) for i in row))
         with tqdm(total=len(rows), desc="Scoring", unit="row", disable=not progress) as bar:
-            for start in range(0, len(rows), self.batch_size):
-                batch = rows[start : start + self.batch_size]
+            start = 0
+            while start < len(rows):
+                width = sum(len(parts[i]) for i in rows[start])  # of the longest row that is left
+                number = min(self.batch_size, self.batch_size * self.max_length // width)
+                batch = rows[start : start + max(number, 1)]
+                start += len(batch)
                 for row, values in zip(
                     batch, self._score_rows([[parts[i] for i in row] for row in batch]), strict=True
                 ):

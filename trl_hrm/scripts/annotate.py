@@ -296,7 +296,7 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
                 )
 
     def _check_more_from(self) -> None:
-        """Check the options of a run that continues another one."""
+        """Check the options that continue a finished run."""
         if self.where not in WHERE:
             raise ValueError(
                 f"`where` is {shown(self.where)}. With `more_from`, it must be one of {', '.join(WHERE)}."
@@ -315,7 +315,7 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         for name in sorted(of_the_run - {"where", "num_completions", "max_solution_tokens"}):
             if getattr(self, name) != defaults[name]:
                 raise ValueError(
-                    f"`{name}` is {shown(getattr(self, name))}, but the problems and the search are those of the run `more_from`. Remove "
+                    f"`{name}` is {shown(getattr(self, name))}, but `more_from` has the problems and the search. Remove "
                     f"`{name}`."
                 )
 
@@ -455,7 +455,7 @@ def describe_more(config: AnnotateConfig, run: FinishedRun) -> str:
 
 def more_settings(config: AnnotateConfig, run: FinishedRun) -> tuple[int, int]:
     """
-    Return the number of rollouts per request and the maximum number of tokens per rollout of a run that continues another one.
+    Return the number of rollouts per request, and the maximum number of tokens per rollout, of a continued run.
 
     Raises:
         `ValueError`: If the run samples rollouts with another maximum number of tokens, or `more_samples` is below one request.
@@ -530,8 +530,8 @@ def describe_pilot(config: AnnotateConfig, search: Any, prompt: "Prompt", num_pr
         )
     if "more_from" in found:
         raise ValueError(
-            f"{config.pilot}: the run has additional rollouts (`more_from`), so its tokens are not those of this search. Use the run that "
-            "it continues."
+            f"{config.pilot}: the run has additional rollouts (`more_from`), so it has more tokens per problem than this search. Use the run "
+            "that it continues."
         )
     tokens = read_problem_tokens(node_files(config.pilot))
     if len(tokens) < 2:
@@ -595,7 +595,7 @@ def search_problems(
     source = problems.folder if isinstance(problems, FinishedRun) else None
     prompt, rule = config.make_prompt()
     prompt = resumed_prompt(prompt, *([folder] if source is None else [source, folder]))
-    more: dict[str, Any] = {}  # settings of a run that continues another one
+    more: dict[str, Any] = {}  # settings of a continued run
     if isinstance(problems, FinishedRun):
         search, more = more_search(config, problems, prompt)
         kept = problems.problems(shard.index, shard.count)

@@ -281,7 +281,7 @@ class JudgeReport:
         output_dir (`Path`):
             Folder of the verdicts.
         summary (`dict[str, Any]`):
-            Counts of problems, solutions and votes, as in `summary.json`. For one of several shards, those of the shard.
+            Counts of problems, solutions and votes, as in `summary.json`. With several shards, only of this shard.
         cost (`dict[str, float]`):
             Cost of the responses. See [`GenerativeScorer`].
         unfinished_shards (`list[int]`):

@@ -68,12 +68,12 @@ def allocate(
     """
     Distribute rollouts over labels.
 
-    With `"uncertain"`, each unit goes to the label whose expected posterior variance it reduces most. This minimises the sum of the
-    variances, because each further unit for the same label reduces its variance less.
+    With `"uncertain"`, each unit goes to the label whose expected posterior variance it reduces most. Each further unit for the same
+    label reduces its variance less. Therefore no other distribution has a smaller sum of expected variances.
 
     Args:
         counts (`Sequence[LeafCounts]`):
-            Leaves below each of the N labels. At least one.
+            Leaves below each of the N labels. At least one label.
         keys (`Sequence[str]`):
             N different keys that decide between equal labels. The smallest key comes first, so the order of the labels does not
             matter.
@@ -89,7 +89,7 @@ def allocate(
     """
 
     def place(i: int, given: int) -> tuple[float, str, int]:
-        """Place in the queue of a label that has been given some units."""
+        """Return the place in the queue of a label that has been given some units."""
         if where == "uniform":
             return given, keys[i], i
         gain = label_variance(counts[i], given * unit) - label_variance(counts[i], (given + 1) * unit)
@@ -107,7 +107,7 @@ def allocate(
 
 class OpenStep(NamedTuple):
     """
-    A node of the search from which rollouts can be sampled.
+    A node whose continuation can be sampled.
 
     Args:
         node_id (`str`):
@@ -132,12 +132,16 @@ class OpenLabel(NamedTuple):
             Id of the problem.
         counts ([`~search.values.LeafCounts`]):
             Leaves below all nodes of the step.
+        tokens (`float`, *optional*):
+            Expected number of tokens of a rollout: the mean number of tokens after the step in the tree. `None` if nothing was sampled
+            after it.
         steps (`tuple[OpenStep, ...]`):
             Nodes of the step to sample from. Siblings with the same text are one step with one label, as in an export.
     """
 
     problem_id: str
     counts: LeafCounts
+    tokens: float | None
     steps: tuple[OpenStep, ...]
 
 
@@ -155,7 +159,11 @@ def open_labels(opened: OpenTree) -> list[OpenLabel]:
         rounds[above] = max(rounds.get(above, -1), round)
     no_room = {above for (above, _), brought in opened.brought.items() if not brought}
     thinned = {node.parent for node in tree.nodes if node.weight > 1}
-    followed = {node.parent for node in tree.nodes}
+    children = tree.children()
+    tokens = [0.0] * len(tree.nodes)  # after each node, on average
+    for i in range(len(tree.nodes) - 1, -1, -1):
+        if children[i]:
+            tokens[i] = sum(len(tree.nodes[k].token_ids) + tokens[k] for k in children[i]) / len(children[i])
     step_of = {ROOT: ROOT}
     members: dict[tuple[int, str], list[int]] = {}
     for i, node in enumerate(tree.nodes):
@@ -166,7 +174,7 @@ def open_labels(opened: OpenTree) -> list[OpenLabel]:
 
     def is_open(i: int) -> bool:
         node = tree.nodes[i]
-        is_dropped = node.weight == 1 and node.parent in thinned and i not in followed
+        is_dropped = node.weight == 1 and node.parent in thinned and not children[i]
         return node.finish == "stop" and not node.is_final and not is_dropped and node.node_id not in no_room
 
     found = []
@@ -182,7 +190,9 @@ def open_labels(opened: OpenTree) -> list[OpenLabel]:
         ]
         if steps:
             united = LeafCounts(*map(sum, zip(*(counts[i] for i in nodes), strict=True)))
-            found.append(OpenLabel(tree.problem.problem_id, united, tuple(steps)))
+            after = [tokens[i] for i in nodes if children[i]]
+            expected = sum(after) / len(after) if after else None
+            found.append(OpenLabel(tree.problem.problem_id, united, expected, tuple(steps)))
     return found
 
 
@@ -314,6 +324,9 @@ class FinishedRun:
                 f"{folder}: no step can get more rollouts. {statuses['done']:,} problems have the status done, and their steps all end "
                 "a solution or were cut off."
             )
+        known = [label.tokens for label in self.labels if label.tokens is not None]
+        usual = sum(known) / len(known) if known else 0.0
+        self.labels = [label._replace(tokens=usual) if label.tokens is None else label for label in self.labels]
 
     @property
     def num_failed(self) -> int:
@@ -393,6 +406,7 @@ class FinishedRun:
 def describe_plan(run: FinishedRun, units: Sequence[int], unit: int, num_samples: int) -> str:
     """Return a text with the number of labels, requests and rollouts of a plan, and its expected effect."""
     total = sum(units) * unit
+    tokens = sum(label.tokens * number * unit for label, number in zip(run.labels, units, strict=True))
     problems = {label.problem_id for label, number in zip(run.labels, units, strict=True) if number}
     now = sum(label_variance(label.counts) for label in run.labels) / len(run.labels)
     then = sum(
@@ -401,7 +415,7 @@ def describe_plan(run: FinishedRun, units: Sequence[int], unit: int, num_samples
     lines = [
         f"{run.folder}: {run.identity['samples']:,} samples, {len(run.labels):,} labels that more rollouts can change.",
         f"{total:,} of {num_samples:,} rollouts, in {sum(units):,} requests of {unit:,}, for "
-        f"{sum(map(bool, units)):,} labels of {len(problems):,} problems.",
+        f"{sum(map(bool, units)):,} labels of {len(problems):,} problems. About {tokens:,.0f} tokens are expected.",
         f"Mean posterior standard deviation of a label: {now**0.5:.4f} now, {then**0.5:.4f} expected.",
     ]
     if run.num_failed:

@@ -325,10 +325,19 @@ def cut_steps(
         steps in thinking, there is one cut whose tail is the whole text.
     """
     cuts: list[Cut] = []
+    first = begin = 0  # of the last cut
     for end in rule.ends(before + text, len(before))[:-1]:
-        cut = cut_at(tokenizer, prefix_ids, token_ids, text, end - len(before))
+        end -= len(before)
+        # Decoding only what follows the last cut takes linear time. If it does not give the text, all tokens are decoded
+        read = [*prefix_ids[-8:], *token_ids[max(first - 8, 0) : first]]
+        cut = cut_at(tokenizer, read, token_ids[first:], text[begin:], end - begin)
+        if cut is not None:
+            cut = Cut(first + cut.tokens, begin + cut.characters, cut.tail)
+        elif first:
+            cut = cut_at(tokenizer, prefix_ids, token_ids, text, end)
         if cut is not None and cut.tokens < len(token_ids) and (not cuts or cut.tokens > cuts[-1].tokens):
             cuts.append(cut)
+            first, begin = cut.tokens, cut.characters
     has_no_step = not rule.keeps_thinking and only_thinks(before, text)
     return [*cuts, Cut(len(token_ids), len(text), len(text) if has_no_step else 0)]
 
@@ -381,9 +390,13 @@ def cut_at(
     def decoded(number: int) -> str:
         return continued_text(tokenizer, prefix_ids, token_ids[:number])
 
-    first = len(token_ids)  # the likely cut, if a stop string ended the sample
-    if decoded(first - 1)[:end] == text[:end]:
-        first = bisect_left(range(first), True, key=lambda number: decoded(number)[:end] == text[:end])
+    def is_enough(number: int) -> bool:
+        return decoded(number)[:end] == text[:end]
+
+    high = min(64, len(token_ids))
+    while high < len(token_ids) and not is_enough(high):
+        high = min(2 * high, len(token_ids))
+    first = bisect_left(range(high), True, key=is_enough)
     for number in range(first, len(token_ids) + 1):
         found = decoded(number)
         if len(found) >= end and text.startswith(found):
