@@ -8,9 +8,11 @@ from datasets import Dataset
 
 from trl_hrm.data.candidates_config import CandidatesConfig
 from trl_hrm.data.export_config import ExportConfig
+from trl_hrm.data.hierarchy import hrm_view
 from trl_hrm.data.judge_sources import finished_paths, read_solutions
 from trl_hrm.data.step_labels import label_steps
 from trl_hrm.search.tree import Node
+from trl_hrm.step_tree import StepTree
 
 from ..fakes import write_rows
 from ..search.trees import random_search_tree, tree_of
@@ -119,10 +121,19 @@ def test_step_trees(tmp_path):
 
 
 def test_ids_of_a_dataset_stay(tmp_path):
-    row = {**ROWS[0], "node_ids": ["n1", "n2", "n3"], "num_merged": [1, 2, 1], "judge_votes": [0]}
+    row = {**ROWS[0], "node_ids": ["n1", "n2", "n3"], "judge_votes": [0]}
     [problem], _ = read(write_rows(tmp_path / "rows.jsonl", [row]))
     assert [one.node_ids for one in problem.solutions] == [["n1", "n2"], ["n1", "n3"]]
-    assert problem.solutions[0].columns["num_merged"] == [1, 2] and "judge_votes" not in problem.solutions[0].columns
+    assert "judge_votes" not in problem.solutions[0].columns
+
+
+def test_merged_steps_are_not_judged(tmp_path):
+    """A dataset for HRM has the same solutions as the tree that it was made from."""
+    tree = StepTree("1+2?", ["a", "b", "c"], [1.0, 0.5, 1.0], [-1, 0, 0])
+    [problem], notes = read(write_rows(tmp_path / "rows.jsonl", [hrm_view(tree).to_row()]))
+    assert paths_of(problem) == [["a", "b"], ["a", "c"]]
+    assert notes == {"solutions_with_merged_steps": 2}
+    assert all("num_merged" not in solution.columns for solution in problem.solutions)
 
 
 def test_dataset_folder(tmp_path):

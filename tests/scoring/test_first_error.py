@@ -126,6 +126,27 @@ def test_prompt():
 
 
 @pytest.mark.parametrize(
+    ("step", "text"),
+    [
+        ("# Step 2\na", "a"),
+        ("## Step 12: a", "a"),
+        ("# Step 2 a", "a"),
+        ("Step 2. a", "a"),
+        ("Step 2:3 is odd", "3 is odd"),
+        ("Step 2\na", "a"),
+        ("Step 2", ""),
+        ("Step 2.5 m are left", "Step 2.5 m are left"),
+        ("Step 2 gives 5", "Step 2 gives 5"),
+        ("By Step 2: a", "By Step 2: a"),
+    ],
+)
+def test_only_a_heading_is_the_number_of_a_step(step, text):
+    tokenizer = Judge(instruct).tokenizer
+    prompt = tokenizer.decode(TEMPLATES["first_error"].encode(tokenizer, "1+1?", [step]))
+    assert f"# Solution\n\nStep 1: {text}\n\n# Task" in prompt
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"user": "{problem} {steps}"}, "does not say that the response must contain"),

@@ -166,7 +166,10 @@ def _is_step_tree(row: dict[str, Any]) -> bool:
 def _read_step_trees(
     rows: Iterable[tuple[str, dict[str, Any]]], config: CandidatesConfig, notes: Counter
 ) -> Iterator[JudgedProblem]:
-    """Yield the paths of step trees, grouped by problem. Their labels are kept as `source_labels`."""
+    """
+    Yield the paths of step trees, grouped by problem. Their labels are kept as `source_labels`. Paths with merged steps are left out: they
+    repeat the text of other paths, or only a part of it.
+    """
     problems: dict[str, JudgedProblem] = {}
     number = 0
     for where, row in rows:
@@ -200,12 +203,13 @@ def _read_step_trees(
                 ) from None
         notes["solutions_without_steps"] += not tree.completions
         for path in tree.chains():
+            if any(count > 1 for count in path.num_merged or ()):  # the single steps are another path
+                notes["solutions_with_merged_steps"] += 1
+                continue
             columns = dict(path.step_columns)
             node_ids = columns.pop("node_ids", None)
             if node_ids is not None and not all(isinstance(one, str) for one in node_ids):
                 raise ValueError(f"{where}: `node_ids` is {shown(node_ids)}, expected a string per step.")
-            if path.num_merged is not None:
-                columns["num_merged"] = path.num_merged
             _add(problem, path.completions, node_ids, kept | columns | {"source_labels": path.labels}, notes)
     check_answers(notes, number, config.candidates)
     for problem in problems.values():
