@@ -501,6 +501,10 @@ def test_output_folders(run, tmp_path, engine):
         judged(source)
     with pytest.raises(ValueError, match="`name` is mine, but only names a folder in a run"):
         judged(source, output_dir=str(tmp_path / "out"), name="mine")
+    verdicts = write_rows(tmp_path / "verdicts.jsonl", [{"prompt": "1+1?", "completions": ["good"], "labels": [1]}])
+    for same in (verdicts, str(tmp_path)):
+        with pytest.raises(ValueError, match="would be replaced. Choose another `output_dir`"):
+            judged(same, output_dir=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="nothing: file not found"):
         judged(tmp_path / "nothing", output_dir=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
