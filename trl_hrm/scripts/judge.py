@@ -411,7 +411,7 @@ def _judge(config: JudgeConfig, shard: Shard, folder: Path, option: str) -> Judg
 
     notes: Counter = Counter()  # of the whole input
     beyond: Counter = Counter()  # solutions of this shard that are not judged
-    problems, problem_ids, digest = _read_problems(config, shard, notes, beyond)
+    problems, problem_ids, read = _read_problems(config, shard, notes, beyond)
     template = config.judge_template
     if template.needs_answer and (unknown := [one for one in problems if one.answer is None]):
         raise ValueError(
@@ -430,7 +430,7 @@ def _judge(config: JudgeConfig, shard: Shard, folder: Path, option: str) -> Judg
     )
     try:
         _apply_budget(problems, config, scorer, beyond)
-        manifest = _make_manifest(config, scorer, shard.count, digest)
+        manifest = _make_manifest(config, scorer, shard.count, read)
         for note in check_manifest(folder, manifest, config.accept_changes or (), option=option):
             say(note)
         scorer.open_log(folder / shard_name("judgements", shard.index, shard.count, "jsonl"), check=False)
@@ -461,20 +461,22 @@ def _positive(counts: Counter) -> dict[str, int]:
 
 def _read_problems(
     config: JudgeConfig, shard: Shard, notes: Counter, beyond: Counter
-) -> "tuple[list[JudgedProblem], list[str], str]":
+) -> "tuple[list[JudgedProblem], list[str], dict[str, Any]]":
     """
-    Return the problems of the shard with at most `max_solutions` solutions each, the ids of all problems, and a digest of all solutions.
+    Return the problems of the shard with at most `max_solutions` solutions each, the ids of all problems, and what identifies all
+    solutions.
     """
     from ..data.judge_sources import read_solutions
     from ..search.run_folder import problem_shard
     from ..search.tree import make_id
 
-    problems, problem_ids, digest = [], [], hashlib.blake2b(digest_size=16)
+    problems, problem_ids, num_solutions, digest = [], [], 0, hashlib.blake2b(digest_size=16)
     for problem in read_solutions(config, notes):
         solutions = [(solution.node_ids, solution.steps) for solution in problem.solutions]
         content = [problem.problem_id, problem.prompt, problem.answer, solutions]
         digest.update(json.dumps(content, ensure_ascii=False).encode() + b"\n")
         problem_ids.append(problem.problem_id)
+        num_solutions += len(solutions)
         if problem_shard(problem.problem_id, shard.count) == shard.index:
             # a solution has the same place for every `max_solutions`
             drawn = [make_id("solution", config.seed, *solution.node_ids[-1:]) for solution in problem.solutions]
@@ -487,7 +489,8 @@ def _read_problems(
         raise ValueError(
             f"{config.input}: no complete solution found ({counts or 'the input is empty'}). Check the input."
         )
-    return problems, problem_ids, digest.hexdigest()
+    read = {"problems": len(problem_ids), "solutions": num_solutions, "digest": digest.hexdigest()}
+    return problems, problem_ids, read
 
 
 def _apply_budget(
@@ -520,7 +523,9 @@ def _apply_budget(
         )
 
 
-def _make_manifest(config: JudgeConfig, scorer: "GenerativeScorer", num_shards: int, digest: str) -> dict[str, Any]:
+def _make_manifest(
+    config: JudgeConfig, scorer: "GenerativeScorer", num_shards: int, read: dict[str, Any]
+) -> dict[str, Any]:
     """Return the settings that determine the verdicts, as [`~scripts.annotate.make_manifest`] does for trees."""
     from .. import __version__
     from ..scoring.generative_scorer import VERSIONS
@@ -540,7 +545,7 @@ def _make_manifest(config: JudgeConfig, scorer: "GenerativeScorer", num_shards: 
         "template": template,
         "max_response_tokens": config.max_response_tokens,
         "verdicts": scorer.describe()["verdicts"],
-        "solutions": digest,
+        "input": read,
         "started_with": started_with | {name: getattr(config, name) for name in SIZES},
         "seed": config.seed,
         "num_shards": num_shards,
