@@ -167,6 +167,8 @@ def test_dataset_folder(tmp_path):
         ({"node_ids": [1, 2, 3]}, r"rows\.jsonl:2: `node_ids`"),
         ({"prompt": "1+3?"}, r"rows\.jsonl:2: `prompt` is '1\+3\?', but .*rows\.jsonl:1 has '1\+2\?'"),
         ({"answer": "4"}, r"rows\.jsonl:2: `answer` is '4', but"),
+        ({"weight": float("nan")}, r"rows\.jsonl:2: `weight` is nan, which JSON cannot represent"),
+        ({"mc_total": [1, 2, float("inf")]}, r"rows\.jsonl:2: `mc_total`"),
         ({"labels": [2.0, 0, 0]}, r"rows\.jsonl:2: `labels\[0\]` is 2\.0"),
     ],
 )

@@ -503,7 +503,7 @@ def test_output_folders(run, tmp_path, engine):
         judged(source)
     with pytest.raises(ValueError, match="`name` is mine, but only names a folder in a run"):
         judged(source, output_dir=str(tmp_path / "out"), name="mine")
-    with pytest.raises(FileNotFoundError, match="nothing: not found"):
+    with pytest.raises(FileNotFoundError, match="nothing: file not found"):
         judged(tmp_path / "nothing", output_dir=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     (run / "judges").mkdir()

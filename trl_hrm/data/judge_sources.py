@@ -106,7 +106,7 @@ def read_solutions(config: CandidatesConfig, notes: Counter) -> Iterator[JudgedP
         return
     if not Path(config.candidates).exists():
         raise FileNotFoundError(
-            f"{config.candidates}: not found. Expected a folder of `trl-hrm annotate`, a dataset folder, or a JSON Lines file."
+            f"{config.candidates}: file not found. Expected a folder of `trl-hrm annotate`, a dataset folder, or a JSON Lines file."
         )
     with opened_rows(config) as (rows, before):
         first = next(all_rows(rows), None)
@@ -184,6 +184,14 @@ def _read_step_trees(
                     f"{where}: `{name}` is {shown(getattr(new, name))}, but {problem.where} has {shown(getattr(problem, name))} for the "
                     "same problem. Correct the rows, or give the problems different `problem_id`."
                 )
+        kept = {name: value for name, value in tree.extra.items() if not name.startswith("judge_")}
+        for name, value in (kept | tree.step_columns).items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"{where}: `{name}` is {shown(value)}, which JSON cannot represent. Remove or convert the column."
+                ) from None
         notes["solutions_without_steps"] += not tree.completions
         for path in tree.chains():
             if any(count > 1 for count in path.num_merged or ()):  # the single steps are another path
@@ -193,8 +201,7 @@ def _read_step_trees(
             node_ids = columns.pop("node_ids", None)
             if node_ids is not None and not all(isinstance(one, str) for one in node_ids):
                 raise ValueError(f"{where}: `node_ids` is {shown(node_ids)}, expected a string per step.")
-            own = {name: value for name, value in path.extra.items() if not name.startswith("judge_")}
-            _add(problem, path.completions, node_ids, own | columns | {"source_labels": path.labels}, notes)
+            _add(problem, path.completions, node_ids, kept | columns | {"source_labels": path.labels}, notes)
     check_answers(notes, number, config.candidates)
     for problem in problems.values():
         if problem.solutions:
