@@ -305,6 +305,20 @@ def test_log_has_the_faults_and_is_read_again(tmp_path):
     assert [sample["steps"] for sample in line["samples"]] == [[], [True, False], []]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"), [({"steps": [True] * 4}, "verdicts on 4 steps of a prompt with 3"), ({"fault": "x"}, "fault")]
+)
+def test_damaged_log(tmp_path, change, message):
+    options = {"num_samples": 1, "log": tmp_path / "log.jsonl"}
+    _, scorer = judged(answering(r"\boxed{-1}"), STEPS, **options)
+    scorer.close()
+    header, line = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    line["samples"][0] |= change
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (header, line)))
+    with pytest.raises(ValueError, match=rf"log\.jsonl:2: .*{message}"):
+        judged(answering(), STEPS, **options)
+
+
 def test_log_of_an_earlier_version(tmp_path):
     """It has no faults, and no fields of the new scope."""
     options = {"num_samples": 2, "log": tmp_path / "log.jsonl"}
