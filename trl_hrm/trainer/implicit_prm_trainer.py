@@ -48,8 +48,8 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
     model π_ref. The loss is the cross-entropy between the label of the solution and σ(z). After training, the part of the sum over
     the tokens of a step is the reward of the step.
 
-    Rows, weights, evaluation and checkpoints are those of [`HRMRewardTrainer`]: solutions of a problem share their prefix, and the loss
-    does not depend on how the global batch is split. Solutions with a label after some of their steps are supported. The reward of
+    This class inherits from [`HRMRewardTrainer`]: solutions of a problem share their prefix, and the loss does not depend on how the
+    global batch is split. Solutions with a label after some of their steps are supported. The reward of
     such a step is the sum up to its end.
 
     Example:
@@ -174,7 +174,7 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
         if known not in (None, found):
             raise ValueError(
                 f"The reference model {name} has weights with the digest {found}, but the model was trained with {known}. Restore the "
-                "reference model, or set `ref_model` to train with another one."
+                "reference model, or set `ref_model` to train with a new one."
             )
         self.step_format = replace(self.step_format, reference_weights=found)
 
