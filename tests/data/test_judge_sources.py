@@ -77,6 +77,17 @@ def test_node_ids_are_those_of_an_export(seed):
     assert ends >= {i for i, node in enumerate(tree.nodes) if node.is_final and node.role != "rollout"}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_more_rollouts_keep_the_solutions(seed):
+    """So verdicts on a run hold for a run that continues it with `more_from`."""
+    tree = random_search_tree(seed).canonical()
+    found = finished_paths(tree, Counter())
+    for i in [i for i, node in enumerate(tree.nodes) if not node.is_final and node.role != "rollout"]:
+        rollout = {"role": "rollout", "finish": "eos", "is_final": True, "answer": "3", "correct": True}
+        tree.nodes.append(Node(f"new {i}", i, 0, 9, [1], "One.", **rollout))
+    assert finished_paths(tree.canonical(), Counter()) == found
+
+
 def test_a_step_that_ends_one_sample_and_not_another():
     tree = tree_of((-1, "One.", {"answer": "3"}), (-1, "One.", {}), (1, "Two.", {"answer": "3"}))
     assert [one.steps for one in finished_paths(tree, Counter())] == [["One."], ["One.", "Two."]]

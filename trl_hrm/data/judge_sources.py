@@ -18,7 +18,7 @@ from .candidates_config import CandidatesConfig
 from .problems import problem_key
 from .solutions import check_answers, count_answers, leave_out_thinking
 from .sources import all_rows
-from .step_labels import unite_steps
+from .step_labels import solution_ends, unite_steps
 from .tree_files import NodeFiles
 
 
@@ -136,25 +136,16 @@ def finished_paths(tree: SearchTree, notes: Counter) -> list[JudgedSolution]:
             Counter of solutions with equal steps, and with a blank step. It is updated in place.
     """
     steps = unite_steps(tree, Counter())
-    step_of = {node: step for step, members in enumerate(steps.members) for node in members}
-    ends: set[int] = set()
-    for i, node in enumerate(tree.nodes):
-        if not node.is_final or node.role == "rollout":
-            continue
-        end = step_of.get(i, step_of.get(node.parent))  # a blank node ends the solution with the step before it
-        if end is None:
-            notes["solutions_with_a_blank_step"] += 1
-        elif end in ends:
-            notes["equal_solutions"] += 1
-        else:
-            ends.add(end)
+    ends = solution_ends(tree, steps)
+    num_final = sum(node.is_final and node.role != "rollout" for node in tree.nodes)
+    num_found = sum(map(len, ends.values()))
+    notes["solutions_with_a_blank_step"] += num_final - num_found
+    notes["equal_solutions"] += num_found - len(ends)
     solutions = []
-    for end in sorted(ends):
-        path = [end]
-        while steps.parents[path[0]] != -1:
-            path.insert(0, steps.parents[path[0]])
+    for place, end in enumerate(ends):
+        path = steps.path(end)
         ids = [tree.nodes[steps.members[step][0]].node_id for step in path]
-        solutions.append(JudgedSolution([steps.texts[step] for step in path], ids, len(solutions)))
+        solutions.append(JudgedSolution([steps.texts[step] for step in path], ids, place))
     return solutions
 
 

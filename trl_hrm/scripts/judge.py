@@ -341,8 +341,8 @@ def judge(config: JudgeConfig) -> JudgeReport:
     Raises:
         `BlockingIOError`: If another process is writing to the folder.
         `OSError`: If the folder cannot be written (this is checked first), or the engine fails. Responses until then are in the log.
-        `ValueError`: If the input is invalid, has no reference answers for a template that shows them, or the folder has verdicts on
-            other solutions or with other settings.
+        `ValueError`: If the input is invalid, has no reference answers for a template that shows them, or the folder has verdicts
+            with other settings or, for an input that is not a run, on other solutions.
 
     Example:
 
@@ -412,7 +412,7 @@ def judge_shard(config: JudgeConfig, shard: Shard, folder: Path, option: str) ->
 
     notes: Counter = Counter()  # of the whole input
     beyond: Counter = Counter()  # solutions of this shard that are not judged
-    problems, problem_ids, digest = draw_solutions(config, shard, notes, beyond)
+    problems, problem_ids, read = draw_solutions(config, shard, notes, beyond)
     template = config.judge_template
     if template.needs_answer and (unknown := [one for one in problems if one.answer is None]):
         raise ValueError(
@@ -431,7 +431,9 @@ def judge_shard(config: JudgeConfig, shard: Shard, folder: Path, option: str) ->
     )
     try:
         apply_budget(problems, config, scorer, beyond)
-        manifest = make_manifest(config, scorer, shard.count, digest)
+        manifest = make_manifest(config, scorer, shard.count)
+        # A run may have grown. Another file is a mistake: its verdicts would replace those in the folder
+        manifest |= {} if is_run(config) else {"input": read}
         for note in check_manifest(folder, manifest, config.accept_changes or (), option=option):
             say(note)
         scorer.open_log(folder / shard_name("judgements", shard.index, shard.count, "jsonl"), check=False)
@@ -442,6 +444,7 @@ def judge_shard(config: JudgeConfig, shard: Shard, folder: Path, option: str) ->
     finally:
         scorer.close()
     summary |= {"not_judged": _positive(beyond), "input": _positive(notes)}
+    summary["settings"] |= {"input": read}
     # without what a resumed judge counts differently
     summary["cost"] = {name: cost[name] for name in sorted(cost) if name not in ("seconds", "reused_samples")}
     write_json(folder / _file_of(shard, SUMMARY), summary)
@@ -462,20 +465,22 @@ def _positive(counts: Counter) -> dict[str, int]:
 
 def draw_solutions(
     config: JudgeConfig, shard: Shard, notes: Counter, beyond: Counter
-) -> "tuple[list[JudgedProblem], list[str], str]":
+) -> "tuple[list[JudgedProblem], list[str], dict[str, Any]]":
     """
-    Return the problems of the shard with at most `max_solutions` solutions each, the ids of all problems, and a digest of all solutions.
+    Return the problems of the shard with at most `max_solutions` solutions each, the ids of all problems, and what identifies all
+    solutions.
     """
     from ..data.judge_sources import read_solutions
     from ..search.run_folder import problem_shard
     from ..search.tree import make_id
 
-    problems, problem_ids, digest = [], [], hashlib.blake2b(digest_size=16)
+    problems, problem_ids, num_solutions, digest = [], [], 0, hashlib.blake2b(digest_size=16)
     for problem in read_solutions(config, notes):
         solutions = [(solution.node_ids, solution.steps) for solution in problem.solutions]
         content = [problem.problem_id, problem.prompt, problem.answer, solutions]
         digest.update(json.dumps(content, ensure_ascii=False).encode() + b"\n")
         problem_ids.append(problem.problem_id)
+        num_solutions += len(solutions)
         if problem_shard(problem.problem_id, shard.count) == shard.index:
             # a solution has the same place for every `max_solutions`
             drawn = [make_id("solution", config.seed, *solution.node_ids[-1:]) for solution in problem.solutions]
@@ -488,7 +493,8 @@ def draw_solutions(
         raise ValueError(
             f"{config.input}: no complete solution found ({counts or 'the input is empty'}). Check the input."
         )
-    return problems, problem_ids, digest.hexdigest()
+    read = {"problems": len(problem_ids), "solutions": num_solutions, "digest": digest.hexdigest()}
+    return problems, problem_ids, read
 
 
 def apply_budget(
@@ -521,7 +527,7 @@ def apply_budget(
         )
 
 
-def make_manifest(config: JudgeConfig, scorer: "GenerativeScorer", num_shards: int, digest: str) -> dict[str, Any]:
+def make_manifest(config: JudgeConfig, scorer: "GenerativeScorer", num_shards: int) -> dict[str, Any]:
     """Return the settings that determine the verdicts, as [`~scripts.annotate.make_manifest`] does for trees."""
     from .. import __version__
     from ..scoring.generative_scorer import VERSIONS
@@ -541,7 +547,6 @@ def make_manifest(config: JudgeConfig, scorer: "GenerativeScorer", num_shards: i
         "template": template,
         "max_response_tokens": config.max_response_tokens,
         "verdicts": scorer.describe()["verdicts"],
-        "solutions": digest,
         "started_with": started_with | {name: getattr(config, name) for name in SIZES},
         "seed": config.seed,
         "num_shards": num_shards,
