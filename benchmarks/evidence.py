@@ -34,6 +34,8 @@ KEPT = (
     "Credit for steps in RL",
     "Step credits and padding",
     "Active labelling",
+    "Which labels teach most",
+    "Reward models from outcomes alone",
 )  # of other benchmarks
 INTRODUCTION = """# Evidence
 
