@@ -475,8 +475,14 @@ SETTINGS = f"""
   {NUM_REFERENCE} other rollouts per label. Their variance is subtracted from the squared errors. It is contained in the other errors.
 """
 READING = """
-How to read this: both distributions have the same tokens, and squared errors are what `uncertain` minimises. `p > 0.5` is a hard label with a
-threshold. `p > 0` is the hard label of Math-Shepherd, which is wrong if no rollout found the right answer although one could.
+How to read this:
+
+- With 16 first rollouts, `uncertain` has smaller errors at equal tokens: about a quarter less squared error in the simulation, and less than a tenth in
+  the exact world. There, most probabilities are between 0.1 and 0.9, so most labels are uncertain and there is little to choose.
+- With 4 first rollouts, the two distributions do not differ much. Four outcomes hardly show which labels are uncertain.
+- `p > 0` is the hard label of Math-Shepherd. It is wrong if no rollout found the right answer although one could. `uncertain` is worse for it,
+  because a step without a right outcome gets few rollouts.
+- Both get one distribution of all rollouts. Several smaller rounds were not measured.
 """
 
 

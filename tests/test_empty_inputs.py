@@ -60,6 +60,7 @@ COMMANDS = {
     "build without records": "build-prm800k {empty} --output_dir out",
     "annotate": "annotate --problems {problems} --policy {policy} --output_dir out",
     "annotate without problems": "annotate --problems {empty} --policy {policy} --output_dir out",
+    "judge": "judge {empty} --judge {policy} --engine transformers --output_dir out",
     "evaluate": "evaluate --problems {problems} --policy {policy} --n 1 --output_dir out",
     "step-search": "step-search --problems {problems} --policy {policy} --reward_model {model} --n 1 --output_dir out",
     "best-of-n": "best-of-n --candidates {empty} --reward_model {model} --output_dir out",

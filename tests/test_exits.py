@@ -23,6 +23,7 @@ from trl_hrm.terminal import colored, one_line, plain, printable
 from .evaluation import benchmark_rows
 from .fakes import write_rows
 from .helpers import make_trainer, random_tree, save_checkpoint
+from .scripts.commands import save_judge
 from .search.policies import KNOWN
 
 
@@ -306,6 +307,12 @@ class TestCommands:
     def test_step_search(self, policy, problems, checkpoint):
         words = ["step-search", "--problems", problems, "--policy", policy, "--reward_model", checkpoint, "--n", "2"]
         assert main([*words, "--output_dir", f"search {FOLDER}", *PROMPT, "--max_step_tokens", "10"]) == 0
+
+    def test_judge(self, work, policy):
+        save_judge(work, policy)
+        path = write_rows(work / f"solutions {FOLDER}", rows_of(HOSTILE)[:3])
+        words = ["judge", path, "--judge", "judge", "--engine", "transformers", "--template", "judge.json"]
+        assert main([*words, "--max_response_tokens", "8", "--output_dir", f"judged {FOLDER}"]) == 0
 
     def test_score(self, work, checkpoint):
         path = write_rows(work / f"solutions {FOLDER}", rows_of(HOSTILE)[:3])

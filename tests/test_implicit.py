@@ -52,7 +52,7 @@ def test_parents_ancestors_and_sums_of_paths(seed):
 @pytest.mark.parametrize("max_length", [None, 12])
 @pytest.mark.parametrize("seed", range(10))
 def test_sums_over_steps_in_packed_split_and_padded_rows(seed, max_length):
-    """Each step is in one part. Its sum covers its own tokens, of which some may be in the repeated prefix."""
+    """Each step is in one part. Its sum also covers its tokens in the repeated prefix."""
     rng = random.Random(seed)
     values = [torch.randn(100, generator=torch.Generator().manual_seed(i)).tolist() for i in range(4)]
     rows, expected = [], {}
@@ -121,7 +121,7 @@ def test_log_probs_and_gradients_equal_full_logits(head, dtype):
 
 @pytest.mark.parametrize("family", ["gemma2", "cohere"])
 def test_models_that_transform_their_logits(family):
-    """Without the softcap or the scale, the log-ratios would belong to other distributions than those of the models."""
+    """Without the softcap or the scale, the log-ratios would belong to distributions that neither model has."""
     sizes = {**SIZES, "vocab_size": 300, "pad_token_id": 0}
     torch.manual_seed(0)
     if family == "gemma2":

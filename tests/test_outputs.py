@@ -37,6 +37,7 @@ BUILDS = {
 }
 RUNS = {
     "annotate": POLICY,
+    "judge": ["missing.jsonl", "--judge", "missing", "--engine", "transformers"],
     "evaluate": POLICY,
     "best-of-n": ["--candidates", "missing.jsonl", "--reward_model", "missing"],
     "step-search": [*POLICY, "--reward_model", "missing", "--n", "2"],

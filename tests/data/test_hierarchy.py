@@ -4,7 +4,10 @@ import random
 
 import pytest
 
+from trl_hrm import StepFormat
 from trl_hrm.data.hierarchy import hrm_view, orm_view, prm_view
+from trl_hrm.scoring.scoring_config import ScoringConfig
+from trl_hrm.scoring.tree_scorer import merged_runs
 from trl_hrm.step_tree import StepTree
 
 
@@ -135,3 +138,43 @@ def test_orm_rows():
     final = orm_view(tree, is_final=lambda text: text.endswith("done"))
     assert [row.completions for row in final] == [["a", "b done"]]
     assert tree.labels == [1.0, 0.0, 1.0, None]
+
+
+def test_merged_thoughts():
+    """The correction is merged with the whole thought before it, up to the mark before. Labels are those of the last step."""
+    steps = ["add", "so 9", "Wait, no", "it is 8", "and 8", "Hmm, 7", "yes"]
+    tree = StepTree("p", steps, [1.0, 0.0, 0.5, None, 0.25, 1.0, 0.75], [-1, 0, 1, 2, 3, 4, 5])
+    view = hrm_view(tree, merge="thoughts")
+    assert view.completions == [*steps, "add\nso 9\nWait, no", "Wait, no\nit is 8\nand 8\nHmm, 7"]
+    assert (view.labels[7:], view.parents[7:], view.num_merged) == ([0.5, 1.0], [-1, 1], [*[1] * 7, 3, 4])
+    assert hrm_view(view, merge="thoughts") == view
+    bounded = hrm_view(tree, merge="thoughts", max_merge=2)
+    assert bounded.completions[7:] == ["so 9\nWait, no", "and 8\nHmm, 7"] and bounded.parents[7:] == [0, 3]
+    own = hrm_view(tree, merge="thoughts", thinking_marks=["yes"], merge_separator=" | ")
+    assert own.completions[7:] == [" | ".join(steps)]
+    assert hrm_view(tree) == hrm_view(tree, merge="pairs", max_merge=2)
+
+
+def test_merged_thoughts_of_branches():
+    """Each path has its own thoughts. A thought that is shared by two corrections is merged with each of them."""
+    tree = StepTree("p", ["a", "Wait, b", "Wait, c", "d"], [1.0, 0.0, 1.0, 1.0], [-1, 0, 0, 2])
+    view = hrm_view(tree, merge="thoughts")
+    assert view.completions[4:] == ["a\nWait, b", "a\nWait, c"] and view.labels[4:] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_merged_thoughts_agree_with_the_scored_runs(seed):
+    """One function decides both. Otherwise, models would be scored on runs that they were not trained on."""
+    rng = random.Random(seed)
+    texts = [rng.choice(("a", "b", "Wait, c", "Hmm", "So")) + f" {i}" for i in range(12)]
+    tree = StepTree("p", texts, [1.0] * 12, [-1, *(rng.randrange(-1, i) for i in range(1, 12))])
+    most = rng.randrange(2, 6)
+    view = hrm_view(tree, merge="thoughts", max_merge=most)
+    runs = merged_runs(tree.completions, tree.parents, ScoringConfig([1, "thought"]), StepFormat(max_thought=most))
+    assert view.completions[12:] == ["\n".join(texts[i] for i in run) for run in runs]
+    assert view.parents[12:] == [tree.parents[run[0]] for run in runs]
+
+
+def test_an_unknown_kind_of_merging_raises():
+    with pytest.raises(ValueError, match="`merge` is 'all'.*pairs, thoughts"):
+        hrm_view(StepTree("p", ["a", "b"], [1.0, 1.0], [-1, 0]), merge="all")

@@ -8,9 +8,11 @@ from datasets import Dataset
 
 from trl_hrm.data.candidates_config import CandidatesConfig
 from trl_hrm.data.export_config import ExportConfig
+from trl_hrm.data.hierarchy import hrm_view
 from trl_hrm.data.judge_sources import finished_paths, read_solutions
 from trl_hrm.data.step_labels import label_steps
 from trl_hrm.search.tree import Node
+from trl_hrm.step_tree import StepTree
 
 from ..fakes import write_rows
 from ..search.trees import random_search_tree, tree_of
@@ -75,6 +77,17 @@ def test_node_ids_are_those_of_an_export(seed):
     assert ends >= {i for i, node in enumerate(tree.nodes) if node.is_final and node.role != "rollout"}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_more_rollouts_keep_the_solutions(seed):
+    """So verdicts on a run hold for a run that continues it with `more_from`."""
+    tree = random_search_tree(seed).canonical()
+    found = finished_paths(tree, Counter())
+    for i in [i for i, node in enumerate(tree.nodes) if not node.is_final and node.role != "rollout"]:
+        rollout = {"role": "rollout", "finish": "eos", "is_final": True, "answer": "3", "correct": True}
+        tree.nodes.append(Node(f"new {i}", i, 0, 9, [1], "One.", **rollout))
+    assert finished_paths(tree.canonical(), Counter()) == found
+
+
 def test_a_step_that_ends_one_sample_and_not_another():
     tree = tree_of((-1, "One.", {"answer": "3"}), (-1, "One.", {}), (1, "Two.", {"answer": "3"}))
     assert [one.steps for one in finished_paths(tree, Counter())] == [["One."], ["One.", "Two."]]
@@ -119,10 +132,19 @@ def test_step_trees(tmp_path):
 
 
 def test_ids_of_a_dataset_stay(tmp_path):
-    row = {**ROWS[0], "node_ids": ["n1", "n2", "n3"], "num_merged": [1, 2, 1], "judge_votes": [0]}
+    row = {**ROWS[0], "node_ids": ["n1", "n2", "n3"], "judge_votes": [0]}
     [problem], _ = read(write_rows(tmp_path / "rows.jsonl", [row]))
     assert [one.node_ids for one in problem.solutions] == [["n1", "n2"], ["n1", "n3"]]
-    assert problem.solutions[0].columns["num_merged"] == [1, 2] and "judge_votes" not in problem.solutions[0].columns
+    assert "judge_votes" not in problem.solutions[0].columns
+
+
+def test_merged_steps_are_not_judged(tmp_path):
+    """A dataset for HRM has the same solutions as the tree that it was made from."""
+    tree = StepTree("1+2?", ["a", "b", "c"], [1.0, 0.5, 1.0], [-1, 0, 0])
+    [problem], notes = read(write_rows(tmp_path / "rows.jsonl", [hrm_view(tree).to_row()]))
+    assert paths_of(problem) == [["a", "b"], ["a", "c"]]
+    assert notes == {"solutions_with_merged_steps": 2}
+    assert all("num_merged" not in solution.columns for solution in problem.solutions)
 
 
 def test_dataset_folder(tmp_path):
@@ -145,6 +167,8 @@ def test_dataset_folder(tmp_path):
         ({"node_ids": [1, 2, 3]}, r"rows\.jsonl:2: `node_ids`"),
         ({"prompt": "1+3?"}, r"rows\.jsonl:2: `prompt` is '1\+3\?', but .*rows\.jsonl:1 has '1\+2\?'"),
         ({"answer": "4"}, r"rows\.jsonl:2: `answer` is '4', but"),
+        ({"weight": float("nan")}, r"rows\.jsonl:2: `weight` is nan, which JSON cannot represent"),
+        ({"mc_total": [1, 2, float("inf")]}, r"rows\.jsonl:2: `mc_total`"),
         ({"labels": [2.0, 0, 0]}, r"rows\.jsonl:2: `labels\[0\]` is 2\.0"),
     ],
 )

@@ -38,6 +38,7 @@ def build(tmp_path, source, **options) -> tuple[list[dict], dict]:
         (0.75, 0.25, 0.75, 1.0),
         (0.25, 0.5, 0.375, 0.5),
         (0.5, 0.5, 0.5, 1.0),
+        (2 / 3, 2 / 3, 0.5, 1.0),  # exactly 0.5, so that it counts as right and has the same bin for all scores
         (0.0, 1.0, 0.0, 0.0),
         (1.0, 0.0, 1.0, None),
         (0.0, 0.0, 0.5, None),

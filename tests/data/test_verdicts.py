@@ -84,8 +84,9 @@ def test_columns():
 def test_read_verdicts(tmp_path):
     folder = tmp_path / "judges" / "judge"
     folder.mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="Run `trl-hrm judge"):
-        list(read_verdicts(tmp_path))
+    for name, option in (("judge", "` to the end"), ("other", " --name other` to the end")):
+        with pytest.raises(FileNotFoundError, match=f"Run `trl-hrm judge {tmp_path}{option}"):
+            list(read_verdicts(tmp_path, name))
     row = {"prompt": "q", "completions": ["a", "b"], "labels": [1.0, None]} | verdict(0, None, steps=2).columns()
     write_rows(folder / "verdicts.jsonl", [row])
     assert list(read_verdicts(tmp_path)) == [verdict(0, None, steps=2)]

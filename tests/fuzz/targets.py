@@ -44,6 +44,7 @@ PROMPT = "--prompt question --prompt_style plain --segmentation step_header --fi
 POLICY = f"--policy policy --engine transformers {PROMPT} --engine_args {{}}"
 PROBLEMS = "--problems problems.jsonl --limit 1"
 ANNOTATE = f"annotate {POLICY} {PROBLEMS} --num_children 2 --max_depth 1 --max_step_tokens 8"
+MORE = f"annotate {POLICY} --more_from run --more_samples 4 --num_completions 2 --max_solution_tokens 8"
 BUILD = "--output_dir OUT --test_size 0.0"
 BEST_OF_N = f"{POLICY} {PROBLEMS} {MODEL} --n 1 2 --max_solution_tokens 8"
 TRAIN = (
@@ -359,6 +360,7 @@ def targets() -> list[Target]:
         target(f"{ANNOTATE} --output_dir OUT", "policy/*.json", check_run, 0.3, "policy"),
         target(f"{ANNOTATE} --output_dir OUT", "policy/*.safetensors", check_run, 0.3, "policy"),
         target(f"{ANNOTATE} --limit 2 --num_children 4 --max_depth 4 --max_step_tokens 30 --output_dir run", "run/*.json*", check_run, 0.3),
+        target(f"{MORE} --output_dir OUT", "run/*.json*", check_run, 0.3, "run"),
         target(f"export run {BUILD}", "run/*.json*", check_dataset, 1, "run"),
         target(f"export run {BUILD} --labels entropy --eta 2", "run/*.parquet", check_dataset, 1, "run"),
         target(f"export run {BUILD} --labels progress --view hrm", "run/*.parquet", check_dataset, 1, "run"),

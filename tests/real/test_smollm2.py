@@ -201,3 +201,20 @@ def test_served_by_vllm(command, reward_model, policy, folder):
             best_of_n(command, reward_model, folder, "served-bon", *options)
     trees = [tree for file in node_files(folder / "served") for tree in read_trees(file)]
     assert len(trees) == 3 and any(node.correct for tree in trees for node in tree.nodes)
+
+
+def test_judge(run, policy):
+    """A model of this size follows few instructions, so most responses are unreadable. All are counted, and none becomes a label."""
+    words = ["--judge", policy, "--engine", "transformers", "--judge_dtype", "float32", "--num_votes", "2"]
+    assert main(["judge", str(run), *words, "--max_response_tokens", "48", "--max_solutions", "2"]) == 0
+    folder = run / "judges" / "judge"
+    rows = [json.loads(line) for line in (folder / "verdicts.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_text())
+    votes = [vote for row in rows for vote in row["judge_votes"]]
+    assert 0 < len(rows) <= 2 * len(PROBLEMS) and len(votes) == 2 * len(rows) == summary["votes"]
+    assert sum(vote is None for vote in votes) == sum(summary["unreadable"].values()) == summary["cost"]["unreadable"]
+    kinds = ("without_error", "with_error", "undecided", "unreadable_solutions")
+    assert sum(summary[kind] for kind in kinds) == len(rows) == summary["solutions"]
+    for row in rows:
+        if all(vote is None for vote in row["judge_votes"]):
+            assert set(row["labels"]) == {None}

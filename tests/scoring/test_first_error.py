@@ -126,6 +126,27 @@ def test_prompt():
 
 
 @pytest.mark.parametrize(
+    ("step", "text"),
+    [
+        ("# Step 2\na", "a"),
+        ("## Step 12: a", "a"),
+        ("# Step 2 a", "a"),
+        ("Step 2. a", "a"),
+        ("Step 2:3 is odd", "3 is odd"),
+        ("Step 2\na", "a"),
+        ("Step 2", ""),
+        ("Step 2.5 m are left", "Step 2.5 m are left"),
+        ("Step 2 gives 5", "Step 2 gives 5"),
+        ("By Step 2: a", "By Step 2: a"),
+    ],
+)
+def test_only_a_heading_is_the_number_of_a_step(step, text):
+    tokenizer = Judge(instruct).tokenizer
+    prompt = tokenizer.decode(TEMPLATES["first_error"].encode(tokenizer, "1+1?", [step]))
+    assert f"# Solution\n\nStep 1: {text}\n\n# Task" in prompt
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"user": "{problem} {steps}"}, "does not say that the response must contain"),
@@ -282,6 +303,20 @@ def test_log_has_the_faults_and_is_read_again(tmp_path):
     assert header["template"]["none"] == "-1"
     assert [sample.get("fault") for sample in line["samples"]] == ["no_box", None, "no_such_step"]
     assert [sample["steps"] for sample in line["samples"]] == [[], [True, False], []]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"steps": [True] * 4}, "verdicts on 4 steps of a prompt with 3"), ({"fault": "x"}, "fault")]
+)
+def test_damaged_log(tmp_path, change, message):
+    options = {"num_samples": 1, "log": tmp_path / "log.jsonl"}
+    _, scorer = judged(answering(r"\boxed{-1}"), STEPS, **options)
+    scorer.close()
+    header, line = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    line["samples"][0] |= change
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (header, line)))
+    with pytest.raises(ValueError, match=rf"log\.jsonl:2: .*{message}"):
+        judged(answering(), STEPS, **options)
 
 
 def test_log_of_an_earlier_version(tmp_path):

@@ -428,7 +428,7 @@ def test_budget_below_one_solution(run, engine):
 
 
 def test_other_settings_are_refused(run, tmp_path, engine):
-    """Another judge, template, seed, length, or changed trees must not be mixed with the verdicts."""
+    """Another judge, template, seed or length must not be mixed with the verdicts."""
     engine()
     report, _ = judged(run)
     files = {path.name: path.read_bytes() for path in report.output_dir.iterdir()}
@@ -444,11 +444,43 @@ def test_other_settings_are_refused(run, tmp_path, engine):
     engine(weights="w2")
     with pytest.raises(ValueError, match='judge.weights was "w1" and is "w2".*--accept_changes judge.weights'):
         judged(run)
-    make_run(tmp_path / "more", num_problems=5)
-    shutil.copytree(run / "judges", tmp_path / "more" / "judges")
-    with pytest.raises(ValueError, match='solutions was ".*" and is ".*A change of solutions cannot be accepted'):
-        engine()
-        judged(tmp_path / "more")
+    assert {path.name: path.read_bytes() for path in report.output_dir.iterdir()} == files
+
+
+def test_a_run_that_has_grown(run, tmp_path, engine):
+    """Only the new solutions are sampled, and the files are those of a judge that saw all problems from the start."""
+    engine()
+    before, _ = judged(run)
+    grown, fresh = (make_run(tmp_path / name, num_problems=5) for name in ("grown", "fresh"))
+    shutil.copytree(run / "judges", grown / "judges")
+    report, _ = judged(grown)
+    assert report.cost["reused_samples"] == before.cost["samples"] < report.cost["samples"]
+    judged(fresh)
+    for name in ("verdicts.jsonl", "summary.json"):
+        assert (grown / "judges" / "judge" / name).read_bytes() == (fresh / "judges" / "judge" / name).read_bytes()
+
+
+def test_shards_of_a_run_that_has_grown(run, tmp_path, engine):
+    engine()
+    for i in range(2):
+        report, _ = judged(run, shard=f"{i}/2")
+    assert not report.unfinished_shards
+    grown = make_run(tmp_path / "grown", num_problems=5)
+    shutil.copytree(run / "judges", grown / "judges")
+    for i, unfinished in ((1, [0]), (0, [])):
+        report, _ = judged(grown, shard=f"{i}/2")
+        assert report.unfinished_shards == unfinished
+    assert report.summary["problems"] < 5 == read_json(report.output_dir / "summary.json")["problems"]
+
+
+def test_another_file_is_refused(tmp_path, engine):
+    engine()
+    rows = [{"prompt": f"{i}?", "completions": ["good"], "labels": [None]} for i in range(2)]
+    folder = str(tmp_path / "out")
+    report, _ = judged(write_rows(tmp_path / "rows.jsonl", rows[:1]), output_dir=folder)
+    files = {path.name: path.read_bytes() for path in report.output_dir.iterdir()}
+    with pytest.raises(ValueError, match=r"input.problems was 1 and is 2; input.solutions was 1 and is 2\."):
+        judged(write_rows(tmp_path / "more.jsonl", rows), output_dir=folder)
     assert {path.name: path.read_bytes() for path in report.output_dir.iterdir()} == files
 
 
@@ -501,7 +533,11 @@ def test_output_folders(run, tmp_path, engine):
         judged(source)
     with pytest.raises(ValueError, match="`name` is mine, but only names a folder in a run"):
         judged(source, output_dir=str(tmp_path / "out"), name="mine")
-    with pytest.raises(FileNotFoundError, match="nothing: not found"):
+    verdicts = write_rows(tmp_path / "verdicts.jsonl", [{"prompt": "1+1?", "completions": ["good"], "labels": [1]}])
+    for same in (verdicts, str(tmp_path)):
+        with pytest.raises(ValueError, match="would be replaced. Choose another `output_dir`"):
+            judged(same, output_dir=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="nothing: file not found"):
         judged(tmp_path / "nothing", output_dir=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     (run / "judges").mkdir()

@@ -171,6 +171,7 @@ def test_judge_without_verdicts(tmp_path, judge, capsys):
         ({"judge_samples": 2}, "`judge_samples` has no effect without `judge_template`"),
         ({"judge_log": "x"}, "`judge_log` has no effect without `judge_template`"),
         ({"judge_template": "poem"}, "template is 'poem'"),
+        ({"judge_template": "first_error_reference"}, "which shows the reference answer"),
         ({"judge_template": "instruct", "spans": [1, 2]}, "steps are not merged"),
         ({"judge_template": "instruct", "step_format": "x"}, "does not apply to a judge"),
         (

@@ -347,6 +347,11 @@ MOMENTS = {
         "trl_hrm.search.log:EventLog.append@5",
         "os:replace@2",
     ],
+    "judge": [
+        "trl_hrm.search.engines.transformers:TransformersEngine.sample@2",
+        "trl_hrm.io:AppendedLines.append@3",
+        "os:replace@1",
+    ],
     "export": ["trl_hrm.data.build:_Worker.keep@1", "trl_hrm.data.build:digest_of@1"],
     "inspect": ["os:replace@1"],
     "select-raft": ["trl_hrm.scoring.scorer:StepScorer.score@1", "trl_hrm.data.build:digest_of@1"],

@@ -129,7 +129,7 @@ def run_scripted(
             search,
             grader or ExactGrader(),
             PROMPT,
-            RULE,
+            rule,
             log,
             seed=seed,
             config=SchedulerConfig(**config),

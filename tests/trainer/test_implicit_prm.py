@@ -171,7 +171,7 @@ def test_evaluation_metrics_are_of_the_outcomes(tmp_path, trees, models):
 
 
 def test_outcomes_in_the_unpaired_preference_format(tmp_path, models):
-    """A completion gets the same ids as the steps of a solution, so that the trained model is scored as it was trained."""
+    """A completion gets the same ids as the steps of a solution, because scoring encodes steps."""
     rows = [
         {"prompt": "add x", "completion": "so = 3\n\nthus y", "label": True},
         {"prompt": "add x", "completion": "so = 3\n\nthen 7\n\nsum", "label": False},

@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 from tests.helpers import dataset_of, make_trainer, random_tree, tiny_model, tiny_tokenizer, weights_of
 from tests.prm_training import make_prm_trainer, rows_of
 from tests.trainer.kl_training import LM, make_kl_trainer, random_rows
-from trl_hrm import HRMRewardConfig, KLSelfConfig, StepGRPOConfig, StepTree, hrm_view
+from trl_hrm import HRMRewardConfig, ImplicitPRMConfig, KLSelfConfig, StepGRPOConfig, StepTree, hrm_view
 from trl_hrm.prm import PRMConfig
 from trl_hrm.trainer.checkpoints import (
     FREE_ARGUMENTS,
@@ -37,7 +37,7 @@ from trl_hrm.trainer.checkpoints import (
 from trl_hrm.trainer.safe_training import DivergedError
 
 
-CONFIGS = (HRMRewardConfig, PRMConfig, KLSelfConfig, StepGRPOConfig)
+CONFIGS = (HRMRewardConfig, ImplicitPRMConfig, PRMConfig, KLSelfConfig, StepGRPOConfig)
 SAVING = {"save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 2}
 
 

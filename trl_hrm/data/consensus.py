@@ -167,14 +167,12 @@ def compare_solutions(
     """
     steps = unite_steps(tree, Counter(), config.merge_separator)
     scores, are_enough = score_steps(tree, steps.members, leaf_counts(tree), config)
-    paths: list[tuple[int, ...]] = []
-    for step, parent in enumerate(steps.parents):
-        paths.append((*(paths[parent] if parent >= 0 else ()), step))
     unmatched = dict(verdicts)
     compared = []
     for end, nodes in solution_ends(tree, steps).items():
         notes["consensus_solutions"] += 1
-        verdict = unmatched.pop(tuple(tree.nodes[steps.members[step][0]].node_id for step in paths[end]), None)
+        path = steps.path(end)
+        verdict = unmatched.pop(tuple(tree.nodes[steps.members[step][0]].node_id for step in path), None)
         if verdict is None:
             notes["consensus_without_verdict"] += 1
             continue
@@ -182,7 +180,7 @@ def compare_solutions(
             notes["consensus_tied_votes" if verdict.readable else "consensus_unreadable_votes"] += 1
             continue
         found: int | None = NO_ERROR
-        for place, step in enumerate(paths[end]):
+        for place, step in enumerate(path):
             if scores[step] is None or not (are_enough[step] or step == end):
                 found = None
                 break

@@ -82,9 +82,8 @@ def hrm_view(
     completions, labels, parents = list(tree.completions), list(tree.labels), list(tree.parents)
     num_merged = list(tree.num_merged) if tree.num_merged is not None else [1] * len(completions)
     known = labels
-    if (
-        is_relative
-    ):  # labels that were stored in single precision are equal to newly computed ones only in this precision
+    # labels that were stored in single precision are equal to newly computed ones only in this precision
+    if is_relative:
         known = [None if label is None else array("f", [label])[0] for label in labels]
     found = set(zip(parents, completions, num_merged, known, strict=True))
     last_steps = []

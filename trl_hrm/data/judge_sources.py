@@ -18,7 +18,7 @@ from .candidates_config import CandidatesConfig
 from .problems import problem_key
 from .solutions import check_answers, count_answers, leave_out_thinking
 from .sources import all_rows
-from .step_labels import unite_steps
+from .step_labels import solution_ends, unite_steps
 from .tree_files import NodeFiles
 
 
@@ -106,7 +106,7 @@ def read_solutions(config: CandidatesConfig, notes: Counter) -> Iterator[JudgedP
         return
     if not Path(config.candidates).exists():
         raise FileNotFoundError(
-            f"{config.candidates}: not found. Expected a folder of `trl-hrm annotate`, a dataset folder, or a JSON Lines file."
+            f"{config.candidates}: file not found. Expected a folder of `trl-hrm annotate`, a dataset folder, or a JSON Lines file."
         )
     with opened_rows(config) as (rows, before):
         first = next(all_rows(rows), None)
@@ -136,25 +136,16 @@ def finished_paths(tree: SearchTree, notes: Counter) -> list[JudgedSolution]:
             Counter of solutions with equal steps, and with a blank step. It is updated in place.
     """
     steps = unite_steps(tree, Counter())
-    step_of = {node: step for step, members in enumerate(steps.members) for node in members}
-    ends: set[int] = set()
-    for i, node in enumerate(tree.nodes):
-        if not node.is_final or node.role == "rollout":
-            continue
-        end = step_of.get(i, step_of.get(node.parent))  # a blank node ends the solution with the step before it
-        if end is None:
-            notes["solutions_with_a_blank_step"] += 1
-        elif end in ends:
-            notes["equal_solutions"] += 1
-        else:
-            ends.add(end)
+    ends = solution_ends(tree, steps)
+    num_final = sum(node.is_final and node.role != "rollout" for node in tree.nodes)
+    num_found = sum(map(len, ends.values()))
+    notes["solutions_with_a_blank_step"] += num_final - num_found
+    notes["equal_solutions"] += num_found - len(ends)
     solutions = []
-    for end in sorted(ends):
-        path = [end]
-        while steps.parents[path[0]] != -1:
-            path.insert(0, steps.parents[path[0]])
+    for place, end in enumerate(ends):
+        path = steps.path(end)
         ids = [tree.nodes[steps.members[step][0]].node_id for step in path]
-        solutions.append(JudgedSolution([steps.texts[step] for step in path], ids, len(solutions)))
+        solutions.append(JudgedSolution([steps.texts[step] for step in path], ids, place))
     return solutions
 
 
@@ -166,7 +157,10 @@ def _is_step_tree(row: dict[str, Any]) -> bool:
 def _read_step_trees(
     rows: Iterable[tuple[str, dict[str, Any]]], config: CandidatesConfig, notes: Counter
 ) -> Iterator[JudgedProblem]:
-    """Yield the paths of step trees, grouped by problem. Their labels are kept as `source_labels`."""
+    """
+    Yield the paths of step trees, grouped by problem. Their labels are kept as `source_labels`. Paths with merged steps are left out: they
+    repeat the text of other paths, or only a part of it.
+    """
     problems: dict[str, JudgedProblem] = {}
     number = 0
     for where, row in rows:
@@ -190,16 +184,24 @@ def _read_step_trees(
                     f"{where}: `{name}` is {shown(getattr(new, name))}, but {problem.where} has {shown(getattr(problem, name))} for the "
                     "same problem. Correct the rows, or give the problems different `problem_id`."
                 )
+        kept = {name: value for name, value in tree.extra.items() if not name.startswith("judge_")}
+        for name, value in (kept | tree.step_columns).items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"{where}: `{name}` is {shown(value)}, which JSON cannot represent. Remove or convert the column."
+                ) from None
         notes["solutions_without_steps"] += not tree.completions
         for path in tree.chains():
+            if any(count > 1 for count in path.num_merged or ()):  # the single steps are another path
+                notes["solutions_with_merged_steps"] += 1
+                continue
             columns = dict(path.step_columns)
             node_ids = columns.pop("node_ids", None)
             if node_ids is not None and not all(isinstance(one, str) for one in node_ids):
                 raise ValueError(f"{where}: `node_ids` is {shown(node_ids)}, expected a string per step.")
-            if path.num_merged is not None:
-                columns["num_merged"] = path.num_merged
-            own = {name: value for name, value in path.extra.items() if not name.startswith("judge_")}
-            _add(problem, path.completions, node_ids, own | columns | {"source_labels": path.labels}, notes)
+            _add(problem, path.completions, node_ids, kept | columns | {"source_labels": path.labels}, notes)
     check_answers(notes, number, config.candidates)
     for problem in problems.values():
         if problem.solutions:

@@ -38,6 +38,14 @@ class UnitedSteps(NamedTuple):
     num_merged: list[int]
     members: list[list[int]]
 
+    def path(self, step: int) -> list[int]:
+        """Return the indices of the steps from the first step to `step`, inclusive."""
+        path = []
+        while step != ROOT:
+            path.append(step)
+            step = self.parents[step]
+        return path[::-1]
+
 
 def unite_steps(
     tree: SearchTree, notes: Counter, merge_separator: str = "\n", ends_apart: bool = False

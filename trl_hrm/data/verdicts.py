@@ -117,7 +117,10 @@ def read_verdicts(run: str | Path, name: str = "judge") -> Iterator[Verdict]:
     """
     path = Path(run, JUDGES, name, VERDICTS)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Run `trl-hrm judge {run}` first.")
+        named = "" if name == "judge" else f" --name {name}"
+        raise FileNotFoundError(
+            f"{path} does not exist. Run `trl-hrm judge {run}{named}` to the end, with all of its shards."
+        )
     for where, row in read_json_lines(path, REMEDY):
         yield _verdict(row, where)
 

@@ -23,7 +23,7 @@ from ..schema import Count, Share, check_json
 from ..search.engines.base import Engine, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples, num_token_ids
 from ..step_metrics import wilson_interval
 from ..step_tree import StepTree
-from .judge_templates import FirstError, JudgeTemplate, published_template
+from .judge_templates import FAULTS, FirstError, JudgeTemplate, published_template
 from .scoring_config import ScoringConfig, check_candidates
 
 
@@ -47,7 +47,7 @@ class SavedSample(TypedDict):
     num_tokens: Count
     p_yes: Share | None
     steps: list[bool]
-    fault: NotRequired[str]
+    fault: NotRequired[Literal[tuple(FAULTS)]]
 
 
 class SavedJudgement(TypedDict):
@@ -699,6 +699,8 @@ class GenerativeScorer:
             raise ValueError(f"it has the samples from {line['first']}, expected {len(prompt.samples)}.")
         prompt.seconds += line["seconds"]
         for sample in line["samples"]:
+            if len(sample["steps"]) > line["step"]:
+                raise ValueError(f"it has verdicts on {len(sample['steps'])} steps of a prompt with {line['step']}.")
             fault = sample.get("fault", "no_verdict") if sample["p_yes"] is None else None
             prompt.samples.append(_Sample(sample["p_yes"], sample["steps"], sample["num_tokens"], fault))
             if self.template.scope == "turns" and prompt.reply is None and sample["p_yes"] is not None:

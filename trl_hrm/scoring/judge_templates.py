@@ -36,7 +36,8 @@ FAULTS = {
     "no_room": "without room for the verdict in the context of the model",
     "too_long": "not sampled, because the prompt does not fit into the context of the model",
 }
-_OWN_NUMBER = re.compile(r"\s*(?:#+ *)?Step \d+[:.]?\s*")  # steps that already have a number are not numbered twice
+# Steps that already have a number are not numbered twice. "Step 2 gives 5" and "Step 2.5" have none
+_OWN_NUMBER = re.compile(r"\A\s*(?:#+ *Step \d+[:.]?|Step \d+(?::|\.(?!\d)|(?=\s*(?:\n|\Z))))\s*")
 
 
 @dataclass(frozen=True)
@@ -306,10 +307,7 @@ class JudgeTemplate:
 
     def _text(self, tokenizer: Any, problem: str, answer: str, steps: Sequence[str], replies: Sequence[str]) -> str:
         listed = [
-            _fill(
-                self.step,
-                {"number": str(i), "step": _OWN_NUMBER.sub("", step, count=1) if _OWN_NUMBER.match(step) else step},
-            )
+            _fill(self.step, {"number": str(i), "step": _OWN_NUMBER.sub("", step)})
             for i, step in enumerate(steps, self.first_number)
         ]
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]

@@ -12,8 +12,6 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -343,8 +341,8 @@ def judge(config: JudgeConfig) -> JudgeReport:
     Raises:
         `BlockingIOError`: If another process is writing to the folder.
         `OSError`: If the folder cannot be written (this is checked first), or the engine fails. Responses until then are in the log.
-        `ValueError`: If the input is invalid, has no reference answers for a template that shows them, or the folder has verdicts on
-            other solutions or with other settings.
+        `ValueError`: If the input is invalid, has no reference answers for a template that shows them, or the folder has verdicts
+            with other settings or, for an input that is not a run, on other solutions.
 
     Example:
 
@@ -356,8 +354,8 @@ def judge(config: JudgeConfig) -> JudgeReport:
     ```
     """
     from ..data.candidate_sources import is_run
-    from ..data.verdicts import JUDGES
-    from ..search.run_folder import launched_shard
+    from ..data.verdicts import JUDGES, VERDICTS
+    from ..search.run_folder import MANIFEST, launched_shard
 
     shard = launched_shard(*map(int, config.shard.split("/")))
     if is_run(config):
@@ -378,20 +376,18 @@ def judge(config: JudgeConfig) -> JudgeReport:
         )
     else:
         folder, option = Path(config.output_dir), "output_dir"
-    with _claimed(folder, shard, option) as claimed:
-        return _judge(config, shard, claimed, option)
-
-
-@contextmanager
-def _claimed(folder: Path, shard: Shard, option: str) -> Iterator[Path]:
-    """Claim the folder of the verdicts for one shard. Other shards may write to the folder at the same time."""
-    from ..data.verdicts import VERDICTS
-    from ..search.run_folder import MANIFEST
-
+        if Path(config.input).resolve() in (
+            folder.resolve(),
+            *((folder / name).resolve() for name in (VERDICTS, SUMMARY)),
+        ):
+            raise ValueError(
+                f"`output_dir` is {config.output_dir}, where the input {config.input} would be replaced. Choose another `output_dir`."
+            )
     names = [_file_of(shard, VERDICTS), _file_of(shard, SUMMARY)] + [MANIFEST] * (shard.count == 1)
+    # other shards may write to the folder at the same time
     lock = ".lock" if shard.count == 1 else f".shard-{shard.index:05d}-of-{shard.count:05d}.lock"
     with claimed_folder(folder, option, names, lock) as claimed:
-        yield claimed
+        return judge_shard(config, shard, claimed, option)
 
 
 def _file_of(shard: Shard, name: str) -> str:
@@ -402,7 +398,12 @@ def _file_of(shard: Shard, name: str) -> str:
     return name if shard.count == 1 else shard_name(stem, shard.index, shard.count, suffix)
 
 
-def _judge(config: JudgeConfig, shard: Shard, folder: Path, option: str) -> JudgeReport:
+def judge_shard(config: JudgeConfig, shard: Shard, folder: Path, option: str) -> JudgeReport:
+    """
+    Judge the solutions of a shard, or resume it, in a claimed folder. `option` is the option of the folder, for error messages.
+
+    Bad options and inputs raise before anything is written.
+    """
     from ..data.candidate_sources import is_run, source_warnings
     from ..data.solutions import solution_warnings
     from ..data.verdicts import VERDICTS
@@ -411,7 +412,7 @@ def _judge(config: JudgeConfig, shard: Shard, folder: Path, option: str) -> Judg
 
     notes: Counter = Counter()  # of the whole input
     beyond: Counter = Counter()  # solutions of this shard that are not judged
-    problems, problem_ids, digest = _read_problems(config, shard, notes, beyond)
+    problems, problem_ids, read = draw_solutions(config, shard, notes, beyond)
     template = config.judge_template
     if template.needs_answer and (unknown := [one for one in problems if one.answer is None]):
         raise ValueError(
@@ -429,22 +430,25 @@ def _judge(config: JudgeConfig, shard: Shard, folder: Path, option: str) -> Judg
         progress=True,
     )
     try:
-        _apply_budget(problems, config, scorer, beyond)
-        manifest = _make_manifest(config, scorer, shard.count, digest)
+        apply_budget(problems, config, scorer, beyond)
+        manifest = make_manifest(config, scorer, shard.count)
+        # A run may have grown. Another file is a mistake: its verdicts would replace those in the folder
+        manifest |= {} if is_run(config) else {"input": read}
         for note in check_manifest(folder, manifest, config.accept_changes or (), option=option):
             say(note)
         scorer.open_log(folder / shard_name("judgements", shard.index, shard.count, "jsonl"), check=False)
         num_solutions = sum(len(problem.solutions) for problem in problems)
         say(f"Shard {shard.index}/{shard.count}: {num_solutions:,} solutions of {len(problems):,} problems to judge.")
-        summary = _write_verdicts(config, scorer, problems, folder / _file_of(shard, VERDICTS))
+        summary = write_verdicts(config, scorer, problems, folder / _file_of(shard, VERDICTS))
         cost = scorer.cost
     finally:
         scorer.close()
     summary |= {"not_judged": _positive(beyond), "input": _positive(notes)}
+    summary["settings"] |= {"input": read}
     # without what a resumed judge counts differently
     summary["cost"] = {name: cost[name] for name in sorted(cost) if name not in ("seconds", "reused_samples")}
     write_json(folder / _file_of(shard, SUMMARY), summary)
-    unfinished = [] if shard.count == 1 else _join_shards(folder, shard.count, problem_ids, summary)
+    unfinished = [] if shard.count == 1 else join_shards(folder, shard.count, problem_ids, summary)
     run = shell_word(config.input)
     if is_run(config):
         name = "" if config.name == JudgeConfig.name else f" --judge_name {config.name}"
@@ -459,22 +463,24 @@ def _positive(counts: Counter) -> dict[str, int]:
     return {name: count for name, count in sorted(counts.items()) if count}
 
 
-def _read_problems(
+def draw_solutions(
     config: JudgeConfig, shard: Shard, notes: Counter, beyond: Counter
-) -> "tuple[list[JudgedProblem], list[str], str]":
+) -> "tuple[list[JudgedProblem], list[str], dict[str, Any]]":
     """
-    Return the problems of the shard with at most `max_solutions` solutions each, the ids of all problems, and a digest of all solutions.
+    Return the problems of the shard with at most `max_solutions` solutions each, the ids of all problems, and what identifies all
+    solutions.
     """
     from ..data.judge_sources import read_solutions
     from ..search.run_folder import problem_shard
     from ..search.tree import make_id
 
-    problems, problem_ids, digest = [], [], hashlib.blake2b(digest_size=16)
+    problems, problem_ids, num_solutions, digest = [], [], 0, hashlib.blake2b(digest_size=16)
     for problem in read_solutions(config, notes):
         solutions = [(solution.node_ids, solution.steps) for solution in problem.solutions]
         content = [problem.problem_id, problem.prompt, problem.answer, solutions]
         digest.update(json.dumps(content, ensure_ascii=False).encode() + b"\n")
         problem_ids.append(problem.problem_id)
+        num_solutions += len(solutions)
         if problem_shard(problem.problem_id, shard.count) == shard.index:
             # a solution has the same place for every `max_solutions`
             drawn = [make_id("solution", config.seed, *solution.node_ids[-1:]) for solution in problem.solutions]
@@ -487,10 +493,11 @@ def _read_problems(
         raise ValueError(
             f"{config.input}: no complete solution found ({counts or 'the input is empty'}). Check the input."
         )
-    return problems, problem_ids, digest.hexdigest()
+    read = {"problems": len(problem_ids), "solutions": num_solutions, "digest": digest.hexdigest()}
+    return problems, problem_ids, read
 
 
-def _apply_budget(
+def apply_budget(
     problems: "list[JudgedProblem]", config: JudgeConfig, scorer: "GenerativeScorer", beyond: Counter
 ) -> None:
     """
@@ -520,7 +527,7 @@ def _apply_budget(
         )
 
 
-def _make_manifest(config: JudgeConfig, scorer: "GenerativeScorer", num_shards: int, digest: str) -> dict[str, Any]:
+def make_manifest(config: JudgeConfig, scorer: "GenerativeScorer", num_shards: int) -> dict[str, Any]:
     """Return the settings that determine the verdicts, as [`~scripts.annotate.make_manifest`] does for trees."""
     from .. import __version__
     from ..scoring.generative_scorer import VERSIONS
@@ -540,7 +547,6 @@ def _make_manifest(config: JudgeConfig, scorer: "GenerativeScorer", num_shards: 
         "template": template,
         "max_response_tokens": config.max_response_tokens,
         "verdicts": scorer.describe()["verdicts"],
-        "solutions": digest,
         "started_with": started_with | {name: getattr(config, name) for name in SIZES},
         "seed": config.seed,
         "num_shards": num_shards,
@@ -548,7 +554,7 @@ def _make_manifest(config: JudgeConfig, scorer: "GenerativeScorer", num_shards: 
     }
 
 
-def _write_verdicts(
+def write_verdicts(
     config: JudgeConfig, scorer: "GenerativeScorer", problems: "list[JudgedProblem]", path: Path
 ) -> dict[str, Any]:
     """Judge the solutions, write a row for each, and return the counts."""
@@ -586,7 +592,7 @@ def _write_verdicts(
     }
 
 
-def _join_shards(folder: Path, num_shards: int, problem_ids: list[str], summary: dict[str, Any]) -> list[int]:
+def join_shards(folder: Path, num_shards: int, problem_ids: list[str], summary: dict[str, Any]) -> list[int]:
     """
     Write the verdicts and the summary of all shards, in the order of the problems, if all shards have finished with the same settings.
     Return the indices of the others.

@@ -416,7 +416,7 @@ def describe_plan(run: FinishedRun, units: Sequence[int], unit: int, num_samples
         f"{run.folder}: {run.identity['samples']:,} samples, {len(run.labels):,} labels that more rollouts can change.",
         f"{total:,} of {num_samples:,} rollouts, in {sum(units):,} requests of {unit:,}, for "
         f"{sum(map(bool, units)):,} labels of {len(problems):,} problems. About {tokens:,.0f} tokens are expected.",
-        f"Mean posterior standard deviation of a label: {now**0.5:.4f} now, {then**0.5:.4f} expected.",
+        f"Posterior standard deviation of a label (root mean square): {now**0.5:.4f} now, {then**0.5:.4f} expected.",
     ]
     if run.num_failed:
         lines.append(

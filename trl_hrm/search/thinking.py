@@ -169,20 +169,18 @@ class ThinkingRule(StepRule):
         for match in mark_pattern(self.marks).finditer(text):
             before = _BEFORE_MARK.search(text, max(match.start() - 40, 0), match.start())
             if before:
+                # Right after another mark, as in "Hmm. Wait, no", it continues the same thought
                 if after is None or text[after : match.start()].strip(BLANK + ",.!?…—–。，！？"):
-                    ends[before.start("lead")] = (
-                        True  # otherwise it continues the mark before it, as in "Hmm. Wait, no"
-                    )
+                    ends[before.start("lead")] = True
                 after = match.end()
         for place, is_mark in [*sorted(ends.items()), (len(text), True)]:
-            if place <= start or is_closed(place) or not text[start:place].strip(BLANK):
-                continue
-            if not is_mark and len(text[start:place].strip()) < self.min_characters:
+            if place <= start or is_closed(place):
                 continue
             for cut in self._split_long(text, start, place, is_closed):
                 yield cut
                 start = cut
-            if text[place:].strip(BLANK):
+            is_short = len(text[start:place].strip()) < self.min_characters and not is_mark
+            if not is_short and text[start:place].strip(BLANK) and text[place:].strip(BLANK):
                 yield place
                 start = place
 
@@ -190,8 +188,9 @@ class ThinkingRule(StepRule):
         """Yield the places at which to split `text[start:end]`, so that no part has more than `max_characters`."""
         while True:
             start += len(text[start:end]) - len(text[start:end].lstrip())
-            limit = start + self.max_characters
-            if start + len(text[start:end].rstrip()) <= limit:
+            content = start + len(text[start:end]) - len(text[start:end].lstrip(BLANK))
+            limit = max(start + self.max_characters, content + 1)
+            if not text[limit:end].strip(BLANK):
                 return
             sentences = []
             for match in _SENTENCE_END.finditer(text, start, limit):
@@ -201,10 +200,8 @@ class ThinkingRule(StepRule):
             lines, spaces = (
                 [match.end() for match in pattern.finditer(text, start, limit)] for pattern in (_LINE, _SPACE)
             )
-            kinds = [
-                [place for place in kind if place > start + self.max_characters // 2]
-                for kind in (sentences, lines, spaces)
-            ]
+            least = max(start + self.max_characters // 2, content)
+            kinds = [[place for place in kind if place > least] for kind in (sentences, lines, spaces)]
             kinds = [[place for place in kind if not is_closed(place)] for kind in kinds] + kinds[1:]
             start = next((kind[-1] for kind in kinds if kind), limit)
             yield start

@@ -208,7 +208,7 @@ def make_label(
     if kind == "entropy":
         return entropy_label(p, eta)
     if kind == "progress":
-        return None if before is None else (1 + p - before) / 2
+        return None if before is None else (1 + (p - before)) / 2  # exactly 0.5 if nothing changes
     if kind == "ratio":
         return min(1.0, p / before) if before else None
     raise ValueError(f"The kind of label is {shown(kind)}. It must be one of {', '.join(LABELS)}.")

@@ -165,6 +165,7 @@ class HRMRewardTrainer(StepTrainer):
         self._label_token_ids = (
             self.step_format.label_token_ids(processing_class) if self.step_format.head == "lm" else None
         )
+        self._max_positions = getattr(model.config, "max_position_embeddings", None)
         if data_collator is None:
             data_collator = DataCollatorForForest(
                 processing_class.pad_token_id,
@@ -210,6 +211,12 @@ class HRMRewardTrainer(StepTrainer):
         if isinstance(dataset, Dataset) and set(TOKEN_COLUMNS + STEP_COLUMNS) <= set(dataset.column_names):
             return dataset  # already prepared
         rows, self.reports[name] = prepare_rows(dataset, processing_class, self.step_format, args, name)
+        longest = int(flat_column(rows, "position_ids").max()) + 1
+        if self._max_positions is not None and longest > self._max_positions:
+            raise ValueError(
+                f"{name}: a path has {longest:,} tokens, but the model has {self._max_positions:,} positions. Set `max_length` to at most "
+                f"{self._max_positions:,}, which drops the steps of longer paths, or use a model with more positions."
+            )
         return rows
 
     def _step_logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -11,8 +11,8 @@ class ImplicitPRMConfig(HRMRewardConfig):
     r"""
     Configuration class for the [`ImplicitPRMTrainer`].
 
-    This class includes only the parameters that are specific to implicit rewards. The other parameters are those of
-    [`HRMRewardConfig`], except that `head`, `regression_loss` and `label_tokens` cannot be changed.
+    This class includes only the parameters that are specific to implicit rewards. It also has the parameters of
+    [`HRMRewardConfig`], but `head`, `regression_loss` and `label_tokens` cannot be changed.
 
     Using [`~transformers.HfArgumentParser`] we can turn this class into
     [argparse](https://docs.python.org/3/library/argparse#module-argparse) arguments that can be specified on the

@@ -48,8 +48,8 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
     model π_ref. The loss is the cross-entropy between the label of the solution and σ(z). After training, the part of the sum over
     the tokens of a step is the reward of the step.
 
-    Rows, weights, evaluation and checkpoints are those of [`HRMRewardTrainer`]: solutions of a problem share their prefix, and the loss
-    does not depend on how the global batch is split. Solutions with a label after some of their steps are supported. The reward of
+    This class inherits from [`HRMRewardTrainer`]: solutions of a problem share their prefix, and the loss does not depend on how the
+    global batch is split. Solutions with a label after some of their steps are supported. The reward of
     such a step is the sum up to its end.
 
     Example:
@@ -174,7 +174,7 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
         if known not in (None, found):
             raise ValueError(
                 f"The reference model {name} has weights with the digest {found}, but the model was trained with {known}. Restore the "
-                "reference model, or set `ref_model` to train with another one."
+                "reference model, or set `ref_model` to train with a new one."
             )
         self.step_format = replace(self.step_format, reference_weights=found)
 
@@ -206,20 +206,21 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
     def _step_logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the reward of the solution up to each labelled step, shape `(B, S, 1)`."""
         steps = self._step_tokens(inputs)
-        policy = self.accelerator.unwrap_model(model)
-        # In the forward pass of the wrappers, so that DDP, ZeRO-3 and FSDP gather the LM head and track its gradient
-        with self.accelerator.autocast():
-            log_probs = self._forward_redirection(model, policy, partial(self._log_probs, inputs, steps), policy)
+        log_probs_of = partial(self._log_probs, inputs, steps)
         if REF_LOG_PROBS in inputs:
-            rewards = steps.sums(log_probs) - inputs[REF_LOG_PROBS]
+            ref_sums = inputs[REF_LOG_PROBS]
         elif self.reference is None:
             raise ValueError(
                 "The log-probabilities of the reference were computed only for the datasets passed to the trainer when it was created. "
                 "Create a trainer with this dataset, or set `precompute_ref_log_probs=False`."
             )
-        else:
-            rewards = steps.sums(log_probs - self.reference.run(model, partial(self._log_probs, inputs, steps)))
-        return self.step_format.beta * rewards.float()[..., None]
+        else:  # before the forward pass of the policy, so that nothing comes between it and its backward pass
+            ref_sums = steps.sums(self.reference.run(model, log_probs_of))
+        policy = self.accelerator.unwrap_model(model)
+        # In the forward pass of the wrappers, so that DDP, ZeRO-3 and FSDP gather the LM head and track its gradient
+        with self.accelerator.autocast():
+            log_probs = self._forward_redirection(model, policy, log_probs_of, policy)
+        return self.step_format.beta * (steps.sums(log_probs) - ref_sums).float()[..., None]
 
     @staticmethod
     def _step_tokens(inputs: dict[str, torch.Tensor]) -> StepTokens:
@@ -233,9 +234,13 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
         return steps.log_probs(model, self._model_inputs(model, inputs))
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        # With DeepSpeed, Trainer casts float inputs to the dtype of the model
-        exact = {name: inputs[name].to(self.args.device) for name in (REF_LOG_PROBS,) if name in inputs}
-        return exact | super()._prepare_inputs({k: v for k, v in inputs.items() if k not in exact})
+        inputs = dict(inputs)
+        exact = inputs.pop(REF_LOG_PROBS, None)
+        prepared = super()._prepare_inputs(inputs)
+        if exact is not None:  # with DeepSpeed, Trainer casts float inputs to the dtype of the model
+            dtype = torch.float32 if self.args.device.type == "mps" else exact.dtype
+            prepared[REF_LOG_PROBS] = exact.to(self.args.device, dtype)
+        return prepared
 
     # Precomputed reference
 
@@ -294,9 +299,9 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
             # A rank without a batch repeats the first one of the round: with ZeRO-3 and FSDP, a forward pass needs all ranks
             batch = batches[number if number < len(batches) else first]
             examples = [rows[i] for i in batch]
-            inputs = {name: value.to(self.args.device) for name, value in self.data_collator(examples).items()}
+            inputs = self._prepare_inputs(self.data_collator(examples))
             steps = self._step_tokens(inputs)
-            sums = steps.sums(self.reference.run(self.model, partial(self._log_probs, inputs, steps))).double().cpu()
+            sums = steps.sums(self.reference.run(self.model, partial(self._log_probs, inputs, steps))).cpu().double()
             if number < len(batches):
                 found += [(i, row[: len(one["labels"])]) for i, row, one in zip(batch, sums, examples, strict=True)]
         return [values for _, values in sorted(gather_object(found), key=lambda pair: pair[0])]
