@@ -322,7 +322,6 @@ class TestSmallRun:
             "consensus with judge: 3 of 3 solutions compared, 2 agree (66.7%, 95 % interval 20.8% to 93.9%), kappa 0.40 for "
             "whether there is a wrong step"
         ) in str(report)
-        )
 
     def test_merged_steps(self, tmp_path, small_run):
         [row], _ = build(tmp_path, small_run, view="hrm")
