@@ -306,7 +306,8 @@ def test_log_has_the_faults_and_is_read_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"steps": [True] * 4}, "verdicts on 4 steps of a prompt with 3"), ({"fault": "x"}, "fault")]
+    ("change", "message"),
+    [({"steps": [True] * 4}, "verdicts on 4 steps of a prompt with 3"), ({"fault": "x"}, "fault")],
 )
 def test_damaged_log(tmp_path, change, message):
     options = {"num_samples": 1, "log": tmp_path / "log.jsonl"}

@@ -260,9 +260,9 @@ def test_killed_and_resumed(searched, run, tmp_path, engine):
     log = folder / "judgements-00000-of-00001.jsonl"
     rng = random.Random(0)
     done = 0
-    for in_flight in ("5", "30"):
+    for in_flight, latency in (("5", "0.1"), ("30", "0.5")):
         process = subprocess.Popen(
-            [*PROGRAM, str(run), "0.05", in_flight], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*PROGRAM, str(run), latency, in_flight], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         least = done + rng.randrange(3, 9)
         while not log.exists() or log.read_bytes().count(b"\n") <= least:
@@ -506,6 +506,7 @@ def test_accepted_changes(run, engine):
         ({"template": "poem"}, "template is 'poem'"),
         ({"temperature": 0.0}, "all votes would be the same"),
         ({"num_votes": 0}, "`num_votes` is 0"),
+        ({"num_votes": 65537, "max_in_flight": 65537}, "`num_votes` is 65537"),
         ({"max_in_flight": 2}, "`max_in_flight` is 2. It must be at least `num_votes`, which is 3"),
         ({"max_sequences": 2}, "`max_sequences` is 2. It must be at least `num_votes`"),
         ({"max_tokens": 3 * 4096 - 1}, "which is 12288"),
