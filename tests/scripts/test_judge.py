@@ -506,7 +506,7 @@ def test_accepted_changes(run, engine):
         ({"template": "poem"}, "template is 'poem'"),
         ({"temperature": 0.0}, "all votes would be the same"),
         ({"num_votes": 0}, "`num_votes` is 0"),
-        ({"num_votes": 65537, "max_in_flight": 65537}, "`num_votes` is 65537"),
+        ({"num_votes": 1025, "max_in_flight": 1025}, "`num_votes` is 1025"),
         ({"max_in_flight": 2}, "`max_in_flight` is 2. It must be at least `num_votes`, which is 3"),
         ({"max_sequences": 2}, "`max_sequences` is 2. It must be at least `num_votes`"),
         ({"max_tokens": 3 * 4096 - 1}, "which is 12288"),
