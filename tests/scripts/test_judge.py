@@ -260,9 +260,9 @@ def test_killed_and_resumed(searched, run, tmp_path, engine):
     log = folder / "judgements-00000-of-00001.jsonl"
     rng = random.Random(0)
     done = 0
-    for in_flight in ("5", "30"):
+    for in_flight, latency in (("5", "0.1"), ("30", "0.5")):
         process = subprocess.Popen(
-            [*PROGRAM, str(run), "0.05", in_flight], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*PROGRAM, str(run), latency, in_flight], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         least = done + rng.randrange(3, 9)
         while not log.exists() or log.read_bytes().count(b"\n") <= least:
