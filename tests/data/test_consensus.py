@@ -324,9 +324,9 @@ class TestSmallRun:
         # observed 2/3; by chance 1/3·2/3 without and 2/3·1/3 with an error
         assert facts["kappa_any_error"] == pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))
         assert (
-            "consensus with judge: 3 of 3 solutions compared, 2 agree (66.7%, 95 % interval 20.8% to 93.9%), kappa 0.40"
-            in str(report)
-        )
+            "consensus with judge: 3 of 3 solutions compared, 2 agree (66.7%, 95 % interval 20.8% to 93.9%), kappa 0.40 for "
+            "whether there is a wrong step"
+        ) in str(report)
 
     def test_merged_steps(self, tmp_path, small_run):
         [row], _ = build(tmp_path, small_run, view="hrm")
