@@ -21,7 +21,7 @@ CODE = re.compile(r"^[ \t]*(?P<fence>`{3,}(?=[^`\n]*$)|~{3,}).*?(?:^[ \t]*(?P=fe
 
 # A line that starts with "# Step 2", with any number of "#" and any emphasis, or with "Step 2" followed by a mark of headings:
 # a colon, a full stop or parenthesis, a dash, or the end of the line.
-_HEADER = (
+HEADER = (
     r"(?im)^[ \t]*[*_]*"
     r"(?:#+[ \t]*[*_]*step[ \t]*\d+(?:[*_]*[:：.)][*_]*)?"
     r"|step[ \t]*\d+[*_]*(?:[ \t]*[:：][*_]*|[.)][*_]*\s|[ \t]+[-–—]+[ \t]|[ \t\r]*\n))"
@@ -179,7 +179,7 @@ class StepRule:
 RULES = {
     rule.name: rule
     for rule in (
-        StepRule("step_header", _HEADER, ("# Step {k}",), header=True),
+        StepRule("step_header", HEADER, ("# Step {k}",), header=True),
         StepRule("blank_line", r"(?<!# Answer)\n\s*\n", ("\n\n",)),
         StepRule("sentence", SENTENCE, (". ", ".\n", "。"), unless=NO_SENTENCE_END),
         # HRM, appendix A.1: a step ends with a displayed or inline formula that ends its paragraph
