@@ -14,7 +14,9 @@ from .engines.base import Tokenizer, continued_text
 
 
 CLOSING = "\"'”’»)]}*_$」』）】》"  # marks that may follow the full stop of a sentence
-_SPACES = " \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+_SPACES = " \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
 BLANK = _SPACES + "#-=~`>|" + CLOSING  # lines with only these characters, such as horizontal rules, are not steps
 CODE = re.compile(r"^[ \t]*(?P<fence>`{3,}(?=[^`\n]*$)|~{3,}).*?(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)", re.M | re.S)
 
