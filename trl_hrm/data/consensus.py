@@ -277,8 +277,8 @@ def keep_solutions(
 
 def read_judges(runs: Sequence[str], judge_name: str) -> dict[str, dict[str, Any]]:
     """
-    Return the digest of the verdicts on each run and, if the folder of the judge has a manifest, the identity and the engine of the
-    judge.
+    Return the digest of the verdicts on each run and, if the folder of the judge has a manifest, the identity, the engine and the
+    name of the template of the judge.
 
     Args:
         runs (`Sequence[str]`):
@@ -292,6 +292,8 @@ def read_judges(runs: Sequence[str], judge_name: str) -> dict[str, dict[str, Any
         manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
         judges[run] = {"verdicts": digest_of_files([folder / VERDICTS])}
         judges[run] |= {name: manifest[name] for name in ("identity", "engine") if name in manifest}
+        if "template" in manifest:
+            judges[run]["template"] = manifest["template"]["name"]
     return judges
 
 
