@@ -68,7 +68,16 @@ FRAGMENTS = [
         "e.g. ",
         "1. ",
     ),
-    *("a long piece of text that has no full stop ", "Done! ", "word" * 30, "é", "\u3000", "|---|\n"),
+    *(
+        "a long piece of text that has no full stop ",
+        "Done! ",
+        "word" * 30,
+        "é",
+        "\u3000",
+        "\xa0",
+        "\u2028",
+        "|---|\n",
+    ),
 ]
 
 
@@ -402,7 +411,7 @@ def test_export_of_merged_thoughts(run, tmp_path, single_file):
             inputs=[source], output_dir=str(tmp_path / "data"), view="hrm", merge="thoughts", test_size=0, num_proc=1
         )
     )
-    assert report["options"]["merge"] == "thoughts" if "options" in report else True
+    assert "--merge thoughts" in report["command"]
     rows = load_dataset(
         "parquet",
         data_files=str(next((tmp_path / "data").rglob("train*.parquet"))),
@@ -429,6 +438,14 @@ def test_export_of_merged_thoughts(run, tmp_path, single_file):
         assert found.keys() == expected.keys()
         num_merged.update(count for *_, count in found)
     assert num_merged[3] > 10 and set(num_merged) == {3}
+
+
+def test_export_with_own_marks_of_a_run_without_marks(tmp_path):
+    """Such a run has other steps, which own marks can merge."""
+    write_nodes([SearchTree(Problem("p", "q", "7"), status="done")], tmp_path / "nodes.parquet")
+    options = {"view": "hrm", "merge": "thoughts", "thinking_marks": ["Stop"], "output_dir": str(tmp_path / "data")}
+    with pytest.raises(ValueError, match="0 of 1 records were kept"):
+        export(ExportConfig(inputs=[str(tmp_path / "nodes.parquet")], num_proc=1, **options))
 
 
 def test_export_refuses_other_marks(run, tmp_path):

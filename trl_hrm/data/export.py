@@ -149,7 +149,7 @@ def _run_recipe(config: ExportConfig) -> Recipe:
     if config.merge == "thoughts":
         for folder in dict.fromkeys(Path(file).parent for file in files):
             steps = read_manifest(folder).get("steps", {}) if (folder / MANIFEST).is_file() else {}
-            if tuple(steps.get("marks", MARKS)) != tuple(config.thinking_marks or MARKS):
+            if "marks" in steps and set(steps["marks"]) != set(config.thinking_marks or MARKS):
                 raise ValueError(
                     f"{folder}: the run split thinking at other marks than those of the merged thoughts: {shown(steps['marks'], 200)}. Set "
                     "`thinking_marks` to the marks of the run."

@@ -14,9 +14,10 @@ from .engines.base import Tokenizer, continued_text
 
 
 CLOSING = "\"'”’»)]}*_$」』）】》"  # marks that may follow the full stop of a sentence
-BLANK = (
-    " \t\r\n\f\v\u3000#-=~`>|" + CLOSING
-)  # lines with only these characters, such as horizontal rules, are not steps
+_SPACES = " \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+BLANK = _SPACES + "#-=~`>|" + CLOSING  # lines with only these characters, such as horizontal rules, are not steps
 CODE = re.compile(r"^[ \t]*(?P<fence>`{3,}(?=[^`\n]*$)|~{3,}).*?(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)", re.M | re.S)
 
 # A line that starts with "# Step 2", with any number of "#" and any emphasis, or with "Step 2" followed by a mark of headings:
