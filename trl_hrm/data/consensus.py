@@ -81,7 +81,7 @@ class JudgedNodeFiles(NodeFiles):
                 if verdict.node_ids in found[verdict.problem_id]:
                     raise ValueError(
                         f"{where}: found two verdicts for the same solution of problem {shown(verdict.problem_id)}, expected one. "
-                        f"Delete {where.parent} and run `trl-hrm judge {run}` again."
+                        f"Run `trl-hrm judge {run}` again to write the file."
                     )
                 found[verdict.problem_id][verdict.node_ids] = verdict
             if not found:
@@ -349,6 +349,6 @@ def describe_consensus(notes: Mapping[str, int], config: ExportConfig, judges: M
 
 def _stale(what: str) -> str:
     return (
-        f"{what}. The run has changed since it was judged, or the verdicts are from another run. Delete the folder of the judge and run "
-        "`trl-hrm judge` again."
+        f"{what}. The run has changed since it was judged, or the verdicts are from another run. Run `trl-hrm judge` again. It "
+        "samples only what is new."
     )
