@@ -199,6 +199,20 @@ def test_outcomes_in_the_unpaired_preference_format(tmp_path, models):
             implicit_trainer(tmp_path, Dataset.from_list([rows[0] | {column: value}]), models[0])
 
 
+def test_thinking_in_a_completion_is_left_out_with_a_warning(tmp_path, models, caplog):
+    rows = [
+        {"prompt": "add x", "completion": f"{thinking}so = 3\n\nthus y", "label": True}
+        for thinking in ("", "<think>\nsum\n\n7\n</think>\n\n")
+    ]
+    found = [
+        implicit_trainer(tmp_path, Dataset.from_list(data), models[0]).train_dataset.to_list()
+        for data in (rows[:1], rows)
+    ]
+    assert found[0] == found[1]
+    [warning] = [record.message for record in caplog.records if "left out" in record.message]
+    assert "train_dataset: the thinking in 1 of 2 completions is left out. To train on it, split" in warning
+
+
 def trained(tmp_path, trees, model, **settings) -> str:
     """Train and save a checkpoint, and return its folder."""
     trainer = implicit_trainer(tmp_path / "out", trees, model, per_device_train_batch_size=2, **settings)

@@ -21,6 +21,7 @@ from transformers.trainer_utils import EvalPrediction
 from transformers.utils import find_adapter_config_file, is_peft_available
 
 from .._compat import get_config_model_id, global_then_local_main_first
+from ..grading import thinking_spans
 from ..heads import LABEL_NAMES, check_head, gather_steps, step_outputs
 from ..io import shown
 from ..loading import load_base_model, load_reward_model, load_tokenizer, read_step_format
@@ -341,6 +342,12 @@ def prepare_rows(
             remove_columns=dataset.column_names,
             desc=f"Splitting {name} into steps",
         )
+        if number := sum(dataset["has_thinking"]):
+            logger.warning(
+                f"{name}: the thinking in {number:,} of {len(dataset):,} completions is left out. To train on it, split the completions into "
+                "steps (`prompt`, `completions` and `labels`)."
+            )
+        dataset = dataset.remove_columns("has_thinking")
     builder = ForestBuilder(
         tokenizer=tokenizer,
         step_format=step_format,
@@ -364,7 +371,8 @@ def prepare_rows(
 
 def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str) -> dict[str, Any]:
     """
-    Convert a row in TRL's unpaired preference format to the stepwise format, with a label on the last step only.
+    Convert a row in TRL's unpaired preference format to the stepwise format, with a label on the last step only, and say whether it
+    has thinking, which is left out.
 
     Args:
         row (`Mapping[str, Any]`):
@@ -400,7 +408,13 @@ def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str) 
     label = row["label"]
     if label not in (True, False):
         raise ValueError(f"{name} row {index}: `label` is {shown(label)}. It must be true (right) or false (wrong).")
-    return {"prompt": texts[0], "completions": steps, "labels": [None] * (len(steps) - 1) + [float(label)]}
+    labels = [None] * (len(steps) - 1) + [float(label)]
+    return {
+        "prompt": texts[0],
+        "completions": steps,
+        "labels": labels,
+        "has_thinking": bool(thinking_spans(texts[1])),
+    }
 
 
 def find_step_format(
