@@ -24,12 +24,15 @@ The judges are scripted. They know the first wrong step from the checker, and ar
 the errors in solutions with a right answer, which Monte Carlo overlooks, too. Each of the `NUM_VOTES` votes states this belief with
 probability `FAITHFUL`, otherwise a random other place.
 
+After the first reward models of seed 0, two arms were added, which have no labels after the first wrong step, as consensus has none: without
+them, the effect of the filter could not be told from the effect of these labels.
+
 Part `outcomes`: ORM and implicit PRM, trained on the outcomes of the solutions of the Monte Carlo runs, next to PRM and HRM on the same trees
 with Monte Carlo labels and with labels of the checker.
 
-The design was fixed before the first run. Seed 100, which the study does not use, was used to choose the threshold 0.5, and the learning
+The rest of the design was fixed before the first run. Seed 100, which the study does not use, was used to choose the threshold 0.5, and the learning
 rate of all reward models from two: 3e-4 had a higher AUROC of first errors than 1e-3 with soft Monte Carlo labels, with outcomes, and for the
-implicit PRM (where β = 0.5 was worse than the default 0.05). All other settings are defaults or those of the demo.
+implicit PRM (where β = 0.5 was worse than the default 0.05). The other settings are defaults or settings of the demo.
 
 If the study is interrupted, the same command resumes it. The results are printed and saved as `results.md` and `results.json`; `--docs` replaces
 their sections of `evidence.md` and their pictures.
@@ -50,6 +53,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from real_model import replace_section, versions
 
@@ -74,6 +78,7 @@ from trl_hrm.scripts.judge import judge as write_verdicts
 from trl_hrm.search.engines.base import CharTokenizer, ScriptedEngine
 from trl_hrm.search.nodes import open_nodes
 from trl_hrm.search.run_folder import node_files
+from trl_hrm.search.tree import ROOT
 from trl_hrm.step_format import StepFormat
 from trl_hrm.step_tree import StepTree
 
@@ -132,6 +137,7 @@ LABELS = {
     "mc-soft": Arm("Monte Carlo, soft", "mc-soft"),
     "mc-hard": Arm("Monte Carlo, hard, MC > 0", "mc-hard"),
     "mc-half": Arm("Monte Carlo, hard, MC > 0.5", "mc-half"),
+    "mc-half-first": Arm("Monte Carlo, hard, MC > 0.5, to the first error", "mc-half-first"),
     "consensus": Arm("consensus, MC > 0", "consensus"),
     "consensus-half": Arm("consensus, MC > 0.5", "consensus-half"),
     "consensus-weighted": Arm(
@@ -141,6 +147,7 @@ LABELS = {
     "judge-same": Arm("judge, problems of Monte Carlo", "judge-same"),
     "progress": Arm("progress", "progress"),
     "checker": Arm("checker (no cost)", "checker"),
+    "checker-first": Arm("checker (no cost), to the first error", "checker-first"),
     "consensus-lenient": Arm("consensus, MC > 0.5, lenient judge", "consensus-lenient"),
     "judge-lenient": Arm("lenient judge", "judge-lenient"),
 }
@@ -161,14 +168,18 @@ PAIRS = {
         ("consensus", "mc-hard"),
         ("consensus", "mc-soft"),
         ("consensus-half", "mc-half"),
+        ("consensus-half", "mc-half-first"),
         ("consensus-half", "mc-soft"),
         ("consensus-weighted", "consensus-half"),
         ("consensus-half", "judge"),
         ("judge", "mc-soft"),
         ("judge-same", "mc-soft"),
         ("mc-half", "mc-soft"),
+        ("mc-half-first", "mc-half"),
+        ("checker-first", "checker"),
+        ("consensus-half", "checker-first"),
         ("progress", "mc-soft"),
-        ("consensus-lenient", "mc-half"),
+        ("consensus-lenient", "mc-half-first"),
         ("judge-lenient", "mc-soft"),
     ],
     "outcomes": [
@@ -282,8 +293,18 @@ def run_stages(runner: Runner, folder: Path, args: argparse.Namespace) -> None:
     runner.run("checker", jobs, lambda: "labels of the checker")
     arms = chosen_arms(args)
     kinds = {arm.dataset: None for arm in arms.values() if arm.dataset != "mc-soft"}
-    jobs = {f"{kind}-{seed}": dataset_job(folder, kind, seed) for kind in kinds for seed in args.seeds}
+    whole_kinds = {kind.removesuffix("-first"): None for kind in kinds}
+    jobs = {f"{kind}-{seed}": dataset_job(folder, kind, seed) for kind in whole_kinds for seed in args.seeds}
     runner.run("datasets", jobs, lambda: f"{len(jobs)} datasets")
+    jobs = {
+        f"{kind}-{seed}": partial(
+            keep_to_first_error, at(f"datasets/{kind.removesuffix('-first')}-{seed}"), at(f"datasets/{kind}-{seed}")
+        )
+        for kind in kinds
+        for seed in args.seeds
+        if kind not in whole_kinds
+    }
+    runner.run("first-errors", jobs, lambda: "datasets with labels to the first error")
 
     runs = [(arm, f"{name}-{seed}", seed) for seed in args.seeds for name, arm in arms.items()]
     jobs = {
@@ -506,6 +527,25 @@ def check_steps(dataset: str, output: str) -> None:
     write_rows(output, rows)
 
 
+def keep_to_first_error(dataset: str, output_dir: str) -> None:
+    """Copy a dataset without the labels after the first wrong step of each path."""
+    shutil.copytree(dataset, output_dir, dirs_exist_ok=True)
+    (file,) = Path(output_dir, "data").glob("train-*.parquet")
+    table = pq.read_table(file)
+    rows = []
+    for tree in map(StepTree.from_row, table.to_pylist()):
+        labels, is_over = [], []
+        for label, parent in zip(tree.labels, tree.parents, strict=True):
+            is_later = parent != ROOT and (is_over[parent] or tree.labels[parent] == 0)
+            is_over.append(is_later)
+            labels.append(None if is_later else label)
+        rows.append(labels)
+    place = table.schema.get_field_index("labels")
+    pq.write_table(
+        table.set_column(place, table.schema.field(place), pa.array(rows, table.schema.field(place).type)), file
+    )
+
+
 def on_track(tree: StepTree) -> list[bool]:
     problem = Problem.parse(tree.prompt)
     return [
@@ -652,7 +692,7 @@ def report(results: dict[str, Any], part: str) -> str:
     base = results["baselines"]
     measured = (
         f"AUROC on solutions of {args['num_held_out']} other problems. Best of N among {NUM_CANDIDATES} solutions of {args['num_test']} test "
-        "problems, by the lowest step score (ORM: by the score of the last step), over all subsets of N. Without a reward model: "
+        "problems, by the lowest step score (ORM and scores of prefixes: by the last score), over all subsets of N. Without a reward model: "
         + ", ".join(
             f"majority of {n} {100 * base[f'majority_vote_{n}']:.1f} %, at least one of {n} right {100 * base[f'pass_at_n_{n}']:.1f} %"
             for n in SIZES
@@ -705,7 +745,7 @@ def introduction(results: dict[str, Any]) -> list[str]:
         f"The budget of a seed is what Monte Carlo labels of {results['settings']['num_problems']} problems cost: {NUM_SOLUTIONS} solutions per "
         f"problem and {NUM_COMPLETIONS} rollouts after every step, {mean('independent', 'tokens'):,.0f} sampled tokens on average. A vote of the "
         f"judge costs as many tokens as the solution and {VERDICT_TOKENS} for the verdict, and each solution gets {NUM_VOTES} votes. The judge's tokens are "
-        f"{mean('independent', 'judge_share_consensus', 100):.0f} % of the tokens of consensus and {mean('independent', 'judge_share_judge', 100):.0f} % of those of the judge alone. "
+        f"{mean('independent', 'judge_share_consensus', 100):.0f} % of the tokens of consensus and {mean('independent', 'judge_share_judge', 100):.0f} % of the tokens of the judge alone. "
         f"Problems that consensus and the judge alone can pay for: {numbers}. `judge, problems of Monte Carlo` and `checker` show the labels without the "
         "effect of the number of problems.",
         f"The judges are scripted. Wrong verdicts: {wrong}. The errors of the lenient judge are mostly errors that the solution corrects, which Monte "

@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl_hrm import StepFormat, StepScorer
 from trl_hrm.grading import visible_text, without_thinking_tags
 from trl_hrm.rewards import GUARDS, ScoredCompletion, StepReward, num_blank, separator_rule
+from trl_hrm.search.thinking import ThinkingRule
 from trl_hrm.step_format import STEP_FORMAT_NAME
 
 from .fakes import byte_level
@@ -694,3 +695,46 @@ class TestTrainers:
         assert_logged(trainer, reward, 2, before)
         assert all(completion[0]["role"] == "assistant" for _, found, _, _ in reward.calls for completion in found)
         assert {prompt[-1]["content"] for asked, _, _, _ in reward.calls for prompt in asked} == set(PROMPTS[1:3])
+
+
+class TestThinkingSteps:
+    """`segmentation="thinking"`: the steps of the thinking are scored too."""
+
+    TEXT = "<think>add 1 so = 4. Wait, = 3.\n\nsum x</think>\n\nso = 3\n\nthus y"
+    FOUND = ["add 1 so = 4.", "Wait, = 3.\n\nsum x", "so = 3", "thus y"]
+
+    def test_steps(self):
+        scorer = scorer_of(HEADS["classification"])
+        reward = StepReward(scorer, segmentation="thinking", aggregate="mean")
+        assert reward.keep_thinking and reward.steps(self.TEXT) == self.FOUND
+        [found] = reward(["1+2?"], [self.TEXT])
+        expected = step_scores(scorer, ["1+2?"], [self.FOUND])[0]
+        assert found == pytest.approx(sum(expected) / 4, abs=1e-5)
+        assert reward.scored[0].steps == self.FOUND and reward.metrics["thinking_left_out"] == 0
+        assert reward.scored[0].scores == pytest.approx(expected, abs=1e-5)
+
+    def test_a_tag_in_the_prompt(self):
+        """Without it, the unfinished thinking would be read as an answer."""
+        reward = StepReward(scorer_of(), segmentation="thinking", problem_column="problem", min_steps=1)
+        text = "add 1 so. Wait, = 3"
+        reward(["q\n<think>\n", "q"], [text, text], problem=["q", "q"])
+        assert [one.steps for one in reward.scored] == [["add 1 so.", "Wait, = 3"], [text]]
+        assert reward.scored[0].spans == [[(0, 9), (10, 19)]]
+
+    def test_own_marks_and_merged_thoughts(self):
+        rule = ThinkingRule(marks=("so",), min_characters=1)
+        scorer = scorer_of(StepFormat(thinking_marks=("so",)))
+        reward = StepReward(scorer, segmentation=rule, spans=(1, "thought"), aggregate="last", min_steps=1)
+        text = "<think>add 1\n\nx\n\nso = 3</think>"
+        [found] = reward(["q"], [text])
+        assert reward.steps(text) == ["add 1", "x", "so = 3"]
+        alone, merged = (
+            scorer.score(["q"], [[steps]])[0][0][-1] for steps in (["add 1", "x", "so = 3"], ["add 1\nx\nso = 3"])
+        )
+        assert alone != pytest.approx(merged) and found == pytest.approx(max(alone, merged), abs=1e-5)
+
+    def test_removed_thinking_contradicts_it(self):
+        with pytest.raises(ValueError, match="`keep_thinking` is False.*'thinking'"):
+            StepReward(scorer_of(), segmentation="thinking", keep_thinking=False)
+        with pytest.raises(ValueError, match="`segmentation` is 'thoughts'.*thinking"):
+            StepReward(scorer_of(), segmentation="thoughts")

@@ -1,8 +1,10 @@
 """token_steps by hand, against slow references, and on what TRL's generation with tools gives."""
 
 import itertools
+import json
 import os
 import random
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -13,6 +15,7 @@ from trl.chat_template_utils import qwen3_chat_template
 from trl_hrm import StepFormat, StepGRPOConfig, StepGRPOTrainer, StepScorer
 from trl_hrm.rewards import ScoredCompletion, StepReward
 from trl_hrm.search.steps import RULES, step_spans
+from trl_hrm.search.thinking import ThinkingRule
 from trl_hrm.token_steps import token_steps
 
 from .fakes import byte_level
@@ -586,3 +589,35 @@ def test_tools_in_trl(tmp_path):
     ]
     assert pieces[2] == [((0, 1), "No tool.\n\n"), ((1, 1), "It is 3.<|im_end|>")]
     assert pieces[3][:2] == [((0, 1), "Add.\n" + CALL), ((0, 0), result)] and pieces[3][2][0] == (1, 1)
+
+
+TRACES = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "fixtures" / "thinking_traces.jsonl").read_text("utf-8").splitlines()
+]
+
+
+@pytest.mark.parametrize("tokenizer", [crossing(), byte_level()], ids=["crossing", "byte level"])
+@pytest.mark.parametrize("trace", TRACES, ids=[trace["name"] for trace in TRACES])
+def test_thinking_traces(trace, tokenizer):
+    """The tokens of a step of thinking decode to this step, up to tokens over its borders. Tags belong to the step before them."""
+    text, rule = trace["text"], ThinkingRule(**trace.get("options", {}))
+    spans = step_spans(text, rule)
+    scored = ScoredCompletion([text], [spans], scores=[0.0] * len(spans), reward=0.0, keep_thinking=True)
+    assert scored.steps == trace["steps"]
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    found = token_steps(tokenizer, ids, scored)
+    assert len(found) == len(ids) and found == sorted(found)
+    # Characters before the end of each token, without a character whose last bytes are in later tokens
+    ends = [len(os.path.commonprefix([tokenizer.decode(ids[:i]), text])) for i in range(len(ids) + 1)]
+    for step, (start, end) in enumerate(spans):
+        # A token belongs to the step if it has a character of it and none of a step before
+        expected = [
+            i
+            for i, (first, last) in enumerate(zip(ends, ends[1:], strict=False))
+            if first < end and start < max(last, first + 1) and (step == 0 or first >= spans[step - 1][1])
+        ]
+        own = [i for i, number in enumerate(found) if number == step]
+        assert set(expected) <= set(own), (step, expected, own)
+        for i in set(own) - set(expected):  # before the first step, or a gap with white space or a tag after the step
+            assert (step == 0 and ends[i + 1] <= start) or ends[i] >= end

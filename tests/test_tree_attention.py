@@ -89,3 +89,49 @@ class TestUse:
         """Other programs do not know this attention and would reject the checkpoint."""
         tiny_model(attention=TREE_SDPA).save_pretrained(tmp_path)
         assert TREE_SDPA not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_long_rows_equal_the_whole_mask(monkeypatch, seed, window):
+    """A trunk is one causal call, and the blocks of a long row are computed again in the backward pass."""
+    monkeypatch.setattr(tree_attention, "BLOCK_SIZE", 4)
+    monkeypatch.setattr(tree_attention, "LONG_ROW", 8)
+    rng = random.Random(seed)
+    trees = []
+    for length in (15, 1, 9):
+        trie = TokenTrie()
+        path = [rng.randrange(9) for _ in range(length)]
+        trie.mark(trie.insert(path))
+        for _ in range(3):
+            place = rng.randrange(length)
+            trie.mark(trie.insert([9, *rng.choices(range(9), k=rng.randrange(9))], after=trie.insert(path[:place])))
+        trees.append(trie.layout())
+    batch = pad_rows([TokenTree.join(trees), random_tree(rng)], pad_token_id=0)
+    length = batch["input_ids"].shape[1]
+    torch.manual_seed(seed)
+    query, key, value = (torch.randn(2, heads, length, 32, requires_grad=True) for heads in (4, 2, 2))
+    coefficients = torch.randn(2, length, 4, 32)
+    mask = tree_row_mask(batch["subtree_end"], batch["position_ids"], window)
+    calls = []
+
+    def counted(module, query, key, value, attention_mask, **kwargs):
+        calls.append((query.shape[2], attention_mask is None, torch.is_grad_enabled()))
+        return sdpa(module, query, key, value, attention_mask, **kwargs)
+
+    sdpa = tree_attention.sdpa_attention_forward
+    monkeypatch.setattr(tree_attention, "sdpa_attention_forward", counted)
+    module = SimpleNamespace(num_key_value_groups=2, is_causal=True)
+    found, _ = tree_attention_forward(module, query, key, value, mask, scaling=0.3)
+    num_calls = len(calls)
+    assert any(is_trunk for _, is_trunk, _ in calls) == (window is None)
+    mask = visibility_mask(batch["subtree_end"], batch["position_ids"], window)
+    expected = scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    for a, b in zip(
+        torch.autograd.grad((found * coefficients).sum(), (query, key, value)),
+        torch.autograd.grad((expected * coefficients).sum(), (query, key, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    assert len(calls) - num_calls == sum(not is_trunk for _, is_trunk, _ in calls[:num_calls])  # each block once more

@@ -78,6 +78,7 @@ _NAMES = {
     "StepScorer": "scoring.scorer",
     "StepSearchConfig": "scripts.step_search",
     "StepTree": "step_tree",
+    "ThinkingRule": "search.thinking",
     "table": "scripts.table",
     "TableConfig": "scripts.table",
     "TrainingPlan": "trainer.plan",
@@ -124,6 +125,7 @@ if TYPE_CHECKING:
     from .search.engines.transformers import TransformersEngine
     from .search.policies import PUCT, FullTree, Rollouts
     from .search.scheduler import Scheduler
+    from .search.thinking import ThinkingRule
     from .search.tree import Problem, SearchTree
     from .search.values import entropy_label, mc_scores
     from .step_format import StepFormat

@@ -90,7 +90,7 @@ def test_a_small_study(study, tmp_path, monkeypatch):
     assert np.all(np.abs(estimated - values) <= 5 * np.sqrt(values * (1 - values) / 60) + 1e-12)
     assert noise == pytest.approx(estimated * (1 - estimated) / 63, rel=0.1)
     results = {"settings": {"exact world, 2 rollouts each": [found] * 3}, "date": "2026-11-30", "versions": {}}
-    results |= {"seeds": 3, "policy_seeds": 0, "minutes": 1.0}
+    results |= {"seeds": 3, "policy_seeds": 0}
     write_json(tmp_path / "results.json", results)
     section = study.report(results)
     assert section.startswith(study.HEADING) and "### Exact world, 2 rollouts each" in section

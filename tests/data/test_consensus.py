@@ -72,8 +72,11 @@ def slow_compare(tree: SearchTree, votes_of: dict, config: ExportConfig) -> tupl
             continue
         readable = [vote for vote in votes if vote is not None]
         modes = [vote for vote in set(readable) if readable.count(vote) == max(map(readable.count, readable))]
-        if len(modes) != 1:
-            found["tied_votes" if modes else "unreadable_votes"] += 1
+        if not modes:
+            found["unreadable_votes"] += 1
+            continue
+        if len(modes) > 1 and config.disagreement == "drop":
+            found["tied_votes"] += 1
             continue
         scores = [slow_group_score(tree, step, config) for step in path]
         for k, step in enumerate(path[:-1]):
@@ -90,8 +93,10 @@ def slow_compare(tree: SearchTree, votes_of: dict, config: ExportConfig) -> tupl
             found["wrong_answer_without_error"] += 1
             continue
         first = -1 if first is None else first
-        judged = modes[0]
-        if first == -1 or judged == -1:
+        judged = modes[0] if len(modes) == 1 else None
+        if judged is None:
+            cell = "tied_votes"
+        elif first == -1 or judged == -1:
             cell = f"mc_{'none' if first == -1 else 'error'}_judge_{'none' if judged == -1 else 'error'}"
         else:
             cell = "mc_error_judge_" + ("same" if judged == first else "earlier" if judged < first else "later")
@@ -319,9 +324,9 @@ class TestSmallRun:
         # observed 2/3; by chance 1/3·2/3 without and 2/3·1/3 with an error
         assert facts["kappa_any_error"] == pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))
         assert (
-            "consensus with judge: 3 of 3 solutions compared, 2 agree (66.7%, 95 % interval 20.8% to 93.9%), kappa 0.40"
-            in str(report)
-        )
+            "consensus with judge: 3 of 3 solutions compared, 2 agree (66.7%, 95 % interval 20.8% to 93.9%), kappa 0.40 for "
+            "whether there is a wrong step"
+        ) in str(report)
 
     def test_merged_steps(self, tmp_path, small_run):
         [row], _ = build(tmp_path, small_run, view="hrm")

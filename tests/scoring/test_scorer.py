@@ -91,6 +91,42 @@ class TestScore:
         found = scorer_of(**settings).score_trees(trees, spans=(1, 2))
         np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), rtol=0, atol=1e-5)
 
+    def test_thoughts(self):
+        """A step that begins with a mark is also scored merged with the thought before it, all others alone."""
+        scorer = scorer_of(step_format=StepFormat(merge_separator=" then "))
+        steps = ["add 1", "x = 2", "Wait, x = 3", "so", "Hmm, y"]
+        [[scores]] = scorer.score(["p"], [[steps]], spans=(1, "thought"), combine="mean")
+        expected = [plain_score(scorer, "p", steps[: i + 1]) for i in range(5)]
+        expected[2] = (expected[2] + plain_score(scorer, "p", [" then ".join(steps[:3])])) / 2
+        expected[4] = (expected[4] + plain_score(scorer, "p", [*steps[:2], " then ".join(steps[2:])])) / 2
+        assert scores == pytest.approx(expected, abs=1e-5)
+        [[both]] = scorer.score(["p"], [[steps]], spans=(1, 2, "thought"))
+        pairs = [plain_score(scorer, "p", [*steps[:i], " then ".join(steps[i : i + 2])]) for i in range(4)]
+        assert both[1] == pytest.approx(max(plain_score(scorer, "p", steps[:2]), pairs[0]), abs=1e-5)
+        assert both[4] >= max(scores[4], pairs[3]) - 1e-5
+
+    @pytest.mark.parametrize(("max_length", "batch_size", "most"), [(20, 4, 80), (20, 1, 20), (500, 2, 1000)])
+    def test_tokens_of_a_forward_pass(self, monkeypatch, max_length, batch_size, most):
+        """A batch of long paths would need many times the memory of a batch of ordinary rows."""
+        scorer, shapes = scorer_of(max_length=max_length, batch_size=batch_size), []
+        forward = scorer.model.forward
+        monkeypatch.setattr(
+            scorer.model, "forward", lambda **inputs: shapes.append(inputs["input_ids"].shape) or forward(**inputs)
+        )
+        rng = random.Random(0)
+        candidates = [
+            [" ".join(rng.choices(("add", "x", "=", "3"), k=3)) for _ in range(rng.randrange(1, 12))]
+            for _ in range(12)
+        ]
+        found = scorer.score(["p"] * 12, [[one] for one in candidates], spans=(1, 2))
+        np.testing.assert_allclose(
+            flat(found), flat(scorer_of().score(["p"] * 12, [[one] for one in candidates], spans=(1, 2))), atol=1e-5
+        )
+        assert (
+            all(rows == 1 or rows * width <= most for rows, width in shapes)
+            and max(rows for rows, _ in shapes) <= batch_size
+        )
+
     def test_equal_candidates_have_equal_scores(self):
         """A step that appears twice is judged once, and both copies get the score."""
         scores = scorer_of().score(["p"], [[["a", "b"], ["a", "b"], ["a"]]], spans=(1, 2))[0]

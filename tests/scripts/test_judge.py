@@ -205,6 +205,27 @@ def test_files_of_steps_and_candidates(tmp_path, engine):
     assert [row["judge_first_error"] for row in rows] == [1, -1] and rows[0]["answer"] == "2"
 
 
+def test_labels_of_the_input_are_not_those_of_the_judge(run, tmp_path, engine):
+    """The columns of progress labels would change the labels of merged steps."""
+    progress, verdicts = str(tmp_path / "progress"), str(tmp_path / "out")
+    export(ExportConfig(inputs=[str(run)], labels="progress", output_dir=progress, test_size=0.0, num_proc=1))
+    engine(coin_judge(0, 0))
+    _, rows = judged(progress, output_dir=verdicts)
+    assert rows[0]["source_label_kind"] == "progress" and len(rows[0]["source_mc_scores"]) == len(rows[0]["labels"])
+    own = {"inputs": [f"{verdicts}/verdicts.jsonl"], "output_dir": str(tmp_path / "data"), "test_size": 0.0}
+    build_stepwise(BuildStepwiseConfig(view="hrm", num_proc=1, **own))
+    from datasets import load_dataset
+
+    built = load_dataset(str(tmp_path / "data"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert any(2 in row["num_merged"] for row in built)
+    for row in built:
+        for text, label in zip(row["completions"], row["labels"], strict=True):
+            if (
+                label is not None
+            ):  # the judge finds the first bad step, so labels of single and merged steps are of their ends
+                assert label == float("bad" not in text.rpartition("# Step")[2])
+
+
 def test_reference_answers(run, tmp_path, engine):
     fake = engine()
     judged(run, template="first_error_reference", num_votes=1, max_solutions=1)
@@ -260,9 +281,9 @@ def test_killed_and_resumed(searched, run, tmp_path, engine):
     log = folder / "judgements-00000-of-00001.jsonl"
     rng = random.Random(0)
     done = 0
-    for in_flight in ("5", "30"):
+    for in_flight, latency in (("5", "0.1"), ("30", "0.5")):
         process = subprocess.Popen(
-            [*PROGRAM, str(run), "0.05", in_flight], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*PROGRAM, str(run), latency, in_flight], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         least = done + rng.randrange(3, 9)
         while not log.exists() or log.read_bytes().count(b"\n") <= least:
@@ -506,6 +527,7 @@ def test_accepted_changes(run, engine):
         ({"template": "poem"}, "template is 'poem'"),
         ({"temperature": 0.0}, "all votes would be the same"),
         ({"num_votes": 0}, "`num_votes` is 0"),
+        ({"num_votes": 1025, "max_in_flight": 1025}, "`num_votes` is 1025"),
         ({"max_in_flight": 2}, "`max_in_flight` is 2. It must be at least `num_votes`, which is 3"),
         ({"max_sequences": 2}, "`max_sequences` is 2. It must be at least `num_votes`"),
         ({"max_tokens": 3 * 4096 - 1}, "which is 12288"),

@@ -68,7 +68,16 @@ FRAGMENTS = [
         "e.g. ",
         "1. ",
     ),
-    *("a long piece of text that has no full stop ", "Done! ", "word" * 30, "é", "\u3000", "\xa0", "\u2028", "|---|\n"),
+    *(
+        "a long piece of text that has no full stop ",
+        "Done! ",
+        "word" * 30,
+        "é",
+        "\u3000",
+        "\xa0",
+        "\u2028",
+        "|---|\n",
+    ),
 ]
 
 

@@ -234,6 +234,7 @@ def test_weights_of_the_dataset(tmp_path, batch_size, caplog):
     assert "label_weights" not in caplog.text
     make_trainer(tmp_path, trees)
     assert "has the column `label_weights`, which is not used" in caplog.text
+    assert "Do not use the weights of a dataset with `balance`" in caplog.text
 
 
 def test_last_step_only(tmp_path):

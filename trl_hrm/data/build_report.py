@@ -110,6 +110,7 @@ class BuildReport(dict[str, Any]):
             outcomes.append(
                 f"consensus with {plain(consensus['judge'])}: {consensus['compared']:,} of {consensus['solutions']:,} solutions compared, "
                 f"{consensus['agreed']:,} agree ({consensus['agreement']:.1%}, 95 % interval {consensus['agreement_low']:.1%} to "
-                f"{consensus['agreement_high']:.1%})" + (f", kappa {kappa:.2f}" if kappa is not None else "")
+                f"{consensus['agreement_high']:.1%})"
+                + (f", kappa {kappa:.2f} for whether there is a wrong step" if kappa is not None else "")
             )
         return "\n".join(table + outcomes + [f"warning: {one_line(warning)}" for warning in self["warnings"]])

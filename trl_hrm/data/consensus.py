@@ -108,7 +108,7 @@ class JudgedNodeFiles(NodeFiles):
 
 class ComparedSolution(NamedTuple):
     """
-    A solution whose first wrong step is known from the MC scores and from a judge.
+    A solution whose first wrong step is known from the MC scores, with the votes of a judge on it.
 
     Args:
         end (`int`):
@@ -141,7 +141,8 @@ def compare_solutions(
 
     A solution is not compared, but counted, if
 
-    - it has no verdict, no vote is readable, or several steps have the most votes,
+    - it has no verdict, no vote is readable, or several steps have the most votes. In the last case, it is still returned with
+      `config.disagreement="weight"`, because its votes have a weight,
     - a step at or before its first wrong step has no MC score, or one from fewer than `config.min_leaves` leaves. The step that ends
       the solution needs only its own leaf,
     - all MC scores are above the threshold, but the answer is wrong. This can only happen where the last step also continues in the
@@ -176,8 +177,12 @@ def compare_solutions(
         if verdict is None:
             notes["consensus_without_verdict"] += 1
             continue
-        if verdict.first_error is None:
-            notes["consensus_tied_votes" if verdict.readable else "consensus_unreadable_votes"] += 1
+        judged = verdict.first_error
+        if not verdict.readable:
+            notes["consensus_unreadable_votes"] += 1
+            continue
+        if judged is None and config.disagreement == "drop":
+            notes["consensus_tied_votes"] += 1
             continue
         found: int | None = NO_ERROR
         for place, step in enumerate(path):
@@ -194,15 +199,16 @@ def compare_solutions(
         if found == NO_ERROR and False in outcomes:
             notes["consensus_wrong_answer_without_error"] += 1
             continue
-        judged = verdict.first_error
-        if found == NO_ERROR:
+        if judged is None:
+            cell = "tied_votes"
+        elif found == NO_ERROR:
             cell = f"mc_none_judge_{'none' if judged == NO_ERROR else 'error'}"
         elif judged == NO_ERROR:
             cell = "mc_error_judge_none"
         else:
             cell = f"mc_error_judge_{'same' if judged == found else 'earlier' if judged < found else 'later'}"
         notes[f"consensus_{cell}"] += 1
-        if found != NO_ERROR and outcomes == {True}:
+        if judged is not None and found != NO_ERROR and outcomes == {True}:
             notes["consensus_right_answer_with_error"] += 1
         compared.append(ComparedSolution(end, nodes, found, verdict.agreement(found), cell in AGREED))
     if unmatched:

@@ -22,6 +22,10 @@ from .step_labels import solution_ends, unite_steps
 from .tree_files import NodeFiles
 
 
+# Columns about the labels of the input, which are not those of the judge. `hrm_view` would compute labels from some of them
+OF_LABELS = ("labels", "label_weights", "label_kind", "mc_scores", "prompt_mc_score", "estimator", "eta", "truncated")
+
+
 @dataclass(frozen=True)
 class JudgedSolution:
     """
@@ -158,8 +162,8 @@ def _read_step_trees(
     rows: Iterable[tuple[str, dict[str, Any]]], config: CandidatesConfig, notes: Counter
 ) -> Iterator[JudgedProblem]:
     """
-    Yield the paths of step trees, grouped by problem. Their labels are kept as `source_labels`. Paths with merged steps are left out: they
-    repeat the text of other paths, or only a part of it.
+    Yield the paths of step trees, grouped by problem. Their labels are kept as `source_labels`, and the columns about them
+    with the same prefix. Paths with merged steps are left out: they repeat the text of other paths, or only a part of it.
     """
     problems: dict[str, JudgedProblem] = {}
     number = 0
@@ -201,7 +205,9 @@ def _read_step_trees(
             node_ids = columns.pop("node_ids", None)
             if node_ids is not None and not all(isinstance(one, str) for one in node_ids):
                 raise ValueError(f"{where}: `node_ids` is {shown(node_ids)}, expected a string per step.")
-            _add(problem, path.completions, node_ids, kept | columns | {"source_labels": path.labels}, notes)
+            columns = kept | columns | {"labels": path.labels}
+            columns = {f"source_{name}" if name in OF_LABELS else name: value for name, value in columns.items()}
+            _add(problem, path.completions, node_ids, columns, notes)
     check_answers(notes, number, config.candidates)
     for problem in problems.values():
         if problem.solutions:

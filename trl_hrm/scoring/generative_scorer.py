@@ -259,7 +259,8 @@ class GenerativeScorer:
         if shortest > self._room:
             raise ValueError(
                 f"The prompt of the judge without a problem has {shortest} tokens and a response up to {self.max_tokens}, but the model has "
-                f"a context of {max_length} tokens. Set a lower `max_tokens`, or use a model with a longer context."
+                f"a context of {max_length} tokens. Allow shorter responses (`max_tokens`; `judge_max_tokens` or `max_response_tokens` of a "
+                "command), or use a model with a longer context."
             )
         self._num_ids = num_token_ids(self.tokenizer)
         self._prompts: dict[str, _Prompt] = {}

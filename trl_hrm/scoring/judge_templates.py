@@ -15,6 +15,7 @@ from ..encoding import CHAT_TEMPLATE_DATE, encode_around, find_control_text, ren
 from ..grading import visible_text
 from ..io import parse_json, read_text, shown
 from ..schema import from_json
+from ..search.steps import HEADER
 
 
 _PLACEHOLDER = re.compile(r"\{(problem|steps|step|number|answer)\}")
@@ -36,8 +37,6 @@ FAULTS = {
     "no_room": "without room for the verdict in the context of the model",
     "too_long": "not sampled, because the prompt does not fit into the context of the model",
 }
-# Steps that already have a number are not numbered twice. "Step 2 gives 5" and "Step 2.5" have none
-_OWN_NUMBER = re.compile(r"\A\s*(?:#+ *Step \d+[:.]?|Step \d+(?::|\.(?!\d)|(?=\s*(?:\n|\Z))))\s*")
 
 
 @dataclass(frozen=True)
@@ -307,7 +306,7 @@ class JudgeTemplate:
 
     def _text(self, tokenizer: Any, problem: str, answer: str, steps: Sequence[str], replies: Sequence[str]) -> str:
         listed = [
-            _fill(self.step, {"number": str(i), "step": _OWN_NUMBER.sub("", step)})
+            _fill(self.step, {"number": str(i), "step": _without_number(step)})
             for i, step in enumerate(steps, self.first_number)
         ]
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -454,6 +453,13 @@ class JudgeTemplate:
                 f"The tokens of {self.yes!r} and {self.no!r} cannot be told apart by one token. Choose other words for `yes` and `no`."
             )
         return yes[:same], yes[same], no[same]
+
+
+def _without_number(step: str) -> str:
+    """Return a step without its own header, such as `**Step 2:**`. A second number could be taken for the one of the prompt."""
+    text = f"{step.strip()}\n"
+    header = re.match(HEADER, text)
+    return step if header is None else text[header.end() :].strip()
 
 
 def _fill(template: str, values: dict[str, str]) -> str:

@@ -42,8 +42,8 @@ class StepScorer(TreeScorer):
         step_format ([`StepFormat`]):
             Step format that the model was trained with.
         max_length (`int`, *optional*, defaults to `2048`):
-            Maximum number of tokens per row. Longer trees are split, which does not change the scores. A single path can
-            be longer, up to the number of positions of the model.
+            Maximum number of tokens per row. Longer trees are split, which does not change the scores. A single path can be longer, up to
+            the number of positions of the model. Rows then have up to twice as many tokens as the longest path.
         batch_size (`int`, *optional*, defaults to `8`):
             Maximum number of rows per forward pass. Of rows longer than `max_length`, fewer are scored at once: a forward pass has at
             most `batch_size * max_length` tokens, or one row.
@@ -148,7 +148,9 @@ class StepScorer(TreeScorer):
     def _forward(self, trees: list[TokenTree], progress: bool) -> list[np.ndarray]:
         """Return the scores of each token tree, indexed by the numbers of its steps."""
         scores = [np.full(len(tree.steps), np.nan) for tree in trees]
-        limit = max(self.max_length, longest_path(trees))
+        # Branches below a long path, such as merged thoughts, would each repeat the path if they did not fit into its row
+        longest = longest_path(trees)
+        limit = self.max_length if longest <= self.max_length else 2 * longest
         owners, parts = [], []
         for i, tree in enumerate(trees):
             for part in tree.split(limit) if len(tree) else ():

@@ -158,7 +158,7 @@ class JudgeConfig(EngineConfig, CandidatesConfig):
         default=3,
         metadata={
             "help": "Number of responses per prompt. It can be raised later: the earlier responses are used again.",
-            "range": COUNT,
+            "range": "[1, 1024]",
         },
     )
     temperature: float | None = field(

@@ -14,13 +14,15 @@ from .engines.base import Tokenizer, continued_text
 
 
 CLOSING = "\"'”’»)]}*_$」』）】》"  # marks that may follow the full stop of a sentence
-_SPACES = " \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+_SPACES = " \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
 BLANK = _SPACES + "#-=~`>|" + CLOSING  # lines with only these characters, such as horizontal rules, are not steps
 CODE = re.compile(r"^[ \t]*(?P<fence>`{3,}(?=[^`\n]*$)|~{3,}).*?(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)", re.M | re.S)
 
 # A line that starts with "# Step 2", with any number of "#" and any emphasis, or with "Step 2" followed by a mark of headings:
 # a colon, a full stop or parenthesis, a dash, or the end of the line.
-_HEADER = (
+HEADER = (
     r"(?im)^[ \t]*[*_]*"
     r"(?:#+[ \t]*[*_]*step[ \t]*\d+(?:[*_]*[:：.)][*_]*)?"
     r"|step[ \t]*\d+[*_]*(?:[ \t]*[:：][*_]*|[.)][*_]*\s|[ \t]+[-–—]+[ \t]|[ \t\r]*\n))"
@@ -178,7 +180,7 @@ class StepRule:
 RULES = {
     rule.name: rule
     for rule in (
-        StepRule("step_header", _HEADER, ("# Step {k}",), header=True),
+        StepRule("step_header", HEADER, ("# Step {k}",), header=True),
         StepRule("blank_line", r"(?<!# Answer)\n\s*\n", ("\n\n",)),
         StepRule("sentence", SENTENCE, (". ", ".\n", "。"), unless=NO_SENTENCE_END),
         # HRM, appendix A.1: a step ends with a displayed or inline formula that ends its paragraph

@@ -331,7 +331,7 @@ def prepare_rows(
     if name == "train_dataset" and has_weights and label_weighting != "column":
         logger.warning(
             f"{name} has the column `label_weights`, which is not used. To weight the loss of each step by it, set "
-            "`label_weighting='column'`."
+            "`label_weighting='column'`. Do not use the weights of a dataset with `balance`, which would undo the balance."
         )
     if name != "train_dataset" and not has_weights and label_weighting == "column":
         label_weighting = "unique"
