@@ -20,6 +20,7 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 from transformers.utils import find_adapter_config_file, is_peft_available
 
+from .. import __version__
 from .._compat import get_config_model_id, global_then_local_main_first
 from ..grading import thinking_spans
 from ..heads import LABEL_NAMES, check_head, gather_steps, step_outputs
@@ -337,7 +338,7 @@ def prepare_rows(
         label_weighting = "unique"
     if {"completion", "label"} <= set(dataset.column_names):
         dataset = dataset.map(
-            partial(stepwise_row, separator=step_format.step_separator, name=name),
+            partial(stepwise_row, separator=step_format.step_separator, name=name, version=__version__),
             with_indices=True,
             remove_columns=dataset.column_names,
             desc=f"Splitting {name} into steps",
@@ -369,7 +370,7 @@ def prepare_rows(
     return rows, report
 
 
-def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str) -> dict[str, Any]:
+def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str, version: str) -> dict[str, Any]:
     """
     Convert a row in TRL's unpaired preference format to the stepwise format, with a label on the last step only, and say whether it
     has thinking, which is left out.
@@ -384,6 +385,8 @@ def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str) 
             Separator at which the completion is split into steps.
         name (`str`):
             Name of the dataset, for errors.
+        version (`str`):
+            Version of this package. It is an argument because `datasets` caches rows by the arguments of a function, not by its code.
 
     Raises:
         `ValueError`: If the prompt or the completion is not one text, or the completion has no steps.
