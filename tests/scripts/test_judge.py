@@ -158,7 +158,7 @@ def test_summary_and_text(run, engine):
 @pytest.mark.parametrize(
     ("template", "script"),
     [("instruct", instruct), ("genprm", genprm), ("thinkprm", thinkprm)],
-    ids=lambda one: str(one),
+    ids=["instruct", "genprm", "thinkprm"],
 )
 def test_other_templates(tmp_path, engine, template, script):
     """Labels of step prompts are mean scores, and votes are the first no of each response."""
