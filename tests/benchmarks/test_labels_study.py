@@ -142,6 +142,7 @@ def planted(study, part: str) -> dict:
         "labels": {arm.dataset: [labels] * 3 for arm in study.PARTS[part].values()},
         "budgets": {name: [budget] * 3 for name in study.BELIEFS},
         "baselines": {f"{way}_{n}": 0.75 for way in ("majority_vote", "pass_at_n") for n in study.SIZES},
+        "outcome_share": 0.125,
         "settings": vars(study.make_parser().parse_args([])),
         "date": "2026-01-01",
         "minutes": 1.0,
