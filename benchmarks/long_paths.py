@@ -1,7 +1,7 @@
 """
 Memory and time of long paths, as in thinking traces: a training step and scoring of one path of 2,000 to 32,000 tokens.
 
-    python benchmarks/long_paths.py --output outputs/long_paths.json --docs docs/long_paths.md
+    python benchmarks/long_paths.py --output outputs/long_paths.json --docs docs/thinking.md
 
 Each measurement is a process of its own, which reports its peak resident memory. The path is a problem with steps of about 64 tokens. Every
 eighth step begins with "Wait". The dataset has merged thoughts, so training also sees each of these steps merged with the thought before it.

@@ -139,6 +139,8 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
     keep_thinking: bool | None = field(
         default=None,
         metadata={
+            "nargs": "?",  # `--keep_thinking` alone means true
+            "const": True,
             "help": "Score the thinking of a reasoning model like the rest of the completion (default: only with --segmentation "
             "thinking)."
         },
