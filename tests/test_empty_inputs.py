@@ -7,7 +7,7 @@ import pytest
 from trl_hrm import AnnotateConfig, annotate
 from trl_hrm.cli import main
 from trl_hrm.data.problems import read_problem_keys
-from trl_hrm.data.sources import JsonLines
+from trl_hrm.data.sources import JsonLines, naming_dataset
 from trl_hrm.search.engines.base import EngineError
 from trl_hrm.search.engines.transformers import TransformersEngine
 
@@ -41,6 +41,18 @@ def files(tmp_path, monkeypatch) -> dict[str, str]:
         "candidates": write_rows(tmp_path / "candidates.jsonl", candidates),
         "others": write_rows(tmp_path / "others.jsonl", [{"problem": "zzz"}]),
     }
+
+
+def test_an_empty_file_to_train_on(tmp_path):
+    from datasets import load_dataset
+
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").touch()
+    with pytest.raises(
+        ValueError, match="^rows: the dataset cannot be read, because a file is empty. Remove the file.$"
+    ):
+        with naming_dataset("rows"):
+            load_dataset(str(tmp_path / "rows"), cache_dir=str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("name", EMPTY)

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from trl_hrm import ImplicitPRMConfig, StepFormat, StepScorer, StepTree
+from trl_hrm.trainer import hrm_reward_trainer
 from trl_hrm.trainer.reference import AdapterOff, FrozenReference
 
 from ..helpers import dataset_of, make_trainer, random_tree, save_checkpoint, tiny_model, tiny_tokenizer, weights_of
@@ -197,6 +198,33 @@ def test_outcomes_in_the_unpaired_preference_format(tmp_path, models):
     ):
         with pytest.raises(ValueError, match=f"row 0.*{message}"):
             implicit_trainer(tmp_path, Dataset.from_list([rows[0] | {column: value}]), models[0])
+
+
+def test_thinking_in_a_completion_is_left_out_with_a_warning(tmp_path, models, caplog):
+    rows = [
+        {"prompt": "add x", "completion": f"{thinking}so = 3\n\nthus y", "label": True}
+        for thinking in ("", "<think>\nsum\n\n7\n</think>\n\n")
+    ]
+    found = [
+        implicit_trainer(tmp_path, Dataset.from_list(data), models[0]).train_dataset.to_list()
+        for data in (rows[:1], rows)
+    ]
+    assert found[0] == found[1]
+    [warning] = [record.message for record in caplog.records if "left out" in record.message]
+    assert "train_dataset: the thinking in 1 of 2 completions is left out. To train on it, split" in warning
+
+
+def test_another_version_splits_completions_again(tmp_path, models, monkeypatch):
+    """`datasets` finds cached rows by the arguments of a function, even if its code has changed."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "add x", "completion": "so = 3\n\nthus y", "label": True}))
+    rows = Dataset.from_json(str(file), cache_dir=str(tmp_path / "cache"))
+    kept = []
+    for version in ("1", "2"):
+        monkeypatch.setattr(hrm_reward_trainer, "__version__", version)
+        monkeypatch.setattr(hrm_reward_trainer, "cut_text", lambda text, rule, version=version: [version])
+        kept.append(implicit_trainer(tmp_path, rows, models[0]).train_dataset[0]["input_ids"])
+    assert kept[0] != kept[1]
 
 
 def trained(tmp_path, trees, model, **settings) -> str:

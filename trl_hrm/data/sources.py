@@ -320,6 +320,8 @@ def naming_dataset(name: str) -> Iterator[None]:
             raise
         cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
         raise ValueError(f"{name}: the dataset cannot be read ({cause}).") from error
+    except StopIteration as error:  # raised for a file of JSON Lines that is empty
+        raise ValueError(f"{name}: the dataset cannot be read, because a file is empty. Remove the file.") from error
     finally:
         logger.setLevel(level)
 

@@ -20,7 +20,9 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 from transformers.utils import find_adapter_config_file, is_peft_available
 
+from .. import __version__
 from .._compat import get_config_model_id, global_then_local_main_first
+from ..grading import thinking_spans
 from ..heads import LABEL_NAMES, check_head, gather_steps, step_outputs
 from ..io import shown
 from ..loading import load_base_model, load_reward_model, load_tokenizer, read_step_format
@@ -336,11 +338,17 @@ def prepare_rows(
         label_weighting = "unique"
     if {"completion", "label"} <= set(dataset.column_names):
         dataset = dataset.map(
-            partial(stepwise_row, separator=step_format.step_separator, name=name),
+            partial(stepwise_row, separator=step_format.step_separator, name=name, version=__version__),
             with_indices=True,
             remove_columns=dataset.column_names,
             desc=f"Splitting {name} into steps",
         )
+        if number := sum(dataset["has_thinking"]):
+            logger.warning(
+                f"{name}: the thinking in {number:,} of {len(dataset):,} completions is left out. To train on it, split the completions into "
+                "steps (`prompt`, `completions` and `labels`)."
+            )
+        dataset = dataset.remove_columns("has_thinking")
     builder = ForestBuilder(
         tokenizer=tokenizer,
         step_format=step_format,
@@ -362,9 +370,10 @@ def prepare_rows(
     return rows, report
 
 
-def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str) -> dict[str, Any]:
+def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str, version: str) -> dict[str, Any]:
     """
-    Convert a row in TRL's unpaired preference format to the stepwise format, with a label on the last step only.
+    Convert a row in TRL's unpaired preference format to the stepwise format, with a label on the last step only, and say whether it
+    has thinking, which is left out.
 
     Args:
         row (`Mapping[str, Any]`):
@@ -376,6 +385,8 @@ def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str) 
             Separator at which the completion is split into steps.
         name (`str`):
             Name of the dataset, for errors.
+        version (`str`):
+            Version of this package. It is an argument because `datasets` caches rows by the arguments of a function, not by its code.
 
     Raises:
         `ValueError`: If the prompt or the completion is not one text, or the completion has no steps.
@@ -400,7 +411,13 @@ def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str) 
     label = row["label"]
     if label not in (True, False):
         raise ValueError(f"{name} row {index}: `label` is {shown(label)}. It must be true (right) or false (wrong).")
-    return {"prompt": texts[0], "completions": steps, "labels": [None] * (len(steps) - 1) + [float(label)]}
+    labels = [None] * (len(steps) - 1) + [float(label)]
+    return {
+        "prompt": texts[0],
+        "completions": steps,
+        "labels": labels,
+        "has_thinking": bool(thinking_spans(texts[1])),
+    }
 
 
 def find_step_format(
