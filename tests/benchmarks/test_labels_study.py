@@ -212,6 +212,31 @@ def test_the_sections_are_kept(scripts):
     assert set(study.HEADINGS.values()) <= {f"## {title}" for title in evidence.KEPT}
 
 
+def test_numbers_of_the_labels_page(scripts):
+    """Each row of the tables of `docs/labels.md` has the means of a row of `docs/evidence.md`, in the same order."""
+    docs = Path(__file__).parents[2] / "docs"
+    page, evidence = ((docs / name).read_text("utf-8") for name in ("labels.md", "evidence.md"))
+    measured = page.partition("## Measured here")[2].partition("## Human labels")[0]
+    rows = [means_of(line) for line in measured.splitlines() if line.startswith("| ")]
+    sections = "".join(evidence.partition(heading)[2].partition("## ")[0] for heading in scripts[0].HEADINGS.values())
+    known = [means_of(line) for line in sections.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if row]
+    assert len(rows) == 16
+    for row in rows:
+        assert any(is_part(row, other) for other in known), row
+
+
+def means_of(line: str) -> list[str]:
+    """The first number of each cell of a row, except for the title."""
+    cells = [cell.strip().split(" ")[0] for cell in line.split("|")[2:-1]]
+    return [cell for cell in cells if cell.replace(".", "").isdigit()]
+
+
+def is_part(row: list[str], other: list[str]) -> bool:
+    rest = iter(other)
+    return all(number in rest for number in row)
+
+
 @pytest.fixture(scope="module")
 def short(study, tmp_path_factory):
     """A short run: one seed and the kinds of arms. Returns its results and its folder."""
