@@ -80,7 +80,7 @@ class CandidatesConfig(SegmentationConfig):
             "nargs": "?",  # `--keep_thinking` alone means true
             "const": True,
             "help": "Keep the thinking of a reasoning model. By default, it is removed before candidates are scored, except with "
-            "--segmentation thinking, which always keeps it."
+            "--segmentation thinking, which always keeps it.",
         },
     )
 
