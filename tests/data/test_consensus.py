@@ -14,6 +14,7 @@ from trl_hrm import JudgeConfig, judge
 from trl_hrm.cli import main
 from trl_hrm.data.export import export
 from trl_hrm.data.export_config import ExportConfig
+from trl_hrm.data.verdicts import read_verdicts
 from trl_hrm.io import write_json
 from trl_hrm.search.tree import ROOT, SearchTree
 from trl_hrm.step_metrics import wilson_interval
@@ -361,6 +362,16 @@ class TestSmallRun:
         [row], report = build(tmp_path, small_run, threshold=0.5, disagreement="weight", after_first_error="label")
         assert row["labels"] == [0.5, 0, 1, 1, 0]
         assert report["facts"]["consensus"]["labels_after_first_error"] == 0
+
+    def test_errors_that_monte_carlo_overlooks(self, tmp_path, small_run):
+        """They are few in the run. Then the judge names `a` in the first solution and `c` in the second."""
+        _, report = build(tmp_path, small_run)
+        assert not any("the judge names a wrong step" in warning for warning in report["warnings"])
+        verdicts = [(one.node_ids, one.votes) for one in read_verdicts(small_run)]
+        votes = [[0, 0, 0], [1, 1, 1], list(verdicts[2][1])]
+        write_verdicts(small_run, {("p", ids): given for (ids, _), given in zip(verdicts, votes, strict=True)})
+        _, report = build(tmp_path, small_run, disagreement="weight")
+        assert any("in 2 of 3 compared solutions, the judge names" in warning for warning in report["warnings"])
 
     def test_no_agreed_solution(self, tmp_path, small_run):
         with pytest.raises(ValueError, match="no_agreed_solution: 1"):

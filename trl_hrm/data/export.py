@@ -23,7 +23,15 @@ from ..step_tree import StepTree
 from .build import Dropped, Recipe, build_dataset, count_labels
 from .build_config import BuildConfig
 from .build_report import BuildReport
-from .consensus import JudgedNodeFiles, JudgedTree, compare_solutions, describe_consensus, keep_solutions, read_judges
+from .consensus import (
+    CONFUSION,
+    JudgedNodeFiles,
+    JudgedTree,
+    compare_solutions,
+    describe_consensus,
+    keep_solutions,
+    read_judges,
+)
 from .export_config import ExportConfig
 from .output import claimed_output
 from .problems import problem_split
@@ -424,7 +432,7 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 def _warnings(report: dict[str, Any], config: ExportConfig) -> list[str]:
-    """Return warnings about an export of solutions, based on its counts."""
+    """Return warnings about an export of solutions, or about a consensus, based on its counts."""
     warnings = []
     unjudged, repeated = (report["notes"].get(name) for name in ("solutions_with_unjudged_steps", "repeated_problems"))
     if config.min_mc_score > 0 and unjudged:
@@ -443,5 +451,13 @@ def _warnings(report: dict[str, Any], config: ExportConfig) -> list[str]:
         warnings.append(
             f"{repeated} problems have several trees. max_solutions and the removal of duplicates apply per tree, so these problems may "
             "have duplicate rows and more rows than max_solutions."
+        )
+    confusion = {name: report["notes"].get(f"consensus_{name}", 0) for name in CONFUSION}
+    missed, compared = confusion["mc_none_judge_error"] + confusion["mc_error_judge_earlier"], sum(confusion.values())
+    if 4 * missed > compared:
+        warnings.append(
+            f"in {missed:,} of {compared:,} compared solutions, the judge names a wrong step whose MC score is above threshold="
+            f"{config.threshold:g}. Policies reach the right answer from wrong steps that they correct. If these steps should count as "
+            "wrong, raise --threshold, such as to 0.5. Otherwise, check some verdicts of the judge."
         )
     return warnings
