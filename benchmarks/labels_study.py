@@ -674,7 +674,14 @@ def collect(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         },
         "models": models,
         "baselines": baselines,
+        "outcome_share": fmean(share_of_solutions(folder, seed) for seed in args.seeds),
     }
+
+
+def share_of_solutions(folder: Path, seed: int) -> float:
+    """Return the tokens of solutions without rollouts, as a share of the tokens with rollouts, for the same problems."""
+    searched, whole = (sampled_tokens(folder / "runs" / f"{kind}-{seed}") for kind in ("mc", "whole"))
+    return sum(whole[problem] for problem in searched) / sum(searched.values())
 
 
 def report(results: dict[str, Any], part: str) -> str:
@@ -699,7 +706,8 @@ def report(results: dict[str, Any], part: str) -> str:
         )
         + "."
     )
-    parts = [HEADINGS[part], *(introduction(results) if part == "labels" else OUTCOMES_INTRODUCTION), facts]
+    introductions = {"labels": introduce_labels, "outcomes": introduce_outcomes}
+    parts = [HEADINGS[part], *introductions[part](results), facts]
     parts += ["Mean over seeds (lowest to highest), in percent except for the numbers of problems and labels:"]
     parts += [main_table(results, part).markdown(), measured]
     parts += [f"![{'Labels' if part == 'labels' else 'Reward models'} and AUROC of first errors]({PICTURES[part]})"]
@@ -721,10 +729,10 @@ def report(results: dict[str, Any], part: str) -> str:
         + (" These are settled:" if settled else "")
     ]
     parts += ["\n".join(settled)] * bool(settled)
-    return "\n\n".join([*parts, READINGS[part].strip()] if READINGS[part].strip() else parts) + "\n"
+    return "\n\n".join(parts + [READINGS[part].strip()] * (arms == PARTS[part])) + "\n"
 
 
-def introduction(results: dict[str, Any]) -> list[str]:
+def introduce_labels(results: dict[str, Any]) -> list[str]:
     """Return what the section about labels compares, and the budgets."""
     budgets = results["budgets"]
 
@@ -753,12 +761,56 @@ def introduction(results: dict[str, Any]) -> list[str]:
     ]
 
 
-OUTCOMES_INTRODUCTION = [
-    "Reward models from outcomes alone, next to reward models from step labels of the same solutions, by `benchmarks/labels_study.py`, which has "
-    "the command and the design. ORM and implicit PRM only see whether the answer of each solution is right. All models start from the policy, "
-    "and are trained for the same number of steps with the same number of tokens.",
-]
-READINGS = {"labels": "", "outcomes": ""}
+def introduce_outcomes(results: dict[str, Any]) -> list[str]:
+    """Return what the section about outcomes compares."""
+    return [
+        "Reward models from outcomes alone, next to reward models from step labels of the same solutions, by `benchmarks/labels_study.py`, which has "
+        "the command and the design. ORM and implicit PRM only see whether the answer of each solution is right. Sampling only solutions costs "
+        f"{100 * results['outcome_share']:.0f} % of the tokens of solutions with rollouts. All models start from the policy, and are trained for the same "
+        "number of steps with the same number of tokens.",
+    ]
+
+
+READINGS = {  # about the full study
+    "labels": """
+How to read this:
+
+- Consensus with MC > 0.5 has the fewest wrong labels: 0.3 % instead of 6 % for Monte Carlo with the same threshold. It keeps two thirds of the
+  solutions. Compared with labels of the checker to the first error, no difference in first errors or best-of-N is settled.
+- At equal tokens, this does not settle that the filter helps. Compared with Monte Carlo labels of the same kind (MC > 0.5, to the first error), consensus
+  is 1 to 2 points better in first errors and best-of-N, and no difference is settled. Compared with soft Monte Carlo labels, best of 4 is 20 points
+  better and settled. In the means, most of this comes with the threshold and with leaving out the labels after the first error.
+- The threshold matters more than the judge here. The policy corrects many of its errors, so there is a right rollout after most first errors. MC > 0
+  calls them right: a fifth of its labels is wrong, and its reward models rank first errors above right steps. The consensus with MC > 0 keeps a quarter of
+  the solutions. This is better for first errors than MC > 0 alone, and its best of 16 is poor.
+- The judge alone is as good as consensus at equal tokens, with four times as many problems, although 12 % of its labels are wrong. The errors of these
+  judges are spread over many places, and a judge that is wrong in the same way everywhere would do more harm. This also assumes that a token of the judge
+  is as cheap as a token of the policy, and that 5 of 6 verdicts are right.
+- The lenient judge overlooks errors that the solution corrects. Its consensus has 2 % wrong labels instead of 0.3 %: MC > 0.5 finds most of the errors that it
+  overlooks. Its reward models are not worse.
+- Labels to the first error give a lower AUROC of all steps than labels of all steps: these models have never seen a label after an error.
+- Reward models from soft Monte Carlo and progress labels differ by up to 40 points between seeds, so most differences from them are open. The number of
+  training steps is small, and longer training may change the order.
+- A majority vote of 16 is better than every reward model here, and a majority vote of 4 is worse than the best ones. Wrong answers are spread over four values.
+
+Not tested: a language model as judge, other budgets, error rates and prices of the judge's tokens, and training to convergence.
+""",
+    "outcomes": """
+How to read this:
+
+- The implicit PRM finds first errors, although no step has a label. In best-of-N, its scores of steps are 25 points or more above ORM, and above PRM and HRM
+  with Monte Carlo labels, and these differences are settled. The differences in first errors are not settled, because the other models differ much between seeds.
+- Its labels cost less: only the solutions are sampled, and no rollouts.
+- Scores of prefixes are better for all steps, since the score of a step alone does not say whether an earlier step was wrong. For first errors and
+  best-of-N, the two kinds of scores are equal within their intervals.
+- Starting from the policy probably helps the implicit PRM most. It keeps the output layer of the policy, which has learned to write a correction after an error.
+  The other models learn a new head.
+- The ORM is trained on the last step only. At other steps, which it was not trained on, its AUROC of first errors is below 50 on average. No difference
+  of HRM and PRM is settled. HRM was scored with single steps.
+
+Not tested: other reference models, training to convergence, and problems that the policy cannot solve.
+""",
+}
 
 
 def over_seeds(values: Sequence[float], scale: float = 100, digits: int = 1) -> str:

@@ -1,12 +1,12 @@
 """
 Memory and time of long paths, as in thinking traces: a training step and scoring of one path of 2,000 to 32,000 tokens.
 
-    python benchmarks/long_paths.py --output outputs/long_paths.json --docs docs/long_paths.md
+    python benchmarks/long_paths.py --output outputs/long_paths.json --docs docs/thinking.md
 
 Each measurement is a process of its own, which reports its peak resident memory. The path is a problem with steps of about 64 tokens. Every
 eighth step begins with "Wait". The dataset has merged thoughts, so training also sees each of these steps merged with the thought before it.
 
-- `training`: two steps of HRMRewardTrainer with gradient checkpointing, batch size 1. Time is that of the second step.
+- `training`: two steps of HRMRewardTrainer with gradient checkpointing, batch size 1. The time is the duration of the second step.
 - `scoring`: StepScorer with spans 1 and thought.
 - `scoring 8`: 8 such paths in one call.
 

@@ -48,7 +48,9 @@ def test_an_empty_file_to_train_on(tmp_path):
 
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "train.jsonl").touch()
-    with pytest.raises(ValueError, match="^rows: the dataset cannot be read, because a file is empty. Remove the file.$"):
+    with pytest.raises(
+        ValueError, match="^rows: the dataset cannot be read, because a file is empty. Remove the file.$"
+    ):
         with naming_dataset("rows"):
             load_dataset(str(tmp_path / "rows"), cache_dir=str(tmp_path / "cache"))
 

@@ -78,9 +78,9 @@ _NAMES = {
     "StepScorer": "scoring.scorer",
     "StepSearchConfig": "scripts.step_search",
     "StepTree": "step_tree",
-    "ThinkingRule": "search.thinking",
     "table": "scripts.table",
     "TableConfig": "scripts.table",
+    "ThinkingRule": "search.thinking",
     "TrainingPlan": "trainer.plan",
     "TransformersEngine": "search.engines.transformers",
 }

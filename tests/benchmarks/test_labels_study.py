@@ -115,6 +115,19 @@ class TestWrongLabels:
         found = json.loads(output.read_text())
         assert (found["kept"], found["wrong"], found["labels"]) == (0.5, 0.0, 5)
 
+    def test_to_the_first_error(self, study, tmp_path):
+        """The right branch keeps its labels, the wrong one loses those after b. A step without a label is no error."""
+        rows = [
+            {"prompt": PROBLEM, "completions": RIGHT, "labels": [1, None, 1, 0.5, 0]},
+            {"prompt": PROBLEM, "completions": UNCORRECTED, "labels": [1, 0, 1, 0, 1]},
+        ]
+        before = self.build(study, tmp_path, rows)
+        study.keep_to_first_error(before, str(tmp_path / "first"))
+        (old,), (new,) = map(study.read_dataset, (before, tmp_path / "first"))
+        assert old.labels == [1, None, 1, 0.5, 0, 0, 1, 0, 1]
+        assert new.labels == [1, None, 1, 0.5, 0, 0, None, None, None]
+        assert (new.prompt, new.completions, new.parents) == (old.prompt, old.completions, old.parents)
+
     def test_checker(self, study, tmp_path):
         rows = [{"prompt": PROBLEM, "completions": CORRECTED, "labels": [None, 0, None, None, None, None]}]
         study.check_steps(self.build(study, tmp_path, rows), str(tmp_path / "checked.jsonl"))
@@ -128,8 +141,7 @@ def planted(study, part: str) -> dict:
     rng = random.Random(0)
     models = {
         name: {
-            measure: [0.5 + 0.1 * (name == best) + 0.001 * rng.random() for _ in range(3)]
-            for measure in study.MEASURES
+            measure: [0.5 + 0.1 * (name == best) + 0.01 * rng.random() for _ in range(3)] for measure in study.MEASURES
         }
         for name in study.PARTS[part]
     }
@@ -142,6 +154,7 @@ def planted(study, part: str) -> dict:
         "labels": {arm.dataset: [labels] * 3 for arm in study.PARTS[part].values()},
         "budgets": {name: [budget] * 3 for name in study.BELIEFS},
         "baselines": {f"{way}_{n}": 0.75 for way in ("majority_vote", "pass_at_n") for n in study.SIZES},
+        "outcome_share": 0.125,
         "settings": vars(study.make_parser().parse_args([])),
         "date": "2026-01-01",
         "minutes": 1.0,
@@ -165,7 +178,7 @@ class TestReport:
             assert f"- {titles[0]} − {titles[1]}, {measure}: above 0" in section
         rows = [line for line in section.splitlines() if line.startswith(f"| {titles[0]} |")]
         mean = sum(results["models"][best]["auroc"]) / 3
-        assert f"{100 * mean:.1f} (" in rows[0]
+        assert f" {100 * mean:.1f} (" in rows[0]
 
     @pytest.mark.parametrize("part", ["labels", "outcomes"])
     def test_two_seeds_settle_nothing(self, study, part):
@@ -199,6 +212,31 @@ def test_the_sections_are_kept(scripts):
     assert set(study.HEADINGS.values()) <= {f"## {title}" for title in evidence.KEPT}
 
 
+def test_numbers_of_the_labels_page(scripts):
+    """Each row of the tables of `docs/labels.md` has the means of a row of `docs/evidence.md`, in the same order."""
+    docs = Path(__file__).parents[2] / "docs"
+    page, evidence = ((docs / name).read_text("utf-8") for name in ("labels.md", "evidence.md"))
+    measured = page.partition("## Measured here")[2].partition("## Human labels")[0]
+    rows = [means_of(line) for line in measured.splitlines() if line.startswith("| ")]
+    sections = "".join(evidence.partition(heading)[2].partition("## ")[0] for heading in scripts[0].HEADINGS.values())
+    known = [means_of(line) for line in sections.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if row]
+    assert len(rows) == 16
+    for row in rows:
+        assert any(is_part(row, other) for other in known), row
+
+
+def means_of(line: str) -> list[str]:
+    """The first number of each cell of a row, except for the title."""
+    cells = [cell.strip().split(" ")[0] for cell in line.split("|")[2:-1]]
+    return [cell for cell in cells if cell.replace(".", "").isdigit()]
+
+
+def is_part(row: list[str], other: list[str]) -> bool:
+    rest = iter(other)
+    return all(number in rest for number in row)
+
+
 @pytest.fixture(scope="module")
 def short(study, tmp_path_factory):
     """A short run: one seed and the kinds of arms. Returns its results and its folder."""
@@ -206,7 +244,16 @@ def short(study, tmp_path_factory):
     docs = folder / "docs"
     (docs / "images").mkdir(parents=True)
     (docs / "evidence.md").write_text("# Evidence\n\n## What would need a GPU\n\nMuch.\n", encoding="utf-8")
-    arms = ["mc-soft", "consensus-weighted", "judge", "progress", "orm", "implicit-prefix", "hrm-checker"]
+    arms = [
+        "mc-soft",
+        "mc-half-first",
+        "consensus-weighted",
+        "judge",
+        "progress",
+        "orm",
+        "implicit-prefix",
+        "hrm-checker",
+    ]
     sizes = {"num_problems": 40, "num_whole": 130, "num_test": 20, "num_held_out": 30}
     sizes |= {"policy_steps": 300, "reward_steps": 8}
     options = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]

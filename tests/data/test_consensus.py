@@ -454,6 +454,12 @@ def test_runs_with_the_same_problems(tmp_path):
     assert len({judge["verdicts"] for judge in facts["judges"].values()}) == 2
     assert report["warnings"] == []
     for name in trees:
+        manifest = {"identity": {"judge": "one"}, "template": {"name": name}}
+        write_json(tmp_path / name / "judges" / "judge" / "manifest.json", manifest)
+    _, report = build(tmp_path, tmp_path / "one", tmp_path / "two")
+    assert [judge["template"] for judge in report["facts"]["consensus"]["judges"].values()] == ["one", "two"]
+    assert "or with different templates" in report["warnings"][0]
+    for name in trees:
         write_json(tmp_path / name / "judges" / "judge" / "manifest.json", {"identity": {"judge": name}})
     _, report = build(tmp_path, tmp_path / "one", tmp_path / "two")
     assert report["facts"]["consensus"]["judges"][str(tmp_path / "one")]["identity"] == {"judge": "one"}

@@ -203,6 +203,34 @@ def test_rows_without_scores_are_refused():
     assert hrm_view(replace(tree, extra={})).labels == [0.75, 0.5, 0.5]
 
 
+def test_rows_of_two_runs(tmp_path):
+    """The mean of two labels has no scores that a merged step could be compared by. Equal rows have."""
+
+    def row(label, scores):
+        return {
+            "prompt": "p",
+            "completions": ["a", "b"],
+            "labels": [0.5, label],
+            "parents": [-1, 0],
+            "mc_scores": scores,
+            "prompt_mc_score": 0.5,
+            "label_kind": "progress",
+        }
+
+    rows = [row(0.75, [0.5, 1.0]), row(0.25, [0.5, 0.0])]
+    options = {"view": "hrm", "test_size": 0, "num_proc": 1}
+    for name, given in (("equal", [rows[0], rows[0]]), ("different", rows)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in given))
+    equal = BuildStepwiseConfig(inputs=str(tmp_path / "equal.jsonl"), output_dir=str(tmp_path / "equal"), **options)
+    assert build_stepwise(equal)["labels"]["train"]["merged"] == {"0.75": 1}
+    other = BuildStepwiseConfig(
+        inputs=str(tmp_path / "different.jsonl"), output_dir=str(tmp_path / "other"), **options
+    )
+    with pytest.raises(ValueError, match="different labels of the kind 'progress'"):
+        build_stepwise(other)
+    assert not (tmp_path / "other").exists()
+
+
 def test_with_compression():
     """A step that compression merges with its parent is compared with the grandparent."""
     rng = random.Random(2)

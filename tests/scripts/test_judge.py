@@ -158,7 +158,7 @@ def test_summary_and_text(run, engine):
 @pytest.mark.parametrize(
     ("template", "script"),
     [("instruct", instruct), ("genprm", genprm), ("thinkprm", thinkprm)],
-    ids=lambda one: str(one),
+    ids=["instruct", "genprm", "thinkprm"],
 )
 def test_other_templates(tmp_path, engine, template, script):
     """Labels of step prompts are mean scores, and votes are the first no of each response."""
@@ -479,6 +479,21 @@ def test_a_run_that_has_grown(run, tmp_path, engine):
     judged(fresh)
     for name in ("verdicts.jsonl", "summary.json"):
         assert (grown / "judges" / "judge" / name).read_bytes() == (fresh / "judges" / "judge" / name).read_bytes()
+
+
+def test_a_run_that_has_changed(run, tmp_path, engine):
+    """The consensus says what to do, and it helps."""
+    engine(coin_judge(0, 0))
+    judged(run)
+    changed = make_run(tmp_path / "changed", num_problems=3)
+    shutil.copytree(run / "judges", changed / "judges")
+    options = {"inputs": [str(changed)], "consensus": True, "test_size": 0.0, "num_proc": 1}
+    with pytest.raises(ValueError, match="'p003' has verdicts, but is not in the run.*Run `trl-hrm judge` again"):
+        export(ExportConfig(output_dir=str(tmp_path / "a"), **options))
+    report, _ = judged(changed)
+    assert report.cost["reused_samples"] == report.cost["samples"]
+    facts = export(ExportConfig(output_dir=str(tmp_path / "b"), **options))["facts"]["consensus"]
+    assert facts["solutions"] > facts["not_compared"]["without_verdict"] >= 0
 
 
 def test_shards_of_a_run_that_has_grown(run, tmp_path, engine):

@@ -331,3 +331,11 @@ class TestEvaluation:
         output = trainer.predict(rows_of(chains[:4]))
         assert output.metrics["test_loss"] == pytest.approx(first, abs=1e-5)
         assert output.predictions.ndim == 3 and output.label_ids.ndim == 2
+
+
+@pytest.mark.parametrize("column", ["label_weights", "other"])
+def test_unused_weights_give_a_warning(tmp_path, chains, caplog, column):
+    rows = rows_of(chains)
+    rows = rows.add_column(column, [[1.0] * len(labels) for labels in rows["labels"]])
+    make_prm_trainer(tmp_path, rows)
+    assert ("`label_weights`, which `PRMTrainer` does not use" in caplog.text) == (column == "label_weights")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..io import write_json
 from ..processes import Workers
 from ..search.prompts import Prompt
+from ..search.values import RELATIVE_LABELS
 from ..step_tree import StepTree
 from .build_config import BuildConfig
 from .build_report import BuildReport, count_row, dump_counts, load_counts, nest_counts
@@ -381,6 +382,11 @@ def _write_groups(batch: dict[str, Any], part: int, worker: _Worker) -> dict[str
             where, record = next(records)
             chains += worker.recipe.trees(record, where, Counter())
         tree, contradictions = StepTree.from_chains(chains)
+        if contradictions and worker.config.view == "hrm" and tree.extra.get("label_kind") in RELATIVE_LABELS:
+            raise ValueError(
+                f"{where}: the rows of this problem have different labels of the kind {tree.extra['label_kind']!r} for the same step, so "
+                "the label of a merged step is unknown. Build each run on its own, or use another view."
+            )
         notes = Counter(joined_records=size - 1, contradicting_labels=contradictions)
         trees += worker.rows(tree, notes)
         for note, count in notes.items():

@@ -77,8 +77,10 @@ class CandidatesConfig(SegmentationConfig):
     keep_thinking: bool | None = field(
         default=None,
         metadata={
+            "nargs": "?",  # `--keep_thinking` alone means true
+            "const": True,
             "help": "Keep the thinking of a reasoning model. By default, it is removed before candidates are scored, except with "
-            "--segmentation thinking, which always keeps it."
+            "--segmentation thinking, which always keeps it.",
         },
     )
 

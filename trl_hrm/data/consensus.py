@@ -81,7 +81,7 @@ class JudgedNodeFiles(NodeFiles):
                 if verdict.node_ids in found[verdict.problem_id]:
                     raise ValueError(
                         f"{where}: found two verdicts for the same solution of problem {shown(verdict.problem_id)}, expected one. "
-                        f"Delete {where.parent} and run `trl-hrm judge {run}` again."
+                        f"Run `trl-hrm judge {run}` again to write the file."
                     )
                 found[verdict.problem_id][verdict.node_ids] = verdict
             if not found:
@@ -277,8 +277,8 @@ def keep_solutions(
 
 def read_judges(runs: Sequence[str], judge_name: str) -> dict[str, dict[str, Any]]:
     """
-    Return the digest of the verdicts on each run and, if the folder of the judge has a manifest, the identity and the engine of the
-    judge.
+    Return the digest of the verdicts on each run and, if the folder of the judge has a manifest, the identity, the engine and the
+    name of the template of the judge.
 
     Args:
         runs (`Sequence[str]`):
@@ -292,6 +292,8 @@ def read_judges(runs: Sequence[str], judge_name: str) -> dict[str, dict[str, Any
         manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
         judges[run] = {"verdicts": digest_of_files([folder / VERDICTS])}
         judges[run] |= {name: manifest[name] for name in ("identity", "engine") if name in manifest}
+        if "template" in manifest:
+            judges[run]["template"] = manifest["template"]["name"]
     return judges
 
 
@@ -347,6 +349,6 @@ def describe_consensus(notes: Mapping[str, int], config: ExportConfig, judges: M
 
 def _stale(what: str) -> str:
     return (
-        f"{what}. The run has changed since it was judged, or the verdicts are from another run. Delete the folder of the judge and run "
-        "`trl-hrm judge` again."
+        f"{what}. The run has changed since it was judged, or the verdicts are from another run. Run `trl-hrm judge` again. It "
+        "samples only what is new."
     )

@@ -80,7 +80,10 @@ BARE_PROMPTS = (
     "`prompt` is the bare problem in all rows, because {}. If the policy was given a different prompt, training uses another prompt "
     "than sampling."
 )
-DIFFERENT_JUDGES = "the runs were judged by different models, so the agreement mixes them. Export the runs separately to compare the judges."
+DIFFERENT_JUDGES = (
+    "the runs were judged by different models or with different templates, so the agreement mixes them. Export the runs separately to "
+    "compare the judges."
+)
 
 
 def export(config: ExportConfig) -> BuildReport:
@@ -167,7 +170,7 @@ def _run_recipe(config: ExportConfig) -> Recipe:
         if config.consensus and not run["shards_missing"]:
             source.check_problems(name)
     judges = read_judges(list(runs), config.judge_name) if config.consensus else {}
-    different = {json.dumps(judge.get("identity"), sort_keys=True) for judge in judges.values()}
+    different = {json.dumps([one.get("identity"), one.get("template")], sort_keys=True) for one in judges.values()}
     unreadable = read_unreadable_references([name for name in config.inputs if name not in folders])
     prompt, doubts = _common_prompt(config.inputs, runs) if config.view == "sft" else (None, [])
     return Recipe(

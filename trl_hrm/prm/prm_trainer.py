@@ -281,6 +281,11 @@ class PRMTrainer(StepTrainer):
             )
         if not len(dataset):
             raise ValueError(f"{name} has no rows. It must have at least one labelled step.")
+        if name == "train_dataset" and "label_weights" in dataset.column_names:
+            logger.warning(
+                f"{name} has the column `label_weights`, which `PRMTrainer` does not use. To weight the loss of each step by it, use "
+                "`HRMRewardTrainer` with `label_weighting='column'`."
+            )
         with global_then_local_main_first():
             rows = dataset
             if "input_ids" not in dataset.column_names:

@@ -151,8 +151,10 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
     keep_thinking: bool | None = field(
         default=None,
         metadata={
+            "nargs": "?",  # `--keep_thinking` alone means true
+            "const": True,
             "help": "Keep the thinking of a reasoning model. By default, it is removed before candidates are scored, except with "
-            "--segmentation thinking, which always keeps it."
+            "--segmentation thinking, which always keeps it.",
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace existing results, also partial ones."})

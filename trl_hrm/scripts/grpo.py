@@ -139,8 +139,10 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
     keep_thinking: bool | None = field(
         default=None,
         metadata={
+            "nargs": "?",  # `--keep_thinking` alone means true
+            "const": True,
             "help": "Score the thinking of a reasoning model like the rest of the completion (default: only with --segmentation "
-            "thinking)."
+            "thinking).",
         },
     )
     guard_reward: float = field(default=0.0, metadata={"help": "Reward of a completion that a guard rejects."})

@@ -218,7 +218,7 @@ def mark_pattern(marks: tuple[str, ...]) -> re.Pattern:
     Return a pattern that matches a mark, ignoring case.
 
     Raises:
-        `ValueError`: If there are no marks, or a mark is blank.
+        `ValueError`: If `marks` is empty, or a mark is blank.
     """
     if not marks or not all(isinstance(mark, str) and mark.strip() for mark in marks):
         raise ValueError(
