@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from trl_hrm import ImplicitPRMConfig, StepFormat, StepScorer, StepTree
-from trl_hrm.trainer import hrm_reward_trainer
+from trl_hrm.trainer import hrm_reward_trainer, implicit_prm_trainer
 from trl_hrm.trainer.reference import AdapterOff, FrozenReference
 
 from ..helpers import dataset_of, make_trainer, random_tree, save_checkpoint, tiny_model, tiny_tokenizer, weights_of
@@ -259,6 +259,19 @@ def test_a_folder_with_an_earlier_adapter_has_the_model(tmp_path, trees, models)
         for path in (folder, trained(tmp_path / "alone", trees, models[0]))
     ]
     assert scores[0] == scores[1]
+
+
+def test_the_commit_of_a_reference_on_the_hub_is_saved(tmp_path, trees, models, monkeypatch):
+    """A branch such as `main` may get other weights, which scoring would refuse."""
+
+    def load(name, **kwargs):
+        model = AutoModelForCausalLM.from_pretrained(name)
+        model.config._commit_hash = "c" * 40
+        return model
+
+    monkeypatch.setattr(implicit_prm_trainer, "load_policy", load)
+    step_format = implicit_trainer(tmp_path, trees, models[0]).step_format
+    assert (step_format.reference_model, step_format.reference_revision) == (models[0], "c" * 40)
 
 
 def test_training_further_keeps_the_reference(tmp_path, trees, models):
