@@ -557,6 +557,8 @@ FAULTS = {
     "half a loss": ((*GAP, "low"), None, "has some of `loss`, `from_n`, `low` and `high`, expected all or none"),
     "no gap and no reason": ((*GAP, "gap"), None, "has no `gap`, `best_n` or `loss`, and no reason why it is `undecided`"),
     "an unknown estimate": (("estimate", "method"), "guess", "`estimate.method` is 'guess'"),
+    "an estimate without numbers": (("estimate",), {"method": "subsets"}, "`estimate` has no `min_candidates`"),
+    "an estimate without a method": (("estimate",), {"num_draws": 2}, "`estimate` has no `method`"),
     "a negative count": (("counts", "not_graded"), -1, "`counts.not_graded` is -1"),
     "a share above 1": (("calibration", "bins", 0, "share_right"), 2, r"`calibration.bins\[0\].share_right` is 2"),
     "an unknown key": (("colour",), "red", "`colour` is not a known key"),

@@ -263,6 +263,11 @@ def check_values(values: dict[str, Any], path: Path) -> None:
         for point in points:
             if not point["low"] - 1e-9 <= point["accuracy"] <= point["high"] + 1e-9:
                 raise ValueError(f"{where} has an accuracy outside of its interval at N = {point['n']}. {REMEDY}")
+    estimate = values.get("estimate", {})
+    for key in ("method", "min_candidates", "max_candidates"):
+        # empty in files of earlier versions
+        if estimate and key not in estimate and (key == "method" or estimate["method"] == "subsets"):
+            raise ValueError(f"{path}: `estimate` has no `{key}`. {REMEDY}")
     for i, one in enumerate(values.get("calibration", {}).get("bins", ())):
         if one["count"] and None in (one["mean_score"], one["share_right"]):
             raise ValueError(
