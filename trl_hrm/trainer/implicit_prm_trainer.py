@@ -173,7 +173,9 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
             kwargs["device_map"] = None  # distributed training requires it ("auto" fails)
         reference = load_policy(name, **kwargs)
         check_reference(reference, name, self.model, self.processing_class, revision, args.trust_remote_code)
-        if commit := getattr(reference.config, "_commit_hash", None):  # of a Hub repository, whose branch may get other weights
+        if commit := getattr(
+            reference.config, "_commit_hash", None
+        ):  # of a Hub repository, whose branch may get other weights
             self.step_format = replace(self.step_format, reference_revision=commit)
         if args.shared_prefix:
             check_attention(reference.config._attn_implementation)
