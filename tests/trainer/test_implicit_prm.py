@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from trl_hrm import ImplicitPRMConfig, StepFormat, StepScorer, StepTree
-from trl_hrm.trainer import hrm_reward_trainer
+from trl_hrm.trainer import hrm_reward_trainer, implicit_prm_trainer
 from trl_hrm.trainer.reference import AdapterOff, FrozenReference
 
 from ..helpers import dataset_of, make_trainer, random_tree, save_checkpoint, tiny_model, tiny_tokenizer, weights_of
@@ -243,6 +243,37 @@ def test_a_checkpoint_names_its_reference(tmp_path, trees, models):
     assert "beta" not in json.loads(StepFormat().to_json())  # files of other heads are as before
 
 
+def test_the_reference_is_not_replaced(tmp_path, trees, models):
+    """After the training, the folder would have other weights, and no score could be computed."""
+    for model, settings in ((models[0], {}), (models[0], {"ref_model": models[1]})):
+        with pytest.raises(FileExistsError, match="folder of the reference model"):
+            implicit_trainer(settings.get("ref_model", model), trees, model, **settings)
+
+
+def test_a_folder_with_an_earlier_adapter_has_the_model(tmp_path, trees, models):
+    """A folder with the configuration of an adapter is loaded as this adapter."""
+    trained(tmp_path, trees, models[0], peft_config=LoraConfig(r=2, task_type="CAUSAL_LM"))
+    folder = trained(tmp_path, trees, models[0])
+    scores = [
+        StepScorer.from_pretrained(path).score_trees(trees)
+        for path in (folder, trained(tmp_path / "alone", trees, models[0]))
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_the_commit_of_a_reference_on_the_hub_is_saved(tmp_path, trees, models, monkeypatch):
+    """A branch such as `main` may get other weights, which scoring would refuse."""
+
+    def load(name, **kwargs):
+        model = AutoModelForCausalLM.from_pretrained(name)
+        model.config._commit_hash = "c" * 40
+        return model
+
+    monkeypatch.setattr(implicit_prm_trainer, "load_policy", load)
+    step_format = implicit_trainer(tmp_path, trees, models[0]).step_format
+    assert (step_format.reference_model, step_format.reference_revision) == (models[0], "c" * 40)
+
+
 def test_training_further_keeps_the_reference(tmp_path, trees, models):
     """With the checkpoint itself as its reference, the rewards learned before would be lost."""
     folder = trained(tmp_path, trees, models[0], ref_model=models[1])
@@ -251,6 +282,8 @@ def test_training_further_keeps_the_reference(tmp_path, trees, models):
     assert trainer.evaluate()["eval_loss"] != pytest.approx(0.6931, abs=0.01)
     with pytest.raises(ValueError, match="ImplicitPRMTrainer"):
         make_trainer(tmp_path / "hrm", trees, folder)
+    with pytest.raises(ValueError, match="without an adapter, or train an adapter of"):
+        implicit_trainer(tmp_path / "more", trees, folder, peft_config=LoraConfig(r=2, task_type="CAUSAL_LM"))
 
 
 def test_resume_is_exact_and_refuses_another_reference(tmp_path, trees, models):

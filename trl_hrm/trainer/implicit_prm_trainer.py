@@ -81,6 +81,7 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
             See [`HRMRewardTrainer`].
 
     Raises:
+        `FileExistsError`: If `args.output_dir` is the folder of the reference model.
         `FileNotFoundError`: If the reference model does not exist.
         `ValueError`: If the dataset, the model, the reference model, the tokenizer or the attention implementation is not
         supported.
@@ -126,6 +127,11 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
                     "You passed `ref_model`, but the model has an adapter: the reference is the model with the adapter disabled. Remove "
                     "`ref_model`, or train without an adapter."
                 )
+            if name is not None and not is_peft_model(loaded):
+                raise ValueError(
+                    f"The model was trained with the reference model {name}. With a new adapter, the reference would be the model itself, and "
+                    f"the rewards that it has learned would be lost. Train it without an adapter, or train an adapter of {name}."
+                )
             name, ref_revision = get_config_model_id(base), revision
             if is_peft_model(loaded):
                 adapter = loaded.peft_config[loaded.active_adapter]
@@ -143,6 +149,11 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
         if find_adapter_config_file(name, revision=ref_revision) is not None:
             raise ValueError(
                 f"The reference model {name} is an adapter. Merge it into its base model, and set `ref_model` to the merged model."
+            )
+        if Path(name).is_dir() and Path(args.output_dir).is_dir() and Path(name).samefile(args.output_dir):
+            raise FileExistsError(
+                f"{args.output_dir} is also the folder of the reference model, which would be replaced. Scoring needs it. Choose another "
+                "`output_dir`."
             )
         step_format = replace(step_format, reference_model=name, reference_revision=ref_revision)
         return loaded, revision, step_format, has_new_head
@@ -162,6 +173,10 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
             kwargs["device_map"] = None  # distributed training requires it ("auto" fails)
         reference = load_policy(name, **kwargs)
         check_reference(reference, name, self.model, self.processing_class, revision, args.trust_remote_code)
+        if commit := getattr(
+            reference.config, "_commit_hash", None
+        ):  # of a Hub repository, whose branch may get other weights
+            self.step_format = replace(self.step_format, reference_revision=commit)
         if args.shared_prefix:
             check_attention(reference.config._attn_implementation)
             use_tree_attention(reference, args.device)

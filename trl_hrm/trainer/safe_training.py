@@ -236,6 +236,10 @@ class SafeTrainingMixin:
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         self._check_weights()
+        if self.args.should_save and not is_peft_model(self.model):
+            # The adapter of an earlier training in this folder. It would be loaded instead of the model
+            for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
+                Path(output_dir or self.args.output_dir, name).unlink(missing_ok=True)
         super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model, trial) -> None:
