@@ -109,7 +109,8 @@ def digest_of_checkpoint_weights(path_or_repo: str, revision: str | None = None)
     is_local = folder.is_dir()
     if not is_local:
         folder = Path(cached_file(path_or_repo, "config.json", revision=revision)).parent
-    for pattern in CHECKPOINT_FILES["weights"]:  # a repository may have its weights in several formats
+    # A repository may have its weights in several formats, of which the Hub's cache has only the one that transformers loads
+    for pattern in ("model*.safetensors", *CHECKPOINT_FILES["weights"]):
         if files := [path for path in folder.glob(pattern) if path.is_file()]:
             return digest_of_files(files)
     if is_local:

@@ -169,6 +169,12 @@ class TestReference:
             with pytest.raises(ValueError, match=f"{weights}.*damaged"):
                 call(str(checkpoint), reference_model=str(tmp_path / "reference"))
 
+    def test_a_clone_with_weights_in_another_format(self, checkpoint, tmp_path):
+        """The cache of the Hub does not have such files, because transformers does not load them."""
+        clone = shutil.copytree(checkpoint.parent / "reference", tmp_path / "clone")
+        (clone / "consolidated.safetensors").write_bytes(b"other")
+        StepScorer.from_pretrained(str(checkpoint), reference_model=str(clone))
+
     def test_unnamed(self, checkpoint, tmp_path):
         with pytest.raises(ValueError, match="no name of the reference"):
             StepScorer.from_pretrained(copy_of(checkpoint, tmp_path / "x", reference_model=None))

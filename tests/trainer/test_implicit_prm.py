@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from trl_hrm import ImplicitPRMConfig, StepFormat, StepScorer, StepTree
 from trl_hrm.trainer import hrm_reward_trainer, implicit_prm_trainer
+from trl_hrm.trainer.hub_push import HubPushMixin
 from trl_hrm.trainer.reference import AdapterOff, FrozenReference
 
 from ..helpers import dataset_of, make_trainer, random_tree, save_checkpoint, tiny_model, tiny_tokenizer, weights_of
@@ -241,6 +242,14 @@ def test_a_checkpoint_names_its_reference(tmp_path, trees, models):
     assert (step_format.head, step_format.beta, step_format.score_span) == ("implicit", BETA, "prefix")
     assert step_format.reference_model == models[1] and len(step_format.reference_weights) == 16
     assert "beta" not in json.loads(StepFormat().to_json())  # files of other heads are as before
+
+
+def test_a_push_warns_of_a_local_reference(tmp_path, trees, models, monkeypatch, caplog):
+    pushed = []
+    monkeypatch.setattr(HubPushMixin, "push_to_hub", lambda self, *args, **kwargs: pushed.append((args, kwargs)))
+    implicit_trainer(tmp_path, trees, models[0]).push_to_hub("message", revision="next")
+    assert pushed == [(("message",), {"revision": "next"})]
+    assert f"The reference model is the local folder {models[0]}" in caplog.text
 
 
 def test_the_reference_is_not_replaced(tmp_path, trees, models):

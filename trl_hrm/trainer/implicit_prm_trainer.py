@@ -216,6 +216,15 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
             settings.pop(name)  # names. `reference_weights` is the content
         return settings
 
+    def push_to_hub(self, *args, **kwargs):
+        name = self.step_format.reference_model
+        if Path(name).is_dir():
+            logger.warning(
+                f"The reference model is the local folder {name}. Whoever loads the pushed model elsewhere must have the same weights "
+                "and pass them as `reference_model`. To avoid this, train from a model on the Hub."
+            )
+        return super().push_to_hub(*args, **kwargs)
+
     # Rewards
 
     def _step_logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
