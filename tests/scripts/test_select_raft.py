@@ -749,9 +749,11 @@ def test_options_of_the_reward_model(tmp_path, monkeypatch):
         output_dir="out",
         reward_model="model",
         step_format=tmp_path / "step_format.json",
+        reference_model="base",
         **{f"reward_model_{name}": value for name, value in given.items()},
     )
     config.load_scorer()
+    given["reference_model"] = "base"
     loaded.assert_called_once_with("model", step_format=StepFormat(step_separator="; "), **given)
 
 
