@@ -22,7 +22,7 @@ from .step_labels import solution_ends, unite_steps
 from .tree_files import NodeFiles
 
 
-# Columns about the labels of the input, which are not those of the judge. `hrm_view` would compute labels from some of them
+# Columns about the labels of the input, which describe other labels than the judge's. `hrm_view` would compute labels from some of them
 OF_LABELS = ("labels", "label_weights", "label_kind", "mc_scores", "prompt_mc_score", "estimator", "eta", "truncated")
 
 

@@ -215,7 +215,7 @@ _MODELS = {
     "reward_model_server": "reward models",
     "grader": "graders",
 }
-# What a run that continues another one has of its own
+# Settings that a run does not share with the run that it continues
 _OF_EACH_RUN = ("more_from", "search", "seed", "num_shards", "started_with", "versions")
 _UNRECORDED = "not recorded"
 
