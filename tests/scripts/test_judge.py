@@ -155,6 +155,16 @@ def test_summary_and_text(run, engine):
         assert words in text
 
 
+@pytest.mark.parametrize("answer", ["hm", "\\boxed{-1}"])
+def test_warning_about_unreadable_responses(run, engine, answer):
+    """A judge that does not follow the prompt costs tokens and gives no labels."""
+    engine(lambda prompt, rng: answer)
+    report, rows = judged(run, num_votes=2, max_solutions=1)
+    words = f"8 of 8 responses are unreadable. See their texts in {report.output_dir}/judgements-*.jsonl."
+    assert (words in str(report)) == (answer == "hm")
+    assert all(row["labels"] == [None if answer == "hm" else 1.0] * len(row["completions"]) for row in rows)
+
+
 @pytest.mark.parametrize(
     ("template", "script"),
     [("instruct", instruct), ("genprm", genprm), ("thinkprm", thinkprm)],

@@ -37,8 +37,8 @@ SIZES = ("num_votes", "max_solutions", "max_sequences", "max_tokens")
 @dataclass(kw_only=True)
 class JudgeConfig(EngineConfig, CandidatesConfig):
     r"""
-    Configuration of [`judge`]. It also has the fields of [`CandidatesConfig`] except `candidates`. They only apply to inputs that are not
-    runs.
+    Configuration of [`~scripts.judge.judge`]. It also has the fields of [`CandidatesConfig`] except `candidates`. They only apply to
+    inputs that are not runs.
 
     Args:
         input (`str`):
@@ -456,6 +456,12 @@ def judge_shard(config: JudgeConfig, shard: Shard, folder: Path, option: str) ->
     else:
         command = f"trl-hrm build-stepwise {shell_word(str(folder / VERDICTS))} --view hrm --output_dir DATASET"
     warnings = [*source_warnings(config), *solution_warnings(notes), *mixture_warnings(read_manifest(folder))]
+    unreadable = sum(summary["unreadable"].values())
+    if 2 * unreadable > summary["votes"]:
+        warnings.append(
+            f"{unreadable:,} of {summary['votes']:,} responses are unreadable. See their texts in {folder / 'judgements-*.jsonl'}. Raise "
+            "--max_response_tokens if they are cut off. Otherwise, use another judge, or a --template that fits it."
+        )
     return JudgeReport(folder, summary, cost, unfinished, command, warnings)
 
 
