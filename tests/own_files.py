@@ -74,6 +74,7 @@ FREE = {
     "num_tokens",
     "round",
     "sight",
+    "thinking_marks",
     "threshold",
     "unless",
 }

@@ -26,11 +26,11 @@ from trl_hrm.search.policy_config import PromptConfig
 from trl_hrm.search.run_folder import check_manifest, finish_shard, node_files
 from trl_hrm.search.scheduler import Scheduler, SchedulerConfig
 from trl_hrm.search.steps import BLANK, RULES, Cut, StepRule, cut_steps, cut_text, step_spans
-from trl_hrm.search.thinking import MARKS, ThinkingRule, begins_thought, thought_length
+from trl_hrm.search.thinking import MARKS, ThinkingRule, begins_thought, dropped_tag, thought_length
 from trl_hrm.search.tree import ROOT, Problem, SearchTree
 from trl_hrm.tiny_model import make_tokenizer
 
-from ..helpers import save_checkpoint
+from ..helpers import save_checkpoint, tiny_tokenizer
 from .scripted import FINAL, PROMPT, ExactGrader, make_problems, read_trees, run_scripted
 from .trees import inspection_of
 
@@ -533,6 +533,22 @@ def test_a_thinking_that_the_prompt_opens(tmp_path):
     tree = next(iter(read_trees(tmp_path).values()))
     assert tree.thinking == "opened"
     assert {node.parent for node in tree.nodes if node.role == "rollout"} == {ROOT}
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_tags_that_are_special_tokens(special):
+    """They are left out of sampled texts, so thinking would be split like the answer."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["[THINK]", "[/THINK]"], special_tokens=special)
+    assert dropped_tag(tokenizer) == ("[/THINK]" if special else None)
+    prompt = replace(PROMPT, rule="blank_line")
+    assert prompt.for_tokenizer(tokenizer) is prompt  # only steps in thinking need the tags
+    thinking = replace(PROMPT, rule="thinking")
+    if special:
+        with pytest.raises(ValueError, match=r"\[/THINK\] is a special token"):
+            thinking.for_tokenizer(tokenizer)
+    else:
+        assert thinking.for_tokenizer(tokenizer) is thinking
 
 
 def test_candidates_of_a_file(tmp_path):

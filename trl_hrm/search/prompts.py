@@ -13,6 +13,7 @@ from ..encoding import (
     render_chat,
 )
 from ..io import shown
+from .thinking import ThinkingRule, dropped_tag
 
 
 _ANSWER = """When you are done, write a line '# Answer', leave the next line empty, and give the final answer alone, without any \
@@ -108,8 +109,15 @@ class Prompt:
         (Gemma 2, Mistral 7B). Such templates fail for a system message, or ignore it.
 
         Raises:
-            `ValueError`: If the system message contains `{question}`, which would be replaced in the user message.
+            `ValueError`: If the system message contains `{question}`, which would be replaced in the user message, or a step rule for
+                thinking is used with a tokenizer that leaves thinking tags out of texts.
         """
+        if self.rule == ThinkingRule.name and (tag := dropped_tag(tokenizer)) is not None:
+            raise ValueError(
+                f"{tag} is a special token of the policy's tokenizer. Special tokens are left out of sampled texts, so "
+                "`segmentation='thinking'` would take thinking for the answer. Make it a normal token (`special` is false in "
+                "tokenizer.json and tokenizer_config.json), or use another segmentation."
+            )
         if self.system_prompt is None or not tokenizer.chat_template:
             return self
         check_chat_template(

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from ..grading.extraction import untagged_parts
 from ..io import shown
+from .engines.base import Tokenizer
 from .steps import BLANK, CLOSING, CODE, NO_SENTENCE_END, RULES, SENTENCE, Boundary, StepRule
 
 
@@ -265,3 +266,16 @@ def thought_length(steps: Sequence[str], marks: Sequence[str] | None = None, max
         if begins_thought(steps[-length], marks):
             break
     return length
+
+
+def dropped_tag(tokenizer: Tokenizer) -> str | None:
+    """
+    Return a thinking tag that is a special token of the tokenizer, or `None`. Special tokens are left out of sampled texts, so
+    thinking could not be told from the answer.
+    """
+    for tag in ("</think>", "</thinking>", "[/THINK]", "◁/think▷"):
+        ids = tokenizer.encode(tag, add_special_tokens=False)
+        texts = [tokenizer.decode(ids, skip_special_tokens=skip) for skip in (False, True)]
+        if tag in texts[0] and tag not in texts[1]:
+            return tag
+    return None
