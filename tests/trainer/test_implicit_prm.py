@@ -195,6 +195,8 @@ def test_outcomes_in_the_unpaired_preference_format(tmp_path, models):
     for column, value, message in (
         ("completion", " ", "at least one step"),
         ("prompt", [{"role": "assistant", "content": "x"}], "one user message"),
+        ("prompt", [3], "one user message"),
+        ("completion", [{"role": "assistant"}], "one assistant message"),
         ("label", 3, "true"),
     ):
         with pytest.raises(ValueError, match=f"row 0.*{message}"):

@@ -394,10 +394,9 @@ def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str, 
     texts = []
     for column, role in (("prompt", "user"), ("completion", "assistant")):
         value = row[column]
-        if isinstance(value, list):
-            contents = [message["content"] for message in value if message["role"] != "system"]
-            roles = [message["role"] for message in value if message["role"] != "system"]
-            value = contents[0] if roles == [role] else None
+        if isinstance(value, list) and all(isinstance(message, dict) for message in value):
+            messages = [message for message in value if message.get("role") != "system"]
+            value = messages[0].get("content") if [message.get("role") for message in messages] == [role] else None
         if not isinstance(value, str):
             raise ValueError(
                 f"{name} row {index}: `{column}` is {shown(row[column])}. It must be a string, or a conversation with one {role} message."
