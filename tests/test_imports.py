@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From bottom to top. Groups of a layer never import each other.
 LAYERS = [
     {"_compat"},
-    {"io", "processes", "published_formats"},
+    {"intervals", "io", "processes", "published_formats"},
     {"config", "encoding", "forest", "schema", "terminal"},
     {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages", "errors"},
     {"tree_attention", "losses", "kl", "heads", "step_metrics", "step_credit", "grading"},
@@ -26,7 +26,8 @@ LAYERS = [
     {"data"},
     {"evaluation", "rewards", "accuracy_reward"},
     {"token_steps"},
-    {"trainer"},
+    {"training"},
+    {"reasoning", "trainer"},
     {"prm", "metrics", "tiny_model"},
     {"command_parser"},
     {"scripts"},
