@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..evaluation.intervals import T_QUANTILES, difference_interval, mean_interval
+from ..intervals import T_QUANTILES, difference_interval, mean_interval
 from ..io import shown
 
 
@@ -316,8 +316,8 @@ def estimate(values: np.ndarray, *, is_difference: bool = False) -> Estimate:
 
     The two sources of variance are combined as in the method of variance estimates recovery (Zou and Donner, Statistics in Medicine 27,
     2008): the distance from the mean to a bound is \\(\sqrt{d_p^2 + d_s^2}\\). \\(d_p\\) is the distance of the score interval over
-    puzzles, computed on the mean over seeds of each puzzle ([`~evaluation.intervals.mean_interval`],
-    [`~evaluation.intervals.difference_interval`]). \\(d_s\\) is the half-width of the t interval over the means of the seeds.
+    puzzles, computed on the mean over seeds of each puzzle ([`~intervals.mean_interval`],
+    [`~intervals.difference_interval`]). \\(d_s\\) is the half-width of the t interval over the means of the seeds.
 
     Args:
         values (`np.ndarray`):
