@@ -302,12 +302,14 @@ class Estimate:
     high: float
     seeds: tuple[float, ...]
 
-    @property
-    def verdict(self) -> str:
-        """Whether a difference is above 0: `"holds"`, `"does not hold"`, or `"open"` if the interval contains 0 or seeds are too few."""
-        if len(self.seeds) < MIN_SEEDS or self.low <= 0 <= self.high:
+    def above(self, bound: float = 0.0) -> str:
+        """
+        Return whether a difference is above a bound: `"holds"`, `"does not hold"`, or `"open"` if the interval contains the bound or there
+        are fewer than `MIN_SEEDS` seeds.
+        """
+        if len(self.seeds) < MIN_SEEDS or self.low <= bound <= self.high:
             return "open"
-        return "holds" if self.low > 0 else "does not hold"
+        return "holds" if self.low > bound else "does not hold"
 
 
 def estimate(values: np.ndarray, *, is_difference: bool = False) -> Estimate:
