@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..evaluation.intervals import T_QUANTILES
+from ..intervals import T_QUANTILES
 from ..pages.numbers import percent
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..evaluation.intervals import T_QUANTILES, difference_interval, mean_interval
+from ..intervals import T_QUANTILES, difference_interval, mean_interval
 from ..io import shown
 
 
@@ -302,12 +302,14 @@ class Estimate:
     high: float
     seeds: tuple[float, ...]
 
-    @property
-    def verdict(self) -> str:
-        """Whether a difference is above 0: `"holds"`, `"does not hold"`, or `"open"` if the interval contains 0 or seeds are too few."""
-        if len(self.seeds) < MIN_SEEDS or self.low <= 0 <= self.high:
+    def above(self, bound: float = 0.0) -> str:
+        """
+        Return whether a difference is above a bound: `"holds"`, `"does not hold"`, or `"open"` if the interval contains the bound or there
+        are fewer than `MIN_SEEDS` seeds.
+        """
+        if len(self.seeds) < MIN_SEEDS or self.low <= bound <= self.high:
             return "open"
-        return "holds" if self.low > 0 else "does not hold"
+        return "holds" if self.low > bound else "does not hold"
 
 
 def estimate(values: np.ndarray, *, is_difference: bool = False) -> Estimate:
@@ -316,8 +318,8 @@ def estimate(values: np.ndarray, *, is_difference: bool = False) -> Estimate:
 
     The two sources of variance are combined as in the method of variance estimates recovery (Zou and Donner, Statistics in Medicine 27,
     2008): the distance from the mean to a bound is \\(\sqrt{d_p^2 + d_s^2}\\). \\(d_p\\) is the distance of the score interval over
-    puzzles, computed on the mean over seeds of each puzzle ([`~evaluation.intervals.mean_interval`],
-    [`~evaluation.intervals.difference_interval`]). \\(d_s\\) is the half-width of the t interval over the means of the seeds.
+    puzzles, computed on the mean over seeds of each puzzle ([`~intervals.mean_interval`],
+    [`~intervals.difference_interval`]). \\(d_s\\) is the half-width of the t interval over the means of the seeds.
 
     Args:
         values (`np.ndarray`):
