@@ -169,9 +169,10 @@ def format_results(results: Mapping[str, Any]) -> str:
         columns = [0, 1, 3, 4, 5, 6]
         short = Table([table.head[i] for i in columns], [[row[i] for i in columns] for row in table.rows])
         parts.append(f"After {words}, {num_test} test puzzles, {seeds}:\n\n{short.markdown(is_aligned=True)}")
-    few = groups_table(results, "few_blanks", "number of blanks")
-    short = Table(few.head, [[row[0], *(cell.partition(" (")[0] for cell in row[1:])] for row in few.rows])
-    parts.append(f"Known failure: boards with few blanks. Exact accuracy:\n\n{short.markdown(is_aligned=True)}")
+    if "few_blanks" in results["data"]["splits"]:
+        few = groups_table(results, "few_blanks", "number of blanks")
+        short = Table(few.head, [[row[0], *(cell.partition(" (")[0] for cell in row[1:])] for row in few.rows])
+        parts.append(f"Known failure: boards with few blanks. Exact accuracy:\n\n{short.markdown(is_aligned=True)}")
     lines = []
     for claim in claims_table(results):
         for verdict in claim["verdicts"]:
@@ -269,7 +270,7 @@ def render_report(results: Mapping[str, Any], pictures: Mapping[str, list[Pictur
             groups_table(results, "by_blanks", "number of blanks"),
             groups_table(results, "by_rating", "rating"),
         ],
-        few=groups_table(results, "few_blanks", "number of blanks"),
+        few=groups_table(results, "few_blanks", "number of blanks") if "few_blanks" in data["splits"] else None,
         claims=claims_table(results),
         papers=PAPERS,
         boards=boards,

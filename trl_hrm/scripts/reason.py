@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..config import COUNT, PROCESSES, SEED, Config
 from ..io import claimed_folder, read_json, shown, write_json
 from ..processes import num_cores
-from ..terminal import say
 
 
 if TYPE_CHECKING:
@@ -357,7 +356,7 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool, lock: str) -
 
 
 def _reason(config: ReasonConfig, folder: Path) -> str:
-    from ..reasoning.study import System, collect, measure_speed, run_jobs, train_run
+    from ..reasoning.study import System, collect, measure_speed, read_split, run_jobs, train_run
     from ..reasoning.study_report import format_results, versions_of, write_report
 
     systems = [System(name) for name in config.systems]  # refuses unknown names before any work
@@ -410,6 +409,7 @@ def _reason(config: ReasonConfig, folder: Path) -> str:
     # Every system with every seed. Evaluations after equal seconds, after equal steps, and along the way
     steps = {name: steps_in(name, config.seconds_per_run) for name in models}
     equal = min(steps.values())
+    has_few_blanks = read_split(data, "few_blanks") is not None
     plan: dict[str, Any] = {"seeds": config.seeds, "equal_steps": equal, "systems": {}}
     jobs = {}
     for name, model in models.items():
@@ -428,7 +428,7 @@ def _reason(config: ReasonConfig, folder: Path) -> str:
         evaluations = {
             "test-seconds": (steps[name], "test", 4 * segments),
             "test-steps": (equal, "test", segments),
-            "few_blanks": (steps[name], "few_blanks", segments),
+            **({"few_blanks": (steps[name], "few_blanks", segments)} if has_few_blanks else {}),
             **{f"validation-{step}": (step, "validation", segments) for step in points},
         }
         for seed in config.seeds:
@@ -476,7 +476,7 @@ def build_puzzles(config: ReasonConfig, folder: Path) -> Path:
         }
         if config.clues is not None:
             options["clues"] = config.clues
-        say(build_grid(BuildGridConfig(output_dir=str(data), overwrite=True, **options)))
+        build_grid(BuildGridConfig(output_dir=str(data), overwrite=True, **options))
     return data
 
 
@@ -493,6 +493,8 @@ def shared_settings(config: ReasonConfig, data: Path) -> dict[str, Any]:
     kinds = set()
     for split in SPLITS:
         rows = read_split(data, split)
+        if rows is None:
+            continue
         if not len(rows):
             raise ValueError(f"{data}: the split {split} has no rows. Build the dataset with more puzzles.")
         kinds |= set(zip(rows["family"], rows["height"], rows["width"], strict=True))
@@ -579,7 +581,7 @@ def describe_data(data: Path) -> dict[str, Any]:
         "family": first["family"],
         "height": first["height"],
         "width": first["width"],
-        "splits": {split: len(found) for split, found in rows.items()},
+        "splits": {split: len(found) for split, found in rows.items() if found is not None},
         "build": read_json(report) if report.exists() else None,
     }
 
