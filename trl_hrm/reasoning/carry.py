@@ -185,7 +185,9 @@ class Slots:
                 pair = self._transform(row, *pair, np.random.default_rng([self._seed, _ROW, slot, refill]))
             pairs.append(pair)
             rows.append(row)
-        puzzles, solutions = (torch.from_numpy(np.stack(arrays).astype(np.int64)) for arrays in zip(*pairs, strict=True))
+        puzzles, solutions = (
+            torch.from_numpy(np.stack(arrays).astype(np.int64)) for arrays in zip(*pairs, strict=True)
+        )
         where = torch.tensor(places, device=self._device)
         batch.puzzle[where] = puzzles.to(self._device)
         batch.labels[where] = solutions.masked_fill(solutions == 0, IGNORED).to(self._device)

@@ -115,7 +115,9 @@ class HRMReasoningConfig(ResumeConfig, BaseConfig):
     )
     atan2_bias_correction: Literal["outside", "inside"] = field(
         default="outside",
-        metadata={"help": "`bias_correction` of Adam-atan2: `outside` as in the CUDA kernel of the papers, or `inside`."},
+        metadata={
+            "help": "`bias_correction` of Adam-atan2: `outside` as in the CUDA kernel of the papers, or `inside`."
+        },
     )
     atan2_scale: float = field(default=1.0, metadata={"help": "`scale` of Adam-atan2."})
     puzzle_learning_rate: float | None = field(
@@ -160,8 +162,8 @@ class HRMReasoningConfig(ResumeConfig, BaseConfig):
         },
     )
     bf16: bool | None = field(default=False, metadata={"help": "Whether to use bfloat16 mixed precision."})
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Not supported: the backward pass only covers the last calls of a segment."}
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Not supported: the backward pass only covers the last calls of a segment."}
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Has no effect: the trainer reads the columns that it needs."}
@@ -202,13 +204,15 @@ class HRMReasoningConfig(ResumeConfig, BaseConfig):
                     f"`{name}` is epoch, but the slots do not use all rows equally often, so an epoch has no end. Use steps, with "
                     f"`{name.removesuffix('_strategy')}_steps`."
                 )
-        if self.gradient_checkpointing:
+        if self.gradient_checkpointing:  # or `activation_checkpointing`, which has replaced it
             raise ValueError(
                 "`gradient_checkpointing` is not supported, because the backward pass only covers the last calls of a segment. Remove it."
             )
         if self.fp16:
             raise ValueError("`fp16` is not supported. Use `bf16`, or float32.")
         if self.auto_find_batch_size:
-            raise ValueError("`auto_find_batch_size` is not supported, because the slots of a training have a fixed number. Remove it.")
+            raise ValueError(
+                "`auto_find_batch_size` is not supported, because the slots of a training have a fixed number. Remove it."
+            )
         if not self.ignore_data_skip or self.logging_nan_inf_filter:
             raise ValueError("`ignore_data_skip` must be true and `logging_nan_inf_filter` false. Remove them.")

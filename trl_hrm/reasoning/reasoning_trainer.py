@@ -84,7 +84,9 @@ class GridRows:
             `ValueError`: If there are no rows, a column is missing, or a row does not fit the model or contradicts another one.
         """
         if not isinstance(dataset, Dataset):
-            raise TypeError(f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset` with all rows.")
+            raise TypeError(
+                f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset` with all rows."
+            )
         if not len(dataset):
             raise ValueError(f"`{name}` has no rows. It must have at least one.")
         missing = [column for column in COLUMNS if column not in dataset.column_names]
@@ -112,7 +114,9 @@ class GridRows:
         puzzles, solutions = boards["puzzle"], boards["solution"]
         empty = np.flatnonzero(~solutions.any(1))
         if len(empty):
-            raise ValueError(f"`{name}`, row {empty[0]}: the solution has only padding cells, so there is nothing to learn.")
+            raise ValueError(
+                f"`{name}`, row {empty[0]}: the solution has only padding cells, so there is nothing to learn."
+            )
         if family == "sudoku":
             wrong, places = ((puzzles > BLANK) & (puzzles != solutions)).nonzero()
             if len(wrong):
@@ -158,7 +162,9 @@ def _boards(dataset: Dataset, column: str, config: HrmGridConfig, name: str) -> 
     for table in dataset.with_format("arrow").iter(batch_size=10_000):
         values = table[column].combine_chunks()
         if values.null_count or not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
-            raise ValueError(f"`{name}` has missing values or no lists in the column `{column}`. It must have a list of ids per row.")
+            raise ValueError(
+                f"`{name}` has missing values or no lists in the column `{column}`. It must have a list of ids per row."
+            )
         lengths = np.diff(values.offsets.to_numpy())
         wrong = np.flatnonzero(lengths != config.seq_len)
         if len(wrong):
@@ -269,14 +275,18 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         config, index = model.config, getattr(model, "puzzle_index", None) or {}
         self.rows = GridRows.read(train_dataset, config, index, "train_dataset")
         if config.num_puzzle_ids == 1 and any(train_dataset["puzzle_id"][:]):
-            logger.warning("`train_dataset` has puzzle ids, but the model has no embedding for them, so they are not used.")
+            logger.warning(
+                "`train_dataset` has puzzle ids, but the model has no embedding for them, so they are not used."
+            )
         if args.augment and set(self.rows.families) - {"sudoku", "maze"}:
             raise ValueError(
                 "`augment` is true, but only Sudoku puzzles and mazes can be augmented during training. Build the dataset with "
                 "augmented tasks instead (`trl-hrm build-grid`)."
             )
         if args.easier_share and set(self.rows.families) != {"sudoku"}:
-            raise ValueError(f"`easier_share` is {args.easier_share}, but only Sudoku puzzles can be made easier. Set it to 0.")
+            raise ValueError(
+                f"`easier_share` is {args.easier_share}, but only Sudoku puzzles can be made easier. Set it to 0."
+            )
         self._table = model.puzzle_emb.weight if config.puzzle_emb_dim else None
         if self._table is not None:
             # Its gradients would be as large as the table. `_keep_rows` keeps those of the rows in the batch
@@ -310,7 +320,9 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         if isinstance(model, str):
             model = HrmGridForSolving.from_pretrained(model)
         elif isinstance(model, HrmGridConfig):
-            names = sorted(set(train_dataset["puzzle_id"][:]) - {""}) if "puzzle_id" in train_dataset.column_names else []
+            names = (
+                sorted(set(train_dataset["puzzle_id"][:]) - {""}) if "puzzle_id" in train_dataset.column_names else []
+            )
             with_ids = names and model.num_puzzle_ids == 1 and model.puzzle_emb_dim
             if with_ids:
                 model = HrmGridConfig.from_dict(model.to_dict() | {"num_puzzle_ids": len(names) + 1})
@@ -441,9 +453,7 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         if q_continue is not None:
             with torch.no_grad():
                 after = model(input_ids=batch.puzzle, puzzle_ids=batch.puzzle_ids, z_H=out.z_H, z_L=out.z_L)
-            target = continue_target(
-                batch.steps, after.q_halt_logits, after.q_continue_logits, config.halt_max_steps
-            )
+            target = continue_target(batch.steps, after.q_halt_logits, after.q_continue_logits, config.halt_max_steps)
         losses = act_loss(out.logits, batch.labels, q_halt, q_continue, target, config.loss_type)
         self.slots.end(inputs["part"], out.z_H, out.z_L, halted)
         with torch.no_grad():
