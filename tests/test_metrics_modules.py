@@ -20,7 +20,7 @@ from trl_hrm.step_metrics import step_metrics
 
 
 METRICS = Path(trl_hrm.__file__).parent / "metrics"
-NAMES = ("best_of_n_accuracy", "process_bench_f1", "reward_hacking_gap", "step_accuracy")
+NAMES = ("best_of_n_accuracy", "grid_exact_match", "process_bench_f1", "reward_hacking_gap", "step_accuracy")
 
 ALONE = """
 import json, os, socket, sys
@@ -42,6 +42,7 @@ import evaluate
 pairs = {
     "step_accuracy": ([[0.9, 0.2]], [[1, 0]], {}),
     "process_bench_f1": ([[0.9, 0.2], [0.9]], [1, -1], {}),
+    "grid_exact_match": ([[2, 3]], [[2, 0]], {}),
     "best_of_n_accuracy": ([[0.2, 0.9]], [[False, True]], {"texts": [["a", "b"]]}),
     "reward_hacking_gap": ([[0.2, 0.9]], [[True, False]], {"texts": [["a", "b"]]}),
 }
@@ -97,6 +98,7 @@ def test_offline_and_nothing_outside_the_cache(tmp_path):
     found = report["found"]
     assert found["step_accuracy"]["accuracy"] == found["process_bench_f1"]["f1"] == 1
     assert found["best_of_n_accuracy"]["accuracy"] == [0.5, 1]
+    assert found["grid_exact_match"]["exact_match"] == 1
     assert found["reward_hacking_gap"]["gap"] == 0.5
     assert all(any(module.endswith(name) for module in report["modules"]) for name in NAMES)  # the copies ran
     assert len(report["written"]) > 8  # otherwise nothing was watched
