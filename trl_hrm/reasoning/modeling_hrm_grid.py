@@ -1,0 +1,329 @@
+"""The Hierarchical Reasoning Model for grids (HRM, arXiv 2506.21734), the Tiny Recursive Model (TRM, arXiv 2510.04871) and their controls."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+
+from .configuration_hrm_grid import HrmGridConfig
+from .losses import act_loss
+
+
+@dataclass
+class HrmGridOutput(ModelOutput):
+    """
+    Output of one segment of [`HrmGridForSolving`].
+
+    Args:
+        loss (`torch.Tensor`, *optional*):
+            Sum of the loss of cells and half the loss of the halting logit, averaged over the rows with labels. The loss of the logit
+            for continuing needs a further segment, so the trainer adds it.
+        logits (`torch.Tensor`):
+            Logits of the cells, of shape (B, L, V), in float32.
+        q_halt_logits (`torch.Tensor`):
+            Logits of "the answer is right", of shape (B,), in float32.
+        q_continue_logits (`torch.Tensor`):
+            Logits of continuing, of shape (B,), in float32. Not trained if `continue_head=False`.
+        z_H (`torch.Tensor`):
+            Slow state, of shape (B, prefix + L, d), without gradient: the input of the next segment.
+        z_L (`torch.Tensor`):
+            Fast state, of the same shape, or of shape (B, 0, d) if `hierarchy=False`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    q_halt_logits: torch.Tensor | None = None
+    q_continue_logits: torch.Tensor | None = None
+    z_H: torch.Tensor | None = None
+    z_L: torch.Tensor | None = None
+
+
+class HrmGridAttention(nn.Module):
+    """Self-attention between all positions, without causal mask and without biases."""
+
+    def __init__(self, config: HrmGridConfig):
+        super().__init__()
+        self.config = config
+        self.is_causal = False
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+        batch, length, width = hidden.shape
+        qkv = self.qkv_proj(hidden).view(batch, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        if rope is None:
+            query, key, value = qkv.unbind(0)
+        else:
+            cos, sin = rope
+            first, second = qkv[:2].chunk(2, dim=-1)
+            rotated = qkv[:2] * cos + torch.cat((-second, first), dim=-1) * sin
+            (query, key), value = rotated.to(qkv.dtype).unbind(0), qkv[2]
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        output, _ = attend(
+            self, query, key, value, attention_mask=None, dropout=0.0, scaling=self.head_dim**-0.5, is_causal=False
+        )
+        return self.o_proj(output.reshape(batch, length, width))
+
+
+def eager_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, **kwargs
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain PyTorch, for `attn_implementation="eager"`. Returns the output of shape (B, L, heads, d) and the weights."""
+    weights = (query @ key.transpose(2, 3) * scaling).softmax(-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class HrmGridMLP(nn.Module):
+    """SwiGLU layer without biases. Gate and up projection are one matrix."""
+
+    def __init__(self, width: int, intermediate_size: int):
+        super().__init__()
+        self.gate_up_proj = nn.Linear(width, 2 * intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, width, bias=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class HrmGridLayer(nn.Module):
+    """
+    One layer: attention or a SwiGLU layer over positions, then a SwiGLU layer, each followed by a norm without weights:
+    `h <- rms(h + f(h))`. The norm of the layer over positions runs over positions (TRM, arXiv 2510.04871).
+    """
+
+    def __init__(self, config: HrmGridConfig):
+        super().__init__()
+        self.eps = config.rms_norm_eps
+        self.over_positions = config.mixer == "mlp"
+        if self.over_positions:
+            self.mixer = HrmGridMLP(config.num_prefix_tokens + config.seq_len, config.mixer_intermediate_size)
+        else:
+            self.self_attn = HrmGridAttention(config)
+        self.mlp = HrmGridMLP(config.hidden_size, config.intermediate_size)
+
+    def norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        # In float32 for bf16 weights and under autocast.
+        return F.rms_norm(hidden.float(), hidden.shape[-1:], eps=self.eps).to(hidden.dtype)
+
+    def forward(self, hidden: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+        if self.over_positions:
+            hidden = hidden.transpose(1, 2)
+            hidden = self.norm(hidden + self.mixer(hidden)).transpose(1, 2)
+        else:
+            hidden = self.norm(hidden + self.self_attn(hidden, rope))
+        return self.norm(hidden + self.mlp(hidden))
+
+
+class HrmGridModule(nn.Module):
+    """A module of the recurrence: its layers, applied to the sum of the state and what is injected."""
+
+    def __init__(self, config: HrmGridConfig, num_layers: int):
+        super().__init__()
+        self.layers = nn.ModuleList(HrmGridLayer(config) for _ in range(num_layers))
+
+    def forward(
+        self, state: torch.Tensor, injection: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> torch.Tensor:
+        state = state + injection
+        for layer in self.layers:
+            state = layer(state, rope)
+        return state
+
+
+class HrmGridForSolving(PreTrainedModel):
+    """
+    Recurrent network that solves grid puzzles: a slow module H and a fast module L (HRM, arXiv 2506.21734), one module that plays both
+    parts (TRM, arXiv 2510.04871), or one block in the same loop (control).
+
+    `forward` computes one segment. The states go in and come out, as with `past_key_values`, so the model itself has no state.
+
+    Args:
+        config ([`HrmGridConfig`]):
+            Configuration of the model.
+    """
+
+    config_class = HrmGridConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _no_split_modules = ["HrmGridLayer"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: HrmGridConfig):
+        super().__init__(config)
+        width, length = config.hidden_size, config.num_prefix_tokens + config.seq_len
+        self.embed_tokens = nn.Embedding(config.vocab_size, width)
+        if config.puzzle_emb_dim:
+            self.puzzle_emb = nn.Embedding(config.num_puzzle_ids, config.puzzle_emb_dim)
+        if config.position == "learned":
+            self.embed_positions = nn.Embedding(length, width)
+        elif config.position == "grid":
+            self.embed_rows = nn.Embedding(config.height, width)
+            self.embed_columns = nn.Embedding(config.width, width)
+            if config.box_height is not None:
+                self.embed_boxes = nn.Embedding(config.seq_len // (config.box_height * config.box_width), width)
+        elif config.position == "rope":
+            self.register_buffer("rope", torch.empty(2, length, width // config.num_attention_heads), persistent=False)
+        if not config.hierarchy:
+            self.H_module = HrmGridModule(config, config.H_layers + config.L_layers)
+        else:
+            if not config.tie_modules:
+                self.H_module = HrmGridModule(config, config.H_layers)
+            self.L_module = HrmGridModule(config, config.L_layers)
+            self.register_buffer("z_L_init", torch.empty(width))
+        self.register_buffer("z_H_init", torch.empty(width))
+        self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
+        self.q_head = nn.Linear(width, 2)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        def fill(tensor: torch.Tensor, std: float):
+            # A normal distribution cut at two sigmas has 0.8796 of the standard deviation, so sigma is enlarged.
+            sigma = std / 0.87962566103423978
+            init.trunc_normal_(tensor, std=sigma, a=-2 * sigma, b=2 * sigma)
+
+        if module is self:
+            # The buffers of the root are not part of any module below. Without this, loading from the meta device leaves them empty.
+            fill(self.z_H_init, 1.0)
+            if self.config.hierarchy:
+                fill(self.z_L_init, 1.0)
+            if self.config.position == "rope":
+                size = self.rope.shape[-1]
+                frequencies = self.config.rope_theta ** -(torch.arange(0, size, 2, dtype=torch.float32) / size)
+                angles = torch.outer(torch.arange(self.rope.shape[1], dtype=torch.float32), frequencies).repeat(1, 2)
+                init.copy_(self.rope, torch.stack((angles.cos(), angles.sin())))
+        elif module is self.q_head:
+            # Almost zero probability of halting at first: training starts with all segments.
+            init.zeros_(module.weight)
+            init.constant_(module.bias, -5.0)
+        elif module is getattr(self, "puzzle_emb", None):
+            init.zeros_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            fill(module.weight, self.config.hidden_size**-0.5)
+        elif isinstance(module, nn.Linear):
+            fill(module.weight, module.in_features**-0.5)
+
+    def initial_state(self, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Return the states of new boards: one fixed random vector per state, at all positions.
+
+        Args:
+            batch_size (`int`):
+                Number of boards B.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: z_H of shape (B, prefix + L, d), and z_L of the same shape, or of shape (B, 0, d) if
+            `hierarchy=False`.
+        """
+        length = self.config.num_prefix_tokens + self.config.seq_len
+        z_H = self.z_H_init.repeat(batch_size, length, 1)
+        return z_H, self.z_L_init.repeat(batch_size, length, 1) if self.config.hierarchy else z_H[:, :0]
+
+    def embed(self, input_ids: torch.Tensor, puzzle_ids: torch.Tensor | None) -> torch.Tensor:
+        """Return the input x of shape (B, prefix + L, d): the prefix and the cells with their positions, times √d."""
+        config = self.config
+        cells = self.embed_tokens(input_ids)
+        if config.position == "grid":
+            rows, columns = self.embed_rows.weight[:, None], self.embed_columns.weight[None]
+            position = (rows + columns).flatten(0, 1)
+            summands = 3
+            if config.box_height is not None:
+                index = torch.arange(config.seq_len, device=input_ids.device)
+                boxes_per_row = config.width // config.box_width
+                row, column = index // config.width, index % config.width
+                box = row // config.box_height * boxes_per_row + column // config.box_width
+                position = position + self.embed_boxes(box)
+                summands = 4
+            cells = (cells + position) * summands**-0.5
+        if config.num_prefix_tokens:
+            if config.puzzle_emb_dim:
+                if puzzle_ids is None:
+                    if config.num_puzzle_ids > 1:
+                        raise ValueError(
+                            f"The model has {config.num_puzzle_ids} puzzle ids, but `puzzle_ids` is missing. Pass an id per board; 0 is "
+                            "the blank id."
+                        )
+                    puzzle_ids = input_ids.new_zeros(len(input_ids))
+                prefix = self.puzzle_emb(puzzle_ids)
+            else:
+                prefix = cells.new_zeros(len(input_ids), 0)
+            prefix = F.pad(prefix, (0, config.num_prefix_tokens * config.hidden_size - prefix.shape[-1]))
+            cells = torch.cat((prefix.view(-1, config.num_prefix_tokens, config.hidden_size), cells), dim=1)
+        if config.position == "learned":
+            cells = (cells + self.embed_positions.weight) * 0.5**0.5
+        return cells * math.sqrt(config.hidden_size)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        puzzle_ids: torch.Tensor | None = None,
+        z_H: torch.Tensor | None = None,
+        z_L: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> HrmGridOutput:
+        """
+        Compute one segment: `z_L <- L(z_L; z_H + x)`, `L_cycles` times, then `z_H <- H(z_H; z_L)`, repeated `H_cycles` times
+        (HRM, arXiv 2506.21734). Only the calls in `grad_scope` receive a gradient.
+
+        Args:
+            input_ids (`torch.Tensor`):
+                Ids of the puzzle, of shape (B, L).
+            puzzle_ids (`torch.Tensor`, *optional*):
+                Rows of the puzzle embedding, of shape (B,). Required if `num_puzzle_ids` is greater than 1.
+            z_H (`torch.Tensor`, *optional*):
+                Slow state of shape (B, prefix + L, d). Defaults to the initial state.
+            z_L (`torch.Tensor`, *optional*):
+                Fast state. Defaults to the initial state.
+            labels (`torch.Tensor`, *optional*):
+                Ids of the solution, of shape (B, L). Cells with label -100 are ignored.
+
+        Returns:
+            [`HrmGridOutput`]: Loss, logits and the new states without gradient.
+
+        Raises:
+            `ValueError`: If the board has another number of cells, or if `puzzle_ids` is missing.
+        """
+        config = self.config
+        if input_ids.shape[-1] != config.seq_len:
+            raise ValueError(
+                f"The boards have {input_ids.shape[-1]} cells. The model expects {config.height} x {config.width} = {config.seq_len}."
+            )
+        if z_H is None or (z_L is None and config.hierarchy):
+            initial_H, initial_L = self.initial_state(len(input_ids))
+            z_H, z_L = initial_H if z_H is None else z_H, initial_L if z_L is None else z_L
+        elif z_L is None:
+            z_L = z_H[:, :0]
+        x = self.embed(input_ids, puzzle_ids)
+        rope = self.rope if config.position == "rope" else None
+        H_module = self.L_module if config.tie_modules else self.H_module
+        enabled = torch.is_grad_enabled()
+        for cycle in range(config.H_cycles):
+            # "last_cycle" records the whole last cycle, "last_step" only its last calls.
+            in_scope = enabled and (config.grad_scope == "all" or cycle == config.H_cycles - 1)
+            if config.hierarchy:
+                for step in range(config.L_cycles):
+                    last = config.grad_scope != "last_step" or step == config.L_cycles - 1
+                    with torch.set_grad_enabled(in_scope and last):
+                        z_L = self.L_module(z_L, z_H + x, rope)
+            with torch.set_grad_enabled(in_scope):
+                z_H = H_module(z_H, z_L if config.hierarchy else x, rope)
+        logits = self.lm_head(z_H[:, config.num_prefix_tokens :]).float()
+        with torch.autocast(z_H.device.type, enabled=False):
+            q = F.linear(z_H[:, 0].float(), self.q_head.weight.float(), self.q_head.bias.float())
+        loss = None
+        if labels is not None:
+            losses = act_loss(logits, labels, q[:, 0], loss_type=config.loss_type)
+            loss = losses.loss.sum() / (losses.labelled_cells > 0).sum().clamp(min=1)
+        return HrmGridOutput(loss, logits, q[:, 0], q[:, 1], z_H.detach(), z_L.detach())
