@@ -1,7 +1,9 @@
 """The Hierarchical Reasoning Model for grids (HRM, arXiv 2506.21734), the Tiny Recursive Model (TRM, arXiv 2510.04871) and their controls."""
 
+import json
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +12,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file
 
 from .configuration_hrm_grid import HrmGridConfig
+from .grid_solving import GridSolution, read_boards, solve_boards
 from .losses import act_loss
+
+
+PUZZLE_IDS_FILE = "puzzle_ids.json"
 
 
 @dataclass
@@ -150,6 +156,10 @@ class HrmGridForSolving(PreTrainedModel):
     Args:
         config ([`HrmGridConfig`]):
             Configuration of the model.
+
+    Attributes:
+        puzzle_index (`dict[str, int]`):
+            Row of the puzzle embedding of each puzzle id, saved in `puzzle_ids.json` beside the weights. Row 0 is the blank id.
     """
 
     config_class = HrmGridConfig
@@ -161,6 +171,7 @@ class HrmGridForSolving(PreTrainedModel):
 
     def __init__(self, config: HrmGridConfig):
         super().__init__(config)
+        self.puzzle_index: dict[str, int] = {}
         width, length = config.hidden_size, config.num_prefix_tokens + config.seq_len
         self.embed_tokens = nn.Embedding(config.vocab_size, width)
         if config.puzzle_emb_dim:
@@ -327,3 +338,120 @@ class HrmGridForSolving(PreTrainedModel):
             losses = act_loss(logits, labels, q[:, 0], loss_type=config.loss_type)
             loss = losses.loss.sum() / (losses.labelled_cells > 0).sum().clamp(min=1)
         return HrmGridOutput(loss, logits, q[:, 0], q[:, 1], z_H.detach(), z_L.detach())
+
+    def solve(
+        self,
+        puzzle: str | Sequence,
+        segments: int | None = None,
+        halting: str = "fixed",
+        noise: float = 0.0,
+        votes: int = 1,
+        seed: int = 0,
+        puzzle_id: str | Sequence[str] | None = None,
+        allow_blank_id: bool = False,
+        batch_size: int = 64,
+    ) -> GridSolution | list[GridSolution]:
+        """
+        Solve a puzzle, or a list of puzzles.
+
+        Args:
+            puzzle (`str` or `Sequence`):
+                Puzzle as text with one line per row, as rows, or as lists of symbols. A square board can be one line. A list of
+                puzzles returns a list of solutions. ARC grids can be smaller than the board of the model.
+            segments (`int`, *optional*):
+                Number of segments. Defaults to `halt_max_steps`.
+            halting (`str`, *optional*, defaults to `"fixed"`):
+                Segment of the answer: `"fixed"` (the last one), `"q"` (the first one in which the model would halt in training) or
+                `"choose"` (the one with the highest halting logit).
+            noise (`float`, *optional*, defaults to `0.0`):
+                Standard deviation of Gaussian noise on the initial states.
+            votes (`int`, *optional*, defaults to `1`):
+                Number of copies of the puzzle. The most frequent answer wins, ties are decided by the mean halting logit. The
+                copies differ by their noise, or without noise by symmetries: relabelled digits (and transposition, if boxes are square) for
+                Sudoku, rotations and reflections for mazes.
+            seed (`int`, *optional*, defaults to `0`):
+                Seed of the noise and of the symmetries.
+            puzzle_id (`str` or `Sequence[str]`, *optional*):
+                Id of the puzzle, or one id per puzzle, for models with a puzzle embedding. Such a model only knows the ids of its training.
+            allow_blank_id (`bool`, *optional*, defaults to `False`):
+                Whether puzzles with an unknown or missing id use the blank id, with which published models solve nothing.
+            batch_size (`int`, *optional*, defaults to `64`):
+                Number of boards per batch.
+
+        Returns:
+            [`GridSolution`] or `list[GridSolution]`: The answer, the answers of all segments and checks.
+
+        Raises:
+            `ValueError`: If a board, an id or an option is not valid.
+
+        Example:
+
+        ```python
+        >>> solution = model.solve("1..4 ..1. .3.. 4..1".replace(" ", "\n"))
+        >>> print("\n".join(solution.answer))
+        ```
+        """
+        config = self.config
+        segments = config.halt_max_steps if segments is None else segments
+        for name, value in [("segments", segments), ("votes", votes), ("batch_size", batch_size)]:
+            if value < 1:
+                raise ValueError(f"`{name}` is {value}. It must be at least 1.")
+        if halting not in ("fixed", "q", "choose"):
+            raise ValueError(f"`halting` is {halting!r}. Expected 'fixed', 'q' or 'choose'.")
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"`noise` is {noise}. It must be a finite number of at least 0.")
+        boards, several = read_boards(puzzle, config)
+        names = [puzzle_id] * len(boards) if puzzle_id is None or isinstance(puzzle_id, str) else list(puzzle_id)
+        if len(names) != len(boards):
+            raise ValueError(
+                f"Found {len(names)} puzzle ids for {len(boards)} puzzles. Pass one id, or one per puzzle."
+            )
+        if config.num_puzzle_ids == 1 and any(names):
+            raise ValueError(f"The model has no puzzle ids, found `puzzle_id={puzzle_id!r}`. Remove it.")
+        unknown = [name for name in names if config.num_puzzle_ids > 1 and name not in self.puzzle_index]
+        if unknown and not allow_blank_id:
+            raise ValueError(
+                f"Found the puzzle id {unknown[0]!r}. The model only knows the {len(self.puzzle_index)} ids of its training, for "
+                f"example {list(self.puzzle_index)[:3]}. Pass one of them, or set `allow_blank_id=True`."
+            )
+        rows = [self.puzzle_index.get(name, 0) for name in names]
+        solutions = solve_boards(self, boards, rows, segments, halting, noise, votes, seed, batch_size)
+        return solutions if several else solutions[0]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs):
+        # Before the weights, because `push_to_hub=True` uploads the folder at the end of the parent's method.
+        if is_main_process and self.config.num_puzzle_ids > 1:
+            os.makedirs(save_directory, exist_ok=True)
+            with open(os.path.join(save_directory, PUZZLE_IDS_FILE), "w", encoding="utf-8") as file:
+                json.dump(self.puzzle_index, file, indent=0, ensure_ascii=False)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
+        hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        hub = {name: kwargs[name] for name in hub if kwargs.get(name) is not None}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.num_puzzle_ids > 1:
+            path = cached_file(pretrained_model_name_or_path, PUZZLE_IDS_FILE, **hub)
+            with open(path, encoding="utf-8") as file:
+                model.puzzle_index = check_puzzle_index(json.load(file), model.config, path)
+        return loaded
+
+
+def check_puzzle_index(index: dict[str, int], config: HrmGridConfig, where: str) -> dict[str, int]:
+    """
+    Return the index of puzzle ids if it fits the configuration.
+
+    Raises:
+        `ValueError`: If it does not map texts to different rows of the puzzle embedding. Row 0 is the blank id.
+    """
+    rows = list(index.values()) if isinstance(index, dict) else [None]
+    if not all(isinstance(row, int) and 0 < row < config.num_puzzle_ids for row in rows) or len(set(rows)) != len(
+        rows
+    ):
+        raise ValueError(
+            f"{where} does not map each puzzle id to its own row of the puzzle embedding. Expected different numbers from 1 to "
+            f"{config.num_puzzle_ids - 1}."
+        )
+    return index
