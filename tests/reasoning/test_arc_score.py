@@ -17,8 +17,8 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "arc"
 @pytest.fixture(scope="module")
 def rows():
     """Test rows: two tasks with three test inputs, and 20 copies of each."""
-    plan = plan_arc([str(FIXTURE)], num_augmentations=20)
-    return [row for index in range(len(plan.tasks)) for split, row in arc_rows(plan, index) if split == "test"]
+    plan = plan_arc([str(FIXTURE)])
+    return [row for task in plan.tasks for row in arc_rows(task, "test", num_augmentations=20)]
 
 
 def row(task, puzzle, solution, code=0, colours="0123456789"):
@@ -129,7 +129,7 @@ class TestVotes:
 
 class TestScore:
     def test_two_scores(self):
-        """Task `a` has two test inputs, of which one is solved: HRM does not count the task, TRM counts one half."""
+        """Task `a` has two test inputs, and one of them is solved: HRM does not count the task, TRM counts one half."""
         rows = [row("a", [[1]], [[2]]), row("a", [[3]], [[4]]), row("b", [[1]], [[2]])]
         answers = answers_of(rows)
         answers[1] = answers[0]
@@ -161,7 +161,7 @@ class TestScore:
         ranked = count(rows, answers_of(rows)).ranked()
         with pytest.raises(ValueError, match="`attempts` is 0"):
             score_arc(ranked, rows, 0)
-        with pytest.raises(ValueError, match="no rows to score"):
+        with pytest.raises(ValueError, match="`rows` is empty"):
             score_arc(ranked, [])
         with pytest.raises(
             ValueError, match="1 test inputs are only in the answers or only in the rows, such as 1x2 cells of task b"

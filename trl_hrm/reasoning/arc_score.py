@@ -39,7 +39,7 @@ class ArcVotes:
     """
     Votes of the augmented copies of ARC tasks. They can be added in parts, so that not all answers must be in memory.
 
-    Answers whose upper left cell is no colour are not a grid. They have no vote and are counted in `empty_answers`.
+    An answer is not a grid if its upper left cell is not a colour. Such answers have no vote and are counted in `empty_answers`.
 
     Example:
 
@@ -110,13 +110,13 @@ class ArcScore:
 
     Args:
         tasks_solved (`float`):
-            Share of the tasks of which all test inputs are solved.
+            Share of the tasks with all test inputs solved.
         mean_share_of_test_inputs (`float`):
             Mean over the tasks of the share of their test inputs that are solved.
         num_tasks, num_test_inputs (`int`):
             Number of tasks and of test inputs.
         attempts (`int`):
-            Number of answers per test input, of which one must be right.
+            Number of attempts per test input. A test input is solved if one of them is right.
         unanswered (`int`):
             Number of test inputs without any answer that is a grid. They count as not solved.
         solved (`dict[str, list[bool]]`):
@@ -144,14 +144,14 @@ def score_arc(
         rows (`Iterable[Mapping]`):
             Rows with the columns `puzzle_id`, `puzzle` and `solution`. Of augmented copies, at least one per test input is required.
         attempts (`int`, *optional*, defaults to `2`):
-            Number of answers per test input, of which one must be right. It is 2 in the papers.
+            Number of attempts per test input. A test input is solved if one of them is right. The papers use 2.
 
     Returns:
         [`ArcScore`]: Both shares of solved tasks.
 
     Raises:
-        `ValueError`: If there are no rows, if `attempts` is below 1, if rows of one test input have different solutions, or if the answers
-            and the rows are not of the same test inputs.
+        `ValueError`: If there are no rows, if `attempts` is below 1, if two rows have the same test input and different solutions, or if
+            answers and rows have different test inputs.
     """
     if attempts < 1:
         raise ValueError(f"`attempts` is {attempts}. It must be at least 1.")
@@ -165,7 +165,7 @@ def score_arc(
                 "Build the dataset again."
             )
     if not solutions:
-        raise ValueError("There are no rows to score. Expected at least one test input.")
+        raise ValueError("`rows` is empty. Expected at least one test input.")
     different = solutions.keys() ^ ranked.keys()
     if different:
         task, grid = min(different)
@@ -189,6 +189,6 @@ def score_arc(
 
 
 def _original(ids: Any, code: int, colours: str) -> Grid:
-    """Return the grid of a padded board or an answer, with the augmentation undone, as a tuple. It is empty if there is no grid."""
+    """Return the grid of a padded board or an answer as a tuple, without the augmentation. It is empty if the answer is not a grid."""
     grid = undo_augmentation(crop(np.asarray(ids, np.uint8)), code, colours)
     return tuple(map(tuple, grid.tolist())) if grid.size else ()

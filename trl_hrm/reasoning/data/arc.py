@@ -43,7 +43,7 @@ class ArcPair(NamedTuple):
 @dataclass(frozen=True)
 class ArcTask:
     """
-    Task as it was read.
+    Task of a source.
 
     Args:
         name (`str`):
@@ -71,12 +71,6 @@ class ArcPlan:
     Args:
         tasks (`list[PlannedTask]`):
             Tasks, sorted by name.
-        num_augmentations (`int`):
-            Maximum number of augmented copies of each task.
-        translation (`bool`):
-            Whether training grids are moved.
-        seed (`int`):
-            Seed of the augmentations.
         counts (`dict[str, int]`):
             Numbers for the report: tasks, pairs, and everything that was dropped.
         warnings (`list[str]`):
@@ -84,9 +78,6 @@ class ArcPlan:
     """
 
     tasks: list["PlannedTask"]
-    num_augmentations: int
-    translation: bool
-    seed: int
     counts: dict[str, int]
     warnings: list[str]
 
@@ -245,11 +236,11 @@ def crop(ids: np.ndarray, top: int = 0, left: int = 0) -> np.ndarray:
             Place of the upper left corner. For a translated board, see [`corner`].
 
     Returns:
-        `np.ndarray`: Colours, `uint8`, shape `(height, width)`. It is empty, with the shape `(0, 0)`, if there is no colour at the corner.
+        `np.ndarray`: Colours, `uint8`, shape `(height, width)`. The shape is `(0, 0)` if the corner is not a colour.
     """
     board = ids.reshape(SIZE, SIZE)[top:, left:]
     is_colour = (board >= FIRST_COLOUR) & (board < FIRST_COLOUR + NUM_COLOURS)
-    # widest rectangle of each height: the shortest of the rows so far, where a row ends before its first cell that is no colour
+    # width of the widest rectangle of each height: rows end before the first cell that is not a colour
     ends = np.where(is_colour.all(1), board.shape[1], is_colour.argmin(1))
     widths = np.minimum.accumulate(ends)
     height = int(np.argmax(widths * np.arange(1, len(widths) + 1))) + 1
@@ -372,8 +363,7 @@ def augmentations(task: PlannedTask, num: int, rng: np.random.Generator) -> list
         task ([`PlannedTask`]):
             Task.
         num (`int`):
-            Number of augmentations besides the task itself. Fewer are returned if there are no more, for example for tasks with one
-            colour.
+            Number of augmentations in addition to the task itself. Tasks with few colours have fewer.
         rng (`np.random.Generator`):
             Source of the draws.
 
@@ -447,8 +437,6 @@ def canonical_key(pair: ArcPair) -> bytes:
 def plan_arc(
     sources: Sequence[str],
     *,
-    num_augmentations: int = 1000,
-    translation: bool = True,
     num_validation_tasks: int = 0,
     seed: int = 0,
 ) -> ArcPlan:
@@ -463,29 +451,23 @@ def plan_arc(
     Args:
         sources (`Sequence[str]`):
             Sources of the tasks. See [`read_arc`].
-        num_augmentations (`int`, *optional*, defaults to `1000`):
-            Maximum number of augmented copies of each task, as in the paper. ARC Prize found 300 to be enough.
-        translation (`bool`, *optional*, defaults to `True`):
-            Whether grids of the training split are moved to a random place, except for one pair of each copy of a task. Grids of other
-            splits stay in the upper left corner.
         num_validation_tasks (`int`, *optional*, defaults to `0`):
             Number of training tasks whose test pairs become the validation split, for choosing options without the test split. The paper
             has none.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the augmentations and of the choice of validation tasks.
+            Seed of the choice of validation tasks.
 
     Returns:
         [`ArcPlan`]: Tasks by split, with counts and warnings.
 
     Raises:
-        `ValueError`: If an option is out of range, if no task is an evaluation task, if two pairs of a task have the same test
+        `ValueError`: If there are fewer training tasks than `num_validation_tasks`, if no task is an evaluation task, if two pairs of a task have the same test
             input and different outputs, or if a task with held-out pairs has no training pair.
     """
     if not sources:
         raise ValueError("No sources of ARC tasks are given. Pass at least one, such as `arc1` or a folder.")
-    for option, value in (("num_augmentations", num_augmentations), ("num_validation_tasks", num_validation_tasks)):
-        if value < 0:
-            raise ValueError(f"`{option}` is {value}. It must be at least 0.")
+    if num_validation_tasks < 0:
+        raise ValueError(f"`num_validation_tasks` is {num_validation_tasks}. It must be at least 0.")
     read = [task for source in sources for task in read_arc(source)]
     names = sorted({task.name for task in read})
     held_names = {task.name for task in read if task.is_evaluation}
@@ -555,7 +537,6 @@ def plan_arc(
     counts["test_tasks"] = sum(bool(task.pairs["test"]) for task in tasks)
     for split in ("train", "validation", "test"):
         counts[f"{split}_pairs"] = sum(len(task.pairs[split]) for task in tasks)
-    counts["max_puzzle_ids"] = len(tasks) * (1 + num_augmentations) + 1  # with the id of unnamed puzzles
     warnings = []
     both = {task.name for task in read if not task.is_evaluation} & held_names
     counts["evaluation_tasks_that_are_training_tasks_elsewhere"] = len(both)
@@ -571,56 +552,56 @@ def plan_arc(
             f"({counts['dropped_equal_to_held_out_pair']} equal, {counts['dropped_equivalent_to_held_out_pair']} rotated, reflected or "
             "recoloured)."
         )
-    return ArcPlan(tasks, num_augmentations, translation, seed, dict(counts), warnings)
+    return ArcPlan(tasks, dict(counts), warnings)
 
 
-def arc_rows(plan: ArcPlan, index: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def arc_rows(
+    task: PlannedTask, split: str, *, num_augmentations: int = 1000, translation: bool = True, seed: int = 0
+) -> Iterator[dict[str, Any]]:
     """
-    Yield the rows of a task and of its augmented copies.
+    Yield the rows of a task and of its augmented copies for one split.
 
-    The rows of a task depend on its pairs, its name, the options and the seed only, so the tasks can be built in parallel and in any
-    order. The memory that is needed does not grow with the number of rows.
+    The rows only depend on the arguments, so the tasks can be built in parallel and in any order.
 
     Args:
-        plan ([`ArcPlan`]):
-            Tasks and options.
-        index (`int`):
-            Number of the task in the plan.
+        task ([`PlannedTask`]):
+            Task.
+        split (`str`):
+            Split: `"train"`, `"validation"` or `"test"`.
+        num_augmentations (`int`, *optional*, defaults to `1000`):
+            Maximum number of augmented copies of each task, as in the paper. ARC Prize found 300 to be enough.
+        translation (`bool`, *optional*, defaults to `True`):
+            Whether grids of the training split are moved to a random place, except for one pair of each copy of a task. Grids of other
+            splits stay in the upper left corner.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the augmentations. It must be the same for all splits, which have the same copies of a task.
 
     Returns:
-        `Iterator[tuple[str, dict]]`: Split and row. The columns `puzzle` and `solution` are arrays. `group` is the name of the task: the
-        splits share tasks by design, but no pair. Only the task itself has a `text`, its augmented copies do not.
+        `Iterator[dict]`: Rows. The columns `puzzle` and `solution` are arrays. `group` is the name of the task: the splits share tasks,
+        but no pair. Only the task itself has a `text`. The text of augmented copies is empty, to save space.
     """
-    task = plan.tasks[index]
+    pairs = task.pairs[split]
     digest = hashlib.blake2b(task.name.encode(), digest_size=8).digest()
-    rng = np.random.default_rng([plan.seed, 1, int.from_bytes(digest, "big")])
-    for code, colours in augmentations(task, plan.num_augmentations, rng):
+    rng = np.random.default_rng([seed, 1, int.from_bytes(digest, "big")])
+    for code, colours in augmentations(task, num_augmentations, rng) if pairs else ():
         name = puzzle_name(task.name, code, colours)
-        still = int(
-            rng.integers(len(task.pairs["train"]))
-        )  # evaluation grids are not moved, so one pair of training is not, either
-        for split, pairs in task.pairs.items():
-            for number, pair in enumerate(pairs):
-                changed = ArcPair(*(augment_grid(grid, code, colours) for grid in pair))
-                moves = plan.translation and split == "train" and number != still
-                place = _random_corner(changed, rng) if moves else (0, 0)
-                yield (
-                    split,
-                    {
-                        "puzzle": pad(changed.input, *place),
-                        "solution": pad(changed.output, *place),
-                        "height": SIZE,
-                        "width": SIZE,
-                        "family": "arc",
-                        "puzzle_id": name,
-                        "rating": 0,
-                        "source": task.source,
-                        "group": task.name,
-                        "text": f"{format_grid(pair.input)}\n\n{format_grid(pair.output)}"
-                        if name == task.name
-                        else "",
-                    },
-                )
+        still = int(rng.integers(len(pairs)))  # held-out grids are not moved, so one training pair is not moved either
+        for number, pair in enumerate(pairs):
+            changed = ArcPair(*(augment_grid(grid, code, colours) for grid in pair))
+            moves = translation and split == "train" and number != still
+            place = _random_corner(changed, rng) if moves else (0, 0)
+            yield {
+                "puzzle": pad(changed.input, *place),
+                "solution": pad(changed.output, *place),
+                "height": SIZE,
+                "width": SIZE,
+                "family": "arc",
+                "puzzle_id": name,
+                "rating": 0,
+                "source": task.source,
+                "group": task.name,
+                "text": f"{format_grid(pair.input)}\n\n{format_grid(pair.output)}" if name == task.name else "",
+            }
 
 
 def format_grid(grid: np.ndarray) -> str:
