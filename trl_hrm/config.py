@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import date
 from numbers import Integral, Real
 from types import UnionType
@@ -97,6 +97,24 @@ class Config:
         """Return the fields that are not `None`, as in a YAML file."""
         found = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
         return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(kw_only=True)
+class OutputConfig(Config):
+    """
+    Base class of the configs of commands that write a dataset.
+
+    Args:
+        output_dir (`str`):
+            Output folder, with one Parquet file per split, a dataset card and `build_report.json`.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether to replace `output_dir` if it is an earlier build.
+    """
+
+    output_dir: str = field(
+        metadata={"help": "Output folder, with one Parquet file per split, a dataset card and build_report.json."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace --output_dir if it is an earlier build."})
 
 
 def _checked(name: str, value: Any, declared: Any, metadata: Mapping[str, Any]) -> Any:
