@@ -349,7 +349,9 @@ def _trainer(
     from .reasoning_trainer import HRMReasoningTrainer
 
     args = HRMReasoningConfig(**training)
-    return HRMReasoningTrainer(HrmGridConfig.from_dict(dict(model)), args, train_dataset=rows, callbacks=list(callbacks))
+    return HRMReasoningTrainer(
+        HrmGridConfig.from_dict(dict(model)), args, train_dataset=rows, callbacks=list(callbacks)
+    )
 
 
 # Results

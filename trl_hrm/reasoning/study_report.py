@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 # Exact accuracy in percent that the papers and users report, on other puzzles and with other hardware than any run here
 PAPERS = Table(
-    ["Reported by", "Sudoku-Extreme, 1,000 puzzles", "Maze-Hard, 1,000 puzzles", "ARC-AGI-1, public", "ARC-AGI-2", "Parameters"],
+    [
+        "Reported by",
+        "Sudoku-Extreme, 1,000 puzzles",
+        "Maze-Hard, 1,000 puzzles",
+        "ARC-AGI-1, public",
+        "ARC-AGI-2",
+        "Parameters",
+    ],
     [
         ["HRM paper: direct prediction", "0.0", "0.0", "21.0", "0.0", "27 M"],
         ["HRM paper: HRM", "55.0", "74.5", "40.3", "5.0", "27 M"],
@@ -100,7 +107,9 @@ def strategies_table(results: Mapping[str, Any], budget: str = "seconds") -> Tab
     rows = []
     for found in results["systems"].values():
         fixed = found["exact"][budget]
-        rows.append([found["title"], f"fixed, {found['segments']} segments", with_interval(fixed), str(found["segments"])])
+        rows.append(
+            [found["title"], f"fixed, {found['segments']} segments", with_interval(fixed), str(found["segments"])]
+        )
         for name, one in found["strategies"][budget].items():
             strategy, _, limit = name.partition(", ")
             rows.append(
@@ -133,9 +142,7 @@ def claims_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "budget": words,
                 "verdict": claim[budget]["verdict"],
                 "style": ANSWERS[claim[budget]["verdict"]],
-                "parts": [
-                    f"{name}: {difference_words(part)}" for name, part in claim[budget]["parts"].items()
-                ],
+                "parts": [f"{name}: {difference_words(part)}" for name, part in claim[budget]["parts"].items()],
             }
             for budget, words in BUDGETS.items()
             if budget in claim
@@ -177,10 +184,17 @@ def format_results(results: Mapping[str, Any]) -> str:
     for claim in claims_table(results):
         for verdict in claim["verdicts"]:
             lines.append(
-                [claim["claim"], verdict["budget"], verdict["verdict"], "; ".join(part.rpartition(": ")[2] for part in verdict["parts"])]
+                [
+                    claim["claim"],
+                    verdict["budget"],
+                    verdict["verdict"],
+                    "; ".join(part.rpartition(": ")[2] for part in verdict["parts"]),
+                ]
             )
     if lines:
-        parts.append(Table(["Claim", "After", "Verdict", "Difference (95 % interval)"], lines).markdown(is_aligned=True))
+        parts.append(
+            Table(["Claim", "After", "Verdict", "Difference (95 % interval)"], lines).markdown(is_aligned=True)
+        )
     parts.append(
         "The papers report 55.0 % (HRM) and 87.4 % (TRM) on Sudoku-Extreme, which are other puzzles. They are not results of this run."
     )
@@ -195,7 +209,11 @@ def make_pictures(results: Mapping[str, Any]) -> dict[str, list[Picture]]:
     systems = list(results["systems"].values())
 
     def lines(
-        name: str, title: str, axis: str, curves: Sequence[tuple[str, Sequence[float], Sequence[Mapping[str, Any]]]], log: bool
+        name: str,
+        title: str,
+        axis: str,
+        curves: Sequence[tuple[str, Sequence[float], Sequence[Mapping[str, Any]]]],
+        log: bool,
     ) -> Picture:
         def paint(axes: "Axes", theme: Theme) -> None:
             for place, (label, x, points) in enumerate(curves):

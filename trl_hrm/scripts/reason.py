@@ -26,8 +26,26 @@ if TYPE_CHECKING:
 
 
 MARK = ".trl-hrm-reason.json"  # settings of the study in this folder
-OUTPUTS = {"data", "logs", "model", "plan.json", "report.html", "report_files", "results.json", "runs", "speed", "tuning"}
-FREE = ("output_dir", "num_workers", "overwrite", "push_to_hub", "push_dataset", "private")  # do not change the results
+OUTPUTS = {
+    "data",
+    "logs",
+    "model",
+    "plan.json",
+    "report.html",
+    "report_files",
+    "results.json",
+    "runs",
+    "speed",
+    "tuning",
+}
+FREE = (
+    "output_dir",
+    "num_workers",
+    "overwrite",
+    "push_to_hub",
+    "push_dataset",
+    "private",
+)  # do not change the results
 
 
 @dataclass(kw_only=True)
@@ -183,7 +201,11 @@ class ReasonConfig(Config):
     )
     mixer_intermediate_size: int = field(
         default=128,
-        metadata={"help": "Width of the SwiGLU layers over positions, for --mixer mlp.", "range": COUNT, "advanced": True},
+        metadata={
+            "help": "Width of the SwiGLU layers over positions, for --mixer mlp.",
+            "range": COUNT,
+            "advanced": True,
+        },
     )
     layers: int = field(
         default=1,
@@ -198,9 +220,7 @@ class ReasonConfig(Config):
     trm_cycles: list[int] = field(
         default_factory=lambda: [2, 3], metadata={"help": "H_cycles and L_cycles of TRM.", "range": COUNT}
     )
-    mixer: Literal["mlp", "attention"] = field(
-        default="mlp", metadata={"help": "How cells exchange information."}
-    )
+    mixer: Literal["mlp", "attention"] = field(default="mlp", metadata={"help": "How cells exchange information."})
     position: Literal["learned", "grid", "rope", "none"] = field(default="learned", metadata={"help": "Positions."})
     num_prefix_tokens: int = field(
         default=1, metadata={"help": "Number of tokens before the board.", "range": "[0, inf)", "advanced": True}
@@ -225,7 +245,11 @@ class ReasonConfig(Config):
     )
     ema_decay: float = field(
         default=0.99,
-        metadata={"help": "Decay of the average of the weights, for systems with +ema.", "range": "[0, 1)", "advanced": True},
+        metadata={
+            "help": "Decay of the average of the weights, for systems with +ema.",
+            "range": "[0, 1)",
+            "advanced": True,
+        },
     )
     augment: bool = field(
         default=True, metadata={"help": "Train on a random symmetric copy of each puzzle.", "advanced": True}
@@ -251,9 +275,7 @@ class ReasonConfig(Config):
     push_dataset: str | None = field(
         default=None, metadata={"help": "Repository on the Hub to push the puzzles to.", "metavar": "REPO"}
     )
-    private: bool = field(
-        default=False, metadata={"help": "Whether new repositories are private.", "advanced": True}
-    )
+    private: bool = field(default=False, metadata={"help": "Whether new repositories are private.", "advanced": True})
 
     def __post_init__(self):
         super().__post_init__()
@@ -276,7 +298,9 @@ class ReasonConfig(Config):
             )
         rates = [self.rates_of(name) for name in self.systems]
         if self.tuning_seconds is not None and all(len(one) == 1 for one in rates):
-            raise ValueError("`tuning_seconds` has no effect, because no system has several learning rates. Remove it.")
+            raise ValueError(
+                "`tuning_seconds` has no effect, because no system has several learning rates. Remove it."
+            )
         for word in self.learning_rates:
             system = word.rpartition("=")[0]
             if system and system not in self.systems:
