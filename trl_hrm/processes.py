@@ -162,6 +162,11 @@ def share_done(log: Path) -> float:
     return min(int(found[-1][0]) / max(int(found[-1][1]), 1), 0.99) if found else 0.0
 
 
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class StopSignals:
     """
     Stops this process on Ctrl-C, SIGTERM (sent by Slurm, systemd and Docker) and SIGHUP (sent when a terminal closes). Create it once, in

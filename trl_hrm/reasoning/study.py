@@ -150,9 +150,9 @@ class System:
 # Jobs, each in its own process
 
 
-def read_split(folder: str | Path, split: str) -> "Dataset":
+def read_split(folder: str | Path, split: str) -> "Dataset | None":
     """
-    Return a split of a dataset that `trl-hrm build-grid` wrote.
+    Return a split of a dataset that `trl-hrm build-grid` wrote. Only the split `few_blanks` may be missing (`None`): mazes have none.
 
     Raises:
         `FileNotFoundError`: If the folder has no such split.
@@ -162,6 +162,8 @@ def read_split(folder: str | Path, split: str) -> "Dataset":
     from datasets import Dataset
 
     files = sorted(Path(folder).glob(f"data/{split}-*.parquet"))
+    if not files and split == "few_blanks":
+        return None
     if not files:
         raise FileNotFoundError(
             f"{folder}: found no split `{split}`, expected data/{split}-*.parquet. Build the dataset with `trl-hrm build-grid`, with "
@@ -347,7 +349,9 @@ def _trainer(
     from .reasoning_trainer import HRMReasoningTrainer
 
     args = HRMReasoningConfig(**training)
-    return HRMReasoningTrainer(HrmGridConfig(**model), args, train_dataset=rows, callbacks=list(callbacks))
+    return HRMReasoningTrainer(
+        HrmGridConfig.from_dict(dict(model)), args, train_dataset=rows, callbacks=list(callbacks)
+    )
 
 
 # Results
@@ -417,19 +421,17 @@ def collect(folder: Path, plan: Mapping[str, Any], data: str | Path) -> dict[str
     Returns:
         `dict[str, Any]`: Results for each system, and the claims. Estimates are dictionaries with the fields of [`Estimate`].
     """
-    splits = {name: read_split(data, name) for name in SPLITS[1:]}
+    splits = {name: rows for name in SPLITS[1:] if (rows := read_split(data, name)) is not None}
     solutions = {name: np.array(rows["solution"], dtype=np.uint8) for name, rows in splits.items()}
     test = splits["test"]
     puzzles = np.array(test["puzzle"], dtype=np.uint8)
     blanks = (puzzles != solutions["test"]).sum(1)
-    few = (np.array(splits["few_blanks"]["puzzle"], dtype=np.uint8) != solutions["few_blanks"]).sum(1)
     answers: dict[str, dict[str, Answers]] = {}
     systems = {}
     for name, of_system in plan["systems"].items():
         read = partial(read_answers, folder, name, plan["seeds"])
         segments = of_system["segments"]
         found = answers[name] = {budget: read(f"test-{budget}", solutions["test"]) for budget in BUDGETS}
-        few_answers = read("few_blanks", solutions["few_blanks"])
         right = found["seconds"].exact(segments)
         curve = [
             {"step": step, **asdict(estimate(read(f"validation-{step}", solutions["validation"]).exact()))}
@@ -449,10 +451,12 @@ def collect(folder: Path, plan: Mapping[str, Any], data: str | Path) -> dict[str
             "strategies": {budget: _strategies(one, segments) for budget, one in found.items()},
             "by_blanks": _groups(by_group(right, _bins(blanks))),
             "by_rating": _groups(by_group(right, _bins(np.array(test["rating"])))),
-            "few_blanks": _groups(by_group(few_answers.exact(segments), few)),
-            "few_blanks_all": asdict(estimate(few_answers.exact(segments))),
             "validation": curve,
         }
+        if "few_blanks" in splits:
+            few_right = read("few_blanks", solutions["few_blanks"]).exact(segments)
+            few = (np.array(splits["few_blanks"]["puzzle"], dtype=np.uint8) != solutions["few_blanks"]).sum(1)
+            systems[name]["few_blanks"] = _groups(by_group(few_right, few))
     return {
         "systems": systems,
         "claims": claims({name: one["segments"] for name, one in systems.items()}, answers),
