@@ -54,8 +54,8 @@ class BuildGridConfig(OutputConfig):
         num_few_blanks (`int`, *optional*):
             Number of puzzles in the split `few_blanks`: solved boards with 1 to 5 cells removed, on which HRM is known to fail. Defaults to
             200 for Sudoku. Mazes have no such split.
-        easier_share (`float`, *optional*, defaults to `0.0`):
-            Fraction of the training puzzles of a Sudoku dataset that get a random number of further givens.
+        easier_share (`float`, *optional*):
+            Fraction of the training puzzles of a Sudoku dataset that get a random number of further givens. Defaults to 0.
         seed (`int`, *optional*, defaults to `42`):
             Random seed. The same seed gives the same files, with any number of processes.
         num_proc (`int`, *optional*):
@@ -120,10 +120,10 @@ class BuildGridConfig(OutputConfig):
             "range": "[0, 100000]",
         },
     )
-    easier_share: float = field(
-        default=0.0,
+    easier_share: float | None = field(
+        default=None,
         metadata={
-            "help": "Fraction of the training puzzles of a Sudoku dataset that get a random number of further givens.",
+            "help": "Fraction of the training puzzles of a Sudoku dataset that get a random number of further givens (default: 0).",
             "range": "[0, 1]",
         },
     )
@@ -173,7 +173,7 @@ def build_grid(config: BuildGridConfig) -> dict[str, Any]:
     """
     Build a dataset of grid puzzles and write it to `config.output_dir`: one Parquet file per split, a dataset card and `build_report.json`.
 
-    No two puzzles of `train`, `validation` and `test` are equivalent: none becomes another one by a symmetry of the rules. The report says
+    No two puzzles of `train`, `validation` and `test` are equivalent, which means that a symmetry of the rules turns one into the other. The report says
     how many puzzles were dropped for this reason, and how many of the held-out puzzles have a solution grid (or, for mazes, walls) that is
     equivalent to one of the training split. With few kinds of grids, as for 4x4 and 6x6 Sudoku, this cannot be avoided.
 
@@ -229,6 +229,10 @@ def build_grid(config: BuildGridConfig) -> dict[str, Any]:
                 maker = BoardMaker(config.family, rows[0].size, config.seed)
                 filler.fill(sizes, partial(csv_board, config.family), rows)
                 for split, size in sizes.items():
+                    if size and not filler.splits[split]:
+                        raise ValueError(
+                            f"the split {split} is empty: {path} has too few different puzzles. Lower `num_train`, or set `num_{split}` to 0."
+                        )
                     if len(filler.splits[split]) < size:
                         warnings.append(
                             f"the split {split} has {len(filler.splits[split]):,} puzzles instead of {size:,}, because {path} has too few "

@@ -37,7 +37,7 @@ COLUMNS = {
     "height": (pa.int32(), "number of rows"),
     "width": (pa.int32(), "number of columns"),
     "family": (pa.string(), "kind of puzzle: sudoku, maze or arc"),
-    "puzzle_id": (pa.string(), "id of the task that the model is told; empty if there is none"),
+    "puzzle_id": (pa.string(), "id of the task, for models with one vector per task; otherwise empty"),
     "rating": (pa.int32(), "difficulty"),
     "source": (pa.string(), "where the puzzle comes from"),
     "group": (
@@ -189,7 +189,7 @@ class BoardMaker:
         return sudoku_board(self.size, puzzle, grid, source="trl_hrm")
 
     def make_few_blanks(self, index: int) -> Board:
-        """Return a solved Sudoku from which 1 to 5 digits were removed."""
+        """Return a solved Sudoku with 1 to 5 digits removed."""
         random = Random(f"{self.seed}/few_blanks/{self.size}/{index}")
         rules = sudoku_rules(self.size)
         grid = random_grid(rules, random)
@@ -287,7 +287,7 @@ class SplitFiller:
 
     def fill(self, sizes: dict[str, int], make: Callable[[Any], Board | str], items: Iterable[Any]) -> None:
         """
-        Fill splits one after the other until each has its number of boards, or there are no more items.
+        Fill the splits in order, until each has its number of boards, or all items are used.
 
         Args:
             sizes (`dict[str, int]`):
@@ -392,8 +392,8 @@ class SplitFiller:
                 found["clues (lowest, mean, highest)"] = [min(clues), round(sum(clues) / len(clues), 3), max(clues)]
             if split != "train":
                 found["equivalent to a training board, dropped"] = self.num_leaks[split]
-                what = "solution grid" if boards[0].family == "sudoku" else "walls"
-                found[f"kept, but with {what} equivalent to those of a training board"] = sum(
+                what = "solution grids" if boards[0].family == "sudoku" else "walls"
+                found[f"kept, but the {what} are known from training"] = sum(
                     board.layout in layouts for board in boards
                 )
             facts[split] = found

@@ -62,7 +62,7 @@ def random_symmetry(family: str, height: int, width: int, rng: np.random.Generat
 
 
 def _random_lines(box_length: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a random order of the rows or columns of a Sudoku that keeps those of a box together."""
+    """Return a random order of the rows or columns of a Sudoku that keeps the lines of a box together."""
     lines = rng.permuted(np.arange(size).reshape(-1, box_length), axis=1)
     return lines[rng.permutation(len(lines))].ravel()
 
