@@ -278,11 +278,6 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
             logger.warning(
                 "`train_dataset` has puzzle ids, but the model has no embedding for them, so they are not used."
             )
-        if args.augment and set(self.rows.families) - {"sudoku", "maze"}:
-            raise ValueError(
-                "`augment` is true, but only Sudoku puzzles and mazes can be augmented during training. Build the dataset with "
-                "augmented tasks instead (`trl-hrm build-grid`)."
-            )
         if args.easier_share and set(self.rows.families) != {"sudoku"}:
             raise ValueError(
                 f"`easier_share` is {args.easier_share}, but only Sudoku puzzles can be made easier. Set it to 0."
