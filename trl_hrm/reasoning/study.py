@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 
 from ..io import read_json, replacing, shown, write_json
 from ..processes import Workers, printed_to, share_done
+from ..terminal import say
 from .evaluate import (
     GridPredictions,
     by_group,
@@ -150,9 +151,9 @@ class System:
 # Jobs, each in its own process
 
 
-def read_split(folder: str | Path, split: str) -> "Dataset":
+def read_split(folder: str | Path, split: str) -> "Dataset | None":
     """
-    Return a split of a dataset that `trl-hrm build-grid` wrote.
+    Return a split of a dataset that `trl-hrm build-grid` wrote. Only the split `few_blanks` may be missing (`None`): mazes have none.
 
     Raises:
         `FileNotFoundError`: If the folder has no such split.
@@ -162,6 +163,8 @@ def read_split(folder: str | Path, split: str) -> "Dataset":
     from datasets import Dataset
 
     files = sorted(Path(folder).glob(f"data/{split}-*.parquet"))
+    if not files and split == "few_blanks":
+        return None
     if not files:
         raise FileNotFoundError(
             f"{folder}: found no split `{split}`, expected data/{split}-*.parquet. Build the dataset with `trl-hrm build-grid`, with "
@@ -171,55 +174,54 @@ def read_split(folder: str | Path, split: str) -> "Dataset":
 
 
 def run_jobs(
-    stage: str, jobs: Mapping[str, partial], folder: Path, num_workers: int, did: Callable[[], str] | None = None
+    pool: Workers, stage: str, jobs: Mapping[str, partial], folder: Path, did: Callable[[], str] | None = None
 ) -> None:
     """
-    Run independent jobs in parallel processes of one thread each, with a progress bar.
+    Run independent jobs in parallel processes of one thread each, with a progress bar, and print a line with their time and result.
 
     Args:
+        pool ([`~processes.Workers`]):
+            Processes.
         stage (`str`):
             Name of the stage, for the bar and the folder of the logs.
         jobs (`Mapping[str, partial]`):
             Unfinished jobs by name: calls of functions that another process can import.
         folder (`Path`):
             Folder of the study. `logs/` has what the jobs print.
-        num_workers (`int`):
-            Number of processes.
         did (`Callable[[], str]`, *optional*):
             Returns a description of the result.
 
     Raises:
         `ValueError`: If a job failed. The other jobs are finished first.
-        `ChildProcessError`: If a process was killed.
     """
     from tqdm import tqdm
 
     began = time.perf_counter()
     logs = {name: folder / "logs" / stage / f"{name}.log" for name in jobs}
+    (folder / "logs" / stage).mkdir(parents=True, exist_ok=True)
+    for log in logs.values():
+        log.unlink(missing_ok=True)  # of an interrupted start
     failed = []
-    if jobs:
-        (folder / "logs" / stage).mkdir(parents=True, exist_ok=True)
-        remedy = "Lower --num_workers. Run the same command again to resume."
-        form = "{desc} {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
-        with (
-            Workers(min(num_workers, len(jobs)), "spawn", remedy) as pool,
-            tqdm(total=len(jobs), desc=f"{stage:<16}", bar_format=form, leave=False) as bar,
-        ):
-            running: dict[Future, str] = {pool.submit(_work, job, logs[name]): name for name, job in jobs.items()}
-            while running:
-                done, _ = wait(running, timeout=0.5)
-                for future in done:
-                    name = running.pop(future)
-                    if error := future.exception():
-                        if isinstance(error, BrokenProcessPool):  # of all jobs
-                            raise error
-                        failed.append(f"{stage}, {name}: {type(error).__name__}: {error} See its log: {logs[name]}")
-                bar.n = len(jobs) - len(running) + sum(share_done(logs[name]) for name in running.values())
-                bar.set_postfix_str(f"{len(jobs) - len(running)} of {len(jobs)} jobs")
+    running: dict[Future, str] = {pool.submit(_work, job, logs[name]): name for name, job in jobs.items()}
+    form = "{desc} {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
+    with tqdm(total=len(jobs), desc=f"{stage:<16}", bar_format=form, leave=False, disable=None) as bar:
+        while running:
+            done, _ = wait(running, timeout=0.5)
+            for future in done:
+                name = running.pop(future)
+                if error := future.exception():
+                    if isinstance(error, BrokenProcessPool):  # of all jobs
+                        raise error
+                    failed.append(f"{name} ({type(error).__name__}: {error})")
+            bar.n = len(jobs) - len(running) + sum(share_done(logs[name]) for name in running.values())
+            bar.set_postfix_str(f"{len(jobs) - len(running)} of {len(jobs)} jobs")
     if failed:
-        raise ValueError("; ".join(failed))
+        raise ValueError(
+            f"{len(failed)} of {len(jobs)} jobs of the stage {stage} failed, first {failed[0]} The logs are in "
+            f"{folder / 'logs' / stage}. Run the same command again to repeat the failed jobs."
+        )
     words = did() if did else f"{len(jobs)} jobs"
-    print(f"{stage:<16}{time.perf_counter() - began:>6.0f} s  {words}", flush=True)  # noqa: T201
+    say(f"{stage:<16}{time.perf_counter() - began:>6.0f} s  {words}")
 
 
 def _work(job: partial, log: Path) -> None:
@@ -347,7 +349,9 @@ def _trainer(
     from .reasoning_trainer import HRMReasoningTrainer
 
     args = HRMReasoningConfig(**training)
-    return HRMReasoningTrainer(HrmGridConfig(**model), args, train_dataset=rows, callbacks=list(callbacks))
+    return HRMReasoningTrainer(
+        HrmGridConfig.from_dict(dict(model)), args, train_dataset=rows, callbacks=list(callbacks)
+    )
 
 
 # Results
@@ -417,19 +421,17 @@ def collect(folder: Path, plan: Mapping[str, Any], data: str | Path) -> dict[str
     Returns:
         `dict[str, Any]`: Results for each system, and the claims. Estimates are dictionaries with the fields of [`Estimate`].
     """
-    splits = {name: read_split(data, name) for name in SPLITS[1:]}
+    splits = {name: rows for name in SPLITS[1:] if (rows := read_split(data, name)) is not None}
     solutions = {name: np.array(rows["solution"], dtype=np.uint8) for name, rows in splits.items()}
     test = splits["test"]
     puzzles = np.array(test["puzzle"], dtype=np.uint8)
     blanks = (puzzles != solutions["test"]).sum(1)
-    few = (np.array(splits["few_blanks"]["puzzle"], dtype=np.uint8) != solutions["few_blanks"]).sum(1)
     answers: dict[str, dict[str, Answers]] = {}
     systems = {}
     for name, of_system in plan["systems"].items():
         read = partial(read_answers, folder, name, plan["seeds"])
         segments = of_system["segments"]
         found = answers[name] = {budget: read(f"test-{budget}", solutions["test"]) for budget in BUDGETS}
-        few_answers = read("few_blanks", solutions["few_blanks"])
         right = found["seconds"].exact(segments)
         curve = [
             {"step": step, **asdict(estimate(read(f"validation-{step}", solutions["validation"]).exact()))}
@@ -449,10 +451,12 @@ def collect(folder: Path, plan: Mapping[str, Any], data: str | Path) -> dict[str
             "strategies": {budget: _strategies(one, segments) for budget, one in found.items()},
             "by_blanks": _groups(by_group(right, _bins(blanks))),
             "by_rating": _groups(by_group(right, _bins(np.array(test["rating"])))),
-            "few_blanks": _groups(by_group(few_answers.exact(segments), few)),
-            "few_blanks_all": asdict(estimate(few_answers.exact(segments))),
             "validation": curve,
         }
+        if "few_blanks" in splits:
+            few_right = read("few_blanks", solutions["few_blanks"]).exact(segments)
+            few = (np.array(splits["few_blanks"]["puzzle"], dtype=np.uint8) != solutions["few_blanks"]).sum(1)
+            systems[name]["few_blanks"] = _groups(by_group(few_right, few))
     return {
         "systems": systems,
         "claims": claims({name: one["segments"] for name, one in systems.items()}, answers),

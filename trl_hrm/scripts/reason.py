@@ -19,16 +19,34 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..config import COUNT, PROCESSES, SEED, Config
 from ..io import claimed_folder, read_json, shown, write_json
 from ..processes import num_cores
-from ..terminal import say
 
 
 if TYPE_CHECKING:
+    from ..processes import Workers
     from ..reasoning.study import System
 
 
 MARK = ".trl-hrm-reason.json"  # settings of the study in this folder
-OUTPUTS = {"data", "logs", "model", "plan.json", "report.html", "report_files", "results.json", "runs", "speed", "tuning"}
-FREE = ("output_dir", "num_workers", "overwrite", "push_to_hub", "push_dataset", "private")  # do not change the results
+OUTPUTS = {
+    "data",
+    "logs",
+    "model",
+    "plan.json",
+    "report.html",
+    "report_files",
+    "results.json",
+    "runs",
+    "speed",
+    "tuning",
+}
+FREE = (
+    "output_dir",
+    "num_workers",
+    "overwrite",
+    "push_to_hub",
+    "push_dataset",
+    "private",
+)  # do not change the results
 
 
 @dataclass(kw_only=True)
@@ -184,7 +202,11 @@ class ReasonConfig(Config):
     )
     mixer_intermediate_size: int = field(
         default=128,
-        metadata={"help": "Width of the SwiGLU layers over positions, for --mixer mlp.", "range": COUNT, "advanced": True},
+        metadata={
+            "help": "Width of the SwiGLU layers over positions, for --mixer mlp.",
+            "range": COUNT,
+            "advanced": True,
+        },
     )
     layers: int = field(
         default=1,
@@ -199,9 +221,7 @@ class ReasonConfig(Config):
     trm_cycles: list[int] = field(
         default_factory=lambda: [2, 3], metadata={"help": "H_cycles and L_cycles of TRM.", "range": COUNT}
     )
-    mixer: Literal["mlp", "attention"] = field(
-        default="mlp", metadata={"help": "How cells exchange information."}
-    )
+    mixer: Literal["mlp", "attention"] = field(default="mlp", metadata={"help": "How cells exchange information."})
     position: Literal["learned", "grid", "rope", "none"] = field(default="learned", metadata={"help": "Positions."})
     num_prefix_tokens: int = field(
         default=1, metadata={"help": "Number of tokens before the board.", "range": "[0, inf)", "advanced": True}
@@ -226,7 +246,11 @@ class ReasonConfig(Config):
     )
     ema_decay: float = field(
         default=0.99,
-        metadata={"help": "Decay of the average of the weights, for systems with +ema.", "range": "[0, 1)", "advanced": True},
+        metadata={
+            "help": "Decay of the average of the weights, for systems with +ema.",
+            "range": "[0, 1)",
+            "advanced": True,
+        },
     )
     augment: bool = field(
         default=True, metadata={"help": "Train on a random symmetric copy of each puzzle.", "advanced": True}
@@ -252,9 +276,7 @@ class ReasonConfig(Config):
     push_dataset: str | None = field(
         default=None, metadata={"help": "Repository on the Hub to push the puzzles to.", "metavar": "REPO"}
     )
-    private: bool = field(
-        default=False, metadata={"help": "Whether new repositories are private.", "advanced": True}
-    )
+    private: bool = field(default=False, metadata={"help": "Whether new repositories are private.", "advanced": True})
 
     def __post_init__(self):
         super().__post_init__()
@@ -277,7 +299,9 @@ class ReasonConfig(Config):
             )
         rates = [self.rates_of(name) for name in self.systems]
         if self.tuning_seconds is not None and all(len(one) == 1 for one in rates):
-            raise ValueError("`tuning_seconds` has no effect, because no system has several learning rates. Remove it.")
+            raise ValueError(
+                "`tuning_seconds` has no effect, because no system has several learning rates. Remove it."
+            )
         for word in self.learning_rates:
             system = word.rpartition("=")[0]
             if system and system not in self.systems:
@@ -357,7 +381,8 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool, lock: str) -
 
 
 def _reason(config: ReasonConfig, folder: Path) -> str:
-    from ..reasoning.study import System, collect, measure_speed, run_jobs, train_run
+    from ..processes import Workers
+    from ..reasoning.study import System, collect
     from ..reasoning.study_report import format_results, versions_of, write_report
 
     systems = [System(name) for name in config.systems]  # refuses unknown names before any work
@@ -365,80 +390,9 @@ def _reason(config: ReasonConfig, folder: Path) -> str:
     shared = shared_settings(config, data)
     models = {one.name: one.config(shared, config.cycles, config.trm_cycles).to_dict() for one in systems}
     training = {one.name: training_settings(config, one) for one in systems}
-    workers = config.num_workers or (1 if is_on_gpu(config) else num_cores())
-
-    # The seconds per step of each system
-    speed = {one.name: folder / "speed" / f"{one.name}.json" for one in systems}
-    jobs = {
-        name: partial(measure_speed, str(data), models[name], training[name], str(path))
-        for name, path in speed.items()
-        if not path.exists()
-    }
-    (folder / "speed").mkdir(exist_ok=True)
-    measured = lambda: {name: read_json(path) for name, path in speed.items()}  # noqa: E731
-    run_jobs(
-        "speed",
-        jobs,
-        folder,
-        workers,
-        lambda: ", ".join(f"{name} {1000 * one['seconds_per_step']:.0f} ms" for name, one in measured().items()),
-    )
-    speeds = measured()
-    steps_in = lambda name, seconds: max(int(seconds / speeds[name]["seconds_per_step"]), 1)  # noqa: E731
-
-    # The learning rate of each system, by the exact accuracy on the validation split
-    tuning_seconds = config.tuning_seconds or config.seconds_per_run / 3
-    tuned = {
-        name: {rate: folder / "tuning" / f"{name}-{rate:g}" for rate in config.rates_of(name)}
-        for name in models
-        if len(config.rates_of(name)) > 1
-    }
-    jobs = {}
-    for name, paths in tuned.items():
-        steps = steps_in(name, tuning_seconds)
-        for rate, path in paths.items():
-            if not (path / "run.json").exists():
-                given = {**training[name], "learning_rate": rate, "seed": config.seeds[0], "max_steps": steps}
-                evaluations = {"validation": (steps, "validation", models[name]["halt_max_steps"])}
-                jobs[path.name] = partial(
-                    train_run, str(data), models[name], given, evaluations, str(path), keep_model=False
-                )
-    if tuned:
-        run_jobs("learning rates", jobs, folder, workers)
-    rates = {name: choose_rate(paths, data) for name, paths in tuned.items()}
-
-    # Every system with every seed. Evaluations after equal seconds, after equal steps, and along the way
-    steps = {name: steps_in(name, config.seconds_per_run) for name in models}
-    equal = min(steps.values())
-    plan: dict[str, Any] = {"seeds": config.seeds, "equal_steps": equal, "systems": {}}
-    jobs = {}
-    for name, model in models.items():
-        segments = model["halt_max_steps"]
-        points = sorted({max(round(steps[name] * share / 5), 1) for share in range(1, 6)} | {equal})
-        rate, tried = rates.get(name, (config.rates_of(name)[0], {}))
-        plan["systems"][name] = {
-            "parameters": speeds[name]["parameters"],
-            "seconds_per_step": speeds[name]["seconds_per_step"],
-            "learning_rate": rate,
-            "tried_learning_rates": {f"{one:g}": value for one, value in tried.items()},
-            "steps": steps[name],
-            "segments": segments,
-            "points": points,
-        }
-        evaluations = {
-            "test-seconds": (steps[name], "test", 4 * segments),
-            "test-steps": (equal, "test", segments),
-            "few_blanks": (steps[name], "few_blanks", segments),
-            **{f"validation-{step}": (step, "validation", segments) for step in points},
-        }
-        for seed in config.seeds:
-            path = folder / "runs" / f"{name}-{seed}"
-            if not (path / "run.json").exists():
-                given = {**training[name], "learning_rate": rate, "seed": seed, "max_steps": steps[name]}
-                jobs[path.name] = partial(train_run, str(data), model, given, evaluations, str(path))
-    write_json(folder / "plan.json", plan)
-    run_jobs("training", jobs, folder, workers, lambda: f"{len(systems)} systems, {len(config.seeds)} seeds each")
-
+    num_workers = config.num_workers or (1 if is_on_gpu(config) else num_cores())
+    with Workers(num_workers, "spawn", "Lower --num_workers. Run the same command again to resume.") as pool:
+        plan = train_all(config, folder, data, models, training, pool)
     results = {
         "settings": {name: value for name, value in config.settings().items() if name not in FREE},
         "versions": versions_of(),
@@ -452,9 +406,101 @@ def _reason(config: ReasonConfig, folder: Path) -> str:
     if best := best_run(results, folder):
         shutil.rmtree(folder / "model", ignore_errors=True)
         shutil.copytree(best / "model", folder / "model")
-        written.append(f"Model: {folder / 'model'}, {best.name}, the best HRM on the validation split")
+        written.append(f"Model: {folder / 'model'}, a copy of {best.name}, the best HRM on the validation split")
         written.append(f"Next: trl-hrm solve {folder} puzzle.txt")
     return "\n".join(["", format_results(results), "", *written])
+
+
+def train_all(
+    config: ReasonConfig,
+    folder: Path,
+    data: Path,
+    models: dict[str, dict[str, Any]],
+    training: dict[str, dict[str, Any]],
+    pool: "Workers",
+) -> dict[str, Any]:
+    """
+    Run the unfinished jobs: measure the speed of each system, choose its learning rate, and train it with every seed.
+
+    Args:
+        config ([`ReasonConfig`]):
+            Budgets, seeds and learning rates.
+        folder (`Path`), data (`Path`):
+            Folder of the study, and of the puzzles.
+        models (`dict[str, dict]`), training (`dict[str, dict]`):
+            Fields of [`~reasoning.HrmGridConfig`] and of [`~reasoning.HRMReasoningConfig`] for each system.
+        pool ([`~processes.Workers`]):
+            Processes.
+
+    Returns:
+        `dict[str, Any]`: What was trained, as written to `plan.json`.
+    """
+    from ..reasoning.study import MORE_SEGMENTS, RUN, measure_speed, read_split, run_folder, run_jobs, train_run
+
+    speed = {name: folder / "speed" / f"{name}.json" for name in models}
+    (folder / "speed").mkdir(exist_ok=True)
+    jobs = {
+        name: partial(measure_speed, str(data), models[name], training[name], str(path))
+        for name, path in speed.items()
+        if not path.exists()
+    }
+    run_jobs(pool, "speed", jobs, folder)
+    speeds = {name: read_json(path, "Delete the file and run the same command again.") for name, path in speed.items()}
+
+    def steps_in(name: str, seconds: float) -> int:
+        return max(int(seconds / speeds[name]["seconds_per_step"]), 1)
+
+    # The learning rate with the highest exact accuracy on the validation split, from shorter trainings with the first seed
+    rates = {name: config.rates_of(name) for name in models}
+    tuned = {
+        name: {rate: folder / "tuning" / f"{name}-{rate:g}" for rate in found}
+        for name, found in rates.items()
+        if len(found) > 1
+    }
+    jobs = {}
+    for name, paths in tuned.items():
+        steps = steps_in(name, config.tuning_seconds or config.seconds_per_run / 3)
+        evaluations = {"validation": (steps, "validation", models[name]["halt_max_steps"])}
+        for rate, path in paths.items():
+            given = {**training[name], "learning_rate": rate, "seed": config.seeds[0], "max_steps": steps}
+            if not (path / RUN).exists():
+                jobs[path.name] = partial(train_run, str(data), models[name], given, evaluations, str(path), False)
+    if tuned:
+        run_jobs(pool, "learning-rates", jobs, folder)
+    chosen = {name: choose_rate(paths, data) for name, paths in tuned.items()}
+
+    # Every system with every seed, evaluated after equal seconds, after equal steps, and along the way
+    steps = {name: steps_in(name, config.seconds_per_run) for name in models}
+    equal = min(steps.values())
+    plan: dict[str, Any] = {"seeds": config.seeds, "equal_steps": equal, "systems": {}}
+    jobs = {}
+    for name, model in models.items():
+        segments = model["halt_max_steps"]
+        points = sorted({max(round(steps[name] * share / 5), 1) for share in range(1, 6)} | {equal})
+        rate, tried = chosen.get(name, (rates[name][0], {}))
+        plan["systems"][name] = {
+            **speeds[name],
+            "learning_rate": rate,
+            "tried_learning_rates": {f"{one:g}": value for one, value in tried.items()},
+            "steps": steps[name],
+            "segments": segments,
+            "points": points,
+        }
+        evaluations = {
+            "test-seconds": (steps[name], "test", MORE_SEGMENTS * segments),
+            "test-steps": (equal, "test", segments),
+            **{f"validation-{step}": (step, "validation", segments) for step in points},
+        }
+        if read_split(data, "few_blanks") is not None:
+            evaluations["few_blanks"] = (steps[name], "few_blanks", segments)
+        for seed in config.seeds:
+            path = run_folder(folder, name, seed)
+            given = {**training[name], "learning_rate": rate, "seed": seed, "max_steps": steps[name]}
+            if not (path / RUN).exists():
+                jobs[path.name] = partial(train_run, str(data), model, given, evaluations, str(path))
+    write_json(folder / "plan.json", plan)
+    run_jobs(pool, "training", jobs, folder, lambda: f"{len(models)} systems, {len(config.seeds)} seeds each")
+    return plan
 
 
 def build_puzzles(config: ReasonConfig, folder: Path) -> Path:
@@ -476,7 +522,7 @@ def build_puzzles(config: ReasonConfig, folder: Path) -> Path:
         }
         if config.clues is not None:
             options["clues"] = config.clues
-        say(build_grid(BuildGridConfig(output_dir=str(data), overwrite=True, **options)))
+        build_grid(BuildGridConfig(output_dir=str(data), overwrite=True, **options))
     return data
 
 
@@ -493,6 +539,8 @@ def shared_settings(config: ReasonConfig, data: Path) -> dict[str, Any]:
     kinds = set()
     for split in SPLITS:
         rows = read_split(data, split)
+        if rows is None:
+            continue
         if not len(rows):
             raise ValueError(f"{data}: the split {split} has no rows. Build the dataset with more puzzles.")
         kinds |= set(zip(rows["family"], rows["height"], rows["width"], strict=True))
@@ -579,7 +627,7 @@ def describe_data(data: Path) -> dict[str, Any]:
         "family": first["family"],
         "height": first["height"],
         "width": first["width"],
-        "splits": {split: len(found) for split, found in rows.items()},
+        "splits": {split: len(found) for split, found in rows.items() if found is not None},
         "build": read_json(report) if report.exists() else None,
     }
 
