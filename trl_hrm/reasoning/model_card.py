@@ -27,7 +27,7 @@ def save_grid_model_card(
     table = 0 if trainer._table is None else trainer._table.numel()
     puzzle = None
     if config.vocab is not None:
-        row = trainer.rows.puzzles[0].reshape(config.height, config.width).tolist()
+        row = trainer.rows.puzzles[0].tolist()
         puzzle = "\n".join(config.grid_vocab.decode(row, config.height, config.width))
     save_card(
         trainer,
