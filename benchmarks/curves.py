@@ -18,8 +18,8 @@ from collections.abc import Callable
 import numpy as np
 
 from trl_hrm.evaluation.curves import ScoredProblem, make_curves
-from trl_hrm.evaluation.intervals import difference_interval, mean_interval
 from trl_hrm.evaluation.selection import best_of_n, majority_vote, subset_weights
+from trl_hrm.intervals import difference_interval, mean_interval
 
 
 POPULATIONS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {

@@ -29,7 +29,7 @@ import numpy as np
 
 from trl_hrm.data.problems import problem_key
 from trl_hrm.evaluation.benchmarks.measures import format_results
-from trl_hrm.evaluation.intervals import NUM_DRAWS, percentile_interval
+from trl_hrm.intervals import NUM_DRAWS, percentile_interval
 from trl_hrm.io import read_json, write_json
 from trl_hrm.pages.page import Table
 

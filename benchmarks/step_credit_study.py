@@ -54,8 +54,8 @@ from trl_hrm.demo.policy import policy_rates, solution_text
 from trl_hrm.demo.profiles import FULL, RewardModel
 from trl_hrm.demo.runner import Runner
 from trl_hrm.demo.world import ANSWER, NAMES, STEP, Problem, judge
-from trl_hrm.evaluation.intervals import difference_interval
 from trl_hrm.grading.extraction import extract_answer
+from trl_hrm.intervals import difference_interval
 from trl_hrm.io import read_json, read_json_lines, write_json
 from trl_hrm.pages.numbers import points_between
 from trl_hrm.pages.page import Table, code

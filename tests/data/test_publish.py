@@ -14,8 +14,7 @@ from huggingface_hub import DatasetCard
 
 from trl_hrm.data import sources
 from trl_hrm.data.build_config import BuildStepwiseConfig
-from trl_hrm.data.card import LOAD_FOLDER
-from trl_hrm.data.output import digest_of
+from trl_hrm.data.output import LOAD_FOLDER, digest_of
 from trl_hrm.data.publish import push_dataset
 from trl_hrm.data.publish_card import Config, check_others, merge_card, warn_of_licenses
 from trl_hrm.data.publish_config import PushDatasetConfig

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from trl_hrm.data.verdicts import Verdict, read_verdicts
-from trl_hrm.step_metrics import wilson_interval
+from trl_hrm.intervals import wilson_interval
 
 from ..fakes import write_rows
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from trl_hrm.trainer.checkpoints import newest_complete, why_incomplete
+from trl_hrm.training.checkpoints import newest_complete, why_incomplete
 
 from .launching import KINDS, SHARDED, Project, largest_difference
 

@@ -10,8 +10,8 @@ import pytest
 
 from trl_hrm.data.candidates import Candidate, ProblemCandidates
 from trl_hrm.evaluation.curves import ScoredProblem, curve_with_gap, make_curves, plain_curves, summarize
-from trl_hrm.evaluation.intervals import difference_interval, mean_interval
 from trl_hrm.evaluation.selection import best_of_n, majority_vote, pass_at_n, ranked, subset_weights, weighted_vote
+from trl_hrm.intervals import difference_interval, mean_interval
 
 
 N = [1, 2, 4, 8, 16, 32]

@@ -23,7 +23,7 @@ from trl_hrm.evaluation.benchmarks.process_bench import (
 )
 from trl_hrm.evaluation.benchmarks.run import score_solutions
 from trl_hrm.evaluation.benchmarks.suite import Solution, read_suites
-from trl_hrm.evaluation.intervals import bootstrap_sums
+from trl_hrm.intervals import bootstrap_sums
 from trl_hrm.scoring.scoring_config import ScoringConfig
 
 from ..fakes import write_rows

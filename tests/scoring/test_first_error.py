@@ -6,9 +6,9 @@ import math
 import pytest
 
 from trl_hrm import GenerativeScorer, JudgeTemplate, StepTree
+from trl_hrm.intervals import wilson_interval
 from trl_hrm.scoring.generative_scorer import StepJudgement
 from trl_hrm.scoring.judge_templates import FAULTS, TEMPLATES, FirstError
-from trl_hrm.step_metrics import wilson_interval
 
 from .judges import Judge, genprm, instruct, thinkprm
 

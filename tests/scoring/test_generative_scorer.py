@@ -9,13 +9,13 @@ import pytest
 from filelock import Timeout
 
 from trl_hrm import GenerativeScorer, JudgeTemplate, StepReward, StepTree
+from trl_hrm.intervals import wilson_interval
 from trl_hrm.scoring import generative_scorer
 from trl_hrm.scoring.candidate_scores import score_steps, scorer_cost
 from trl_hrm.scoring.generative_scorer import StepJudgement
 from trl_hrm.scoring.judge_templates import TEMPLATES
 from trl_hrm.scoring.scoring_config import ScoringConfig
 from trl_hrm.search.engines.base import EngineFatal, PrefixTooLong, Sampling, check_logprobs
-from trl_hrm.step_metrics import wilson_interval
 
 from .judges import Judge, ProbabilityJudge, always_no, genprm, instruct, thinkprm
 

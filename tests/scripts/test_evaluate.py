@@ -12,9 +12,9 @@ from PIL import Image
 from trl_hrm import BestOfNConfig, EvaluateConfig, ReportConfig, StepFormat, best_of_n, evaluate, report
 from trl_hrm.cli import main
 from trl_hrm.evaluation import policy_evaluation
-from trl_hrm.evaluation.intervals import difference_interval, mean_interval
 from trl_hrm.evaluation.policy_evaluation import measures
 from trl_hrm.evaluation.results import load_candidates, load_results
+from trl_hrm.intervals import difference_interval, mean_interval
 from trl_hrm.scripts import evaluate as script
 from trl_hrm.search.engines.base import EngineError, Sample, ScriptedEngine
 from trl_hrm.search.policy_config import PolicyConfig

@@ -18,9 +18,9 @@ import pytest
 from trl_hrm import BuildStepwiseConfig, ExportConfig, JudgeConfig, build_stepwise, export, judge
 from trl_hrm.cli import main
 from trl_hrm.data.verdicts import Verdict, read_verdicts
+from trl_hrm.intervals import wilson_interval
 from trl_hrm.io import read_json
 from trl_hrm.search.engines.base import EngineFatal
-from trl_hrm.step_metrics import wilson_interval
 
 from ..fakes import write_rows
 from ..scoring.judges import ChatTokenizer, Judge, genprm, instruct, thinkprm

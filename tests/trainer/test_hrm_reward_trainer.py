@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepScorer, StepTree, hrm_view
 from trl_hrm.losses import step_score
 from trl_hrm.step_metrics import judged_steps
-from trl_hrm.trainer.checkpoints import RECORD_NAME
+from trl_hrm.training.checkpoints import RECORD_NAME
 
 from ..checkpoints import drop, edit, save, two_layer_head, value_head
 from ..helpers import HEADS, dataset_of, make_trainer, path_logits, random_tree, tiny_model, tiny_tokenizer, weights_of

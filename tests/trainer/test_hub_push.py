@@ -9,8 +9,8 @@ import pytest
 
 from tests.helpers import make_trainer, random_tree
 from trl_hrm import KLSelfConfig
-from trl_hrm.trainer import hub_push
-from trl_hrm.trainer.hub_push import NEVER_PUSHED, TRAINING_STATE, _without_tokens
+from trl_hrm.training import hub_push
+from trl_hrm.training.hub_push import NEVER_PUSHED, TRAINING_STATE, _without_tokens
 
 
 @pytest.fixture

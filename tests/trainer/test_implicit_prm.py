@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from trl_hrm import ImplicitPRMConfig, StepFormat, StepScorer, StepTree
 from trl_hrm.trainer import hrm_reward_trainer, implicit_prm_trainer
-from trl_hrm.trainer.hub_push import HubPushMixin
 from trl_hrm.trainer.reference import AdapterOff, FrozenReference
+from trl_hrm.training.hub_push import HubPushMixin
 
 from ..helpers import dataset_of, make_trainer, random_tree, save_checkpoint, tiny_model, tiny_tokenizer, weights_of
 from ..implicit_models import BETA, LM, implicit_trainer, in_float64, save_models, slow_ratios

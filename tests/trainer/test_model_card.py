@@ -18,7 +18,8 @@ from peft import LoraConfig
 from tests.helpers import HEADS, dataset_of, make_trainer, random_tree, tiny_model, tiny_tokenizer
 from tests.trainer.kl_training import make_kl_trainer, random_rows
 from trl_hrm import StepFormat, StepScorer, StepTree
-from trl_hrm.trainer.model_card import COUNTS, hub_id, shown_name
+from trl_hrm.trainer.model_card import COUNTS
+from trl_hrm.training.model_card import hub_id, shown_name
 
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"

@@ -15,7 +15,7 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from tests.helpers import tiny_model, tiny_tokenizer
 from trl_hrm import RewardHackingCallback, StepFormat, StepReward, StepScorer
 from trl_hrm._compat import trainer_utils
-from trl_hrm.evaluation.intervals import difference_interval, mean_interval
+from trl_hrm.intervals import difference_interval, mean_interval
 
 
 NAMES = ["accuracy", "step_reward"]

@@ -26,7 +26,7 @@ from tests.prm_training import make_prm_trainer, rows_of
 from tests.trainer.kl_training import LM, make_kl_trainer, random_rows
 from trl_hrm import HRMRewardConfig, ImplicitPRMConfig, KLSelfConfig, StepGRPOConfig, StepTree, hrm_view
 from trl_hrm.prm import PRMConfig
-from trl_hrm.trainer.checkpoints import (
+from trl_hrm.training.checkpoints import (
     FREE_ARGUMENTS,
     LENGTH_ARGUMENTS,
     RECORD_NAME,
@@ -34,7 +34,7 @@ from trl_hrm.trainer.checkpoints import (
     newest_complete,
     why_incomplete,
 )
-from trl_hrm.trainer.safe_training import DivergedError
+from trl_hrm.training.safe_training import DivergedError
 
 
 CONFIGS = (HRMRewardConfig, ImplicitPRMConfig, PRMConfig, KLSelfConfig, StepGRPOConfig)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..config import PROCESSES, SEED, Config
+from ..config import PROCESSES, SEED, OutputConfig
 from ..io import shown
 from .hierarchy import MAX_MERGE
 from .sources import parse_columns
@@ -18,13 +18,11 @@ def unescape(text: str) -> str:
 
 
 @dataclass(kw_only=True)
-class BuildConfig(Config):
+class BuildConfig(OutputConfig):
     r"""
-    Base class of the configurations of the dataset builders.
+    Base class of the configurations of the builders of labelled steps. It also has the fields of [`OutputConfig`].
 
     Args:
-        output_dir (`str`):
-            Output folder, with one Parquet file per split, a dataset card and `build_report.json`.
         view (`str`, *optional*, defaults to `"tree"`):
             Content of a row. `"tree"`: a problem with its labelled steps as a tree. `"hrm"`: the tree with merged steps. `"prm"`:
             one root-to-leaf path. `"orm"`: one root-to-leaf path with a label on its last step only.
@@ -47,8 +45,6 @@ class BuildConfig(Config):
             JSON files of test sets whose problems are dropped. They hold the problem under `problem`, `question` or `prompt`.
         num_proc (`int`, *optional*):
             Number of processes. Defaults to one per CPU core, but at most one per 4 MB of input.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Whether to replace `output_dir` if it is an earlier build.
         columns (`dict[str, str]`, *optional*):
             Column to read for each expected name, such as `{"completions": "steps"}`, or `completions=steps` on the command line.
             See [`~data.sources.rename_columns`].
@@ -60,9 +56,6 @@ class BuildConfig(Config):
         `ValueError`: If an option is out of range.
     """
 
-    output_dir: str = field(
-        metadata={"help": "Output folder, with one Parquet file per split, a dataset card and build_report.json."}
-    )
     view: Literal["tree", "hrm", "prm", "orm"] = field(
         default="tree",
         metadata={
@@ -126,7 +119,6 @@ class BuildConfig(Config):
             "range": PROCESSES,
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace --output_dir if it is an earlier build."})
     columns: dict[str, str] | None = field(
         default=None,
         metadata={

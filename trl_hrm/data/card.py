@@ -12,6 +12,7 @@ from ..pages.papers import HRM_PAPER
 from ..terminal import printable
 from .build_config import BuildConfig
 from .build_report import report_lines
+from .output import LOAD_FOLDER
 
 
 COLUMNS = {
@@ -100,7 +101,6 @@ VIEWS = {
     "raft": "Each row is one solution, selected among the candidates of its problem by the score of a reward model. The reference "
     "answer was not used.",
 }
-LOAD_FOLDER = 'load_dataset("path/to/this/directory")  # or the id of the repository on the Hub'
 
 
 def build_command(command: str, inputs: list[str], options: dict[str, Any], config: BuildConfig) -> str:

@@ -11,12 +11,12 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from ..identity import digest_of_files
+from ..intervals import wilson_interval
 from ..io import read_json, shown
 from ..search.nodes import open_nodes
 from ..search.run_folder import MANIFEST
 from ..search.tree import SearchTree
 from ..search.values import leaf_counts
-from ..step_metrics import wilson_interval
 from ..step_tree import StepTree
 from .export_config import ExportConfig
 from .sources import Address

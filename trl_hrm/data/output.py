@@ -14,16 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
+from ..config import OutputConfig
 from ..io import claimed_name, resolved_output
-from .build_config import BuildConfig
 
 
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "build_report.json"
 PICTURE = "scores.png"  # of `select-raft`
+LOAD_FOLDER = 'load_dataset("path/to/this/directory")  # or the id of the repository on the Hub'
 _OWN = re.compile(
-    rf"README\.md|{re.escape(REPORT_FILE)}|{re.escape(PICTURE)}|data/(train|test)-\d{{5}}-of-\d{{5}}\.parquet"
+    rf"README\.md|{re.escape(REPORT_FILE)}|{re.escape(PICTURE)}|data/[a-z_]+-\d{{5}}-of-\d{{5}}\.parquet"
 )
 
 COLUMNS = {
@@ -46,17 +47,17 @@ class Output(NamedTuple):
             Folder of the dataset, which does not exist yet or holds an earlier build.
         work (`Path`):
             Temporary folder on the same file system, so the dataset can be renamed to `folder`.
-        config ([`BuildConfig`]):
+        config ([`~config.OutputConfig`]):
             Options of the build.
     """
 
     folder: Path
     work: Path
-    config: BuildConfig
+    config: OutputConfig
 
 
 @contextmanager
-def claimed_output(config: BuildConfig, inputs: Iterable[str] = ()) -> Iterator[Output]:
+def claimed_output(config: OutputConfig, inputs: Iterable[str] = ()) -> Iterator[Output]:
     """
     Context manager that claims the output of a build before any work is done.
 
@@ -64,8 +65,8 @@ def claimed_output(config: BuildConfig, inputs: Iterable[str] = ()) -> Iterator[
     killed build left one, it is removed, and an earlier dataset that the build had moved aside is restored.
 
     Args:
-        config ([`BuildConfig`]):
-            Options of the build. Only `output_dir` and `overwrite` are read.
+        config ([`~config.OutputConfig`]):
+            Folder of the dataset, and whether to replace it.
         inputs (`Iterable[str]`, *optional*):
             Files and folders that are read.
 
@@ -104,7 +105,7 @@ def _hidden(folder: Path, kind: str) -> Path:
     return folder.with_name(f".{folder.name}.trl-hrm-{kind}")
 
 
-def _check_replaced(folder: Path, config: BuildConfig) -> None:
+def _check_replaced(folder: Path, config: OutputConfig) -> None:
     """Raise `FileExistsError` if a folder exists, unless `overwrite` is set and it only has files of an earlier build."""
     given = config.output_dir
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):

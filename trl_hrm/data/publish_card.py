@@ -20,7 +20,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..io import parse_yaml
 from ..terminal import plain
-from .card import LOAD_FOLDER
+from .output import LOAD_FOLDER
 from .publish_shards import CARD_FILE, Build
 
 

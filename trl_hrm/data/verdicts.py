@@ -8,9 +8,9 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
+from ..intervals import wilson_interval
 from ..io import read_json_lines
 from ..schema import Share, check_json
-from ..step_metrics import wilson_interval
 
 
 NO_ERROR = -1  # a vote that finds no wrong step, as in ProcessBench

@@ -10,16 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..intervals import T_QUANTILES
 from ..pages.numbers import percent
 
 
 MIN_SEEDS = 3  # with two seeds, the interval is too wide to be useful
-# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
-T_QUANTILES = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
 
 Answer = Literal["held", "not held", "open"]
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import PROCESSES, SEED, Config
 from ..io import claimed_folder, read_json, shown, write_json
+from ..processes import num_cores
 
 
 if TYPE_CHECKING:
@@ -510,8 +511,3 @@ def begun(folder: Path, settings: dict[str, Any], force: bool = False) -> Iterat
         if found != settings:
             write_json(mark, settings)
         yield
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,12 +3,8 @@ Runs the jobs of the demo in parallel processes, with a progress bar. Finished j
 outputs changed. Interrupted jobs are resumed if they support it, otherwise restarted.
 """
 
-import contextlib
 import inspect
-import os
-import re
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +12,7 @@ from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any, NotRequired, TextIO
+from typing import Any, NotRequired
 
 import yaml
 from tqdm import tqdm
@@ -25,7 +21,7 @@ from typing_extensions import TypedDict
 from ..config import Config
 from ..identity import digest_of_files, setting_changes
 from ..io import read_json, write_json
-from ..processes import Workers
+from ..processes import Workers, printed_to, share_done
 from ..schema import Amount, check_json
 from ..search.run_folder import MANIFEST, shard_name
 
@@ -33,7 +29,6 @@ from ..search.run_folder import MANIFEST, shard_name
 DONE = ".done"
 REMEDY = "Delete the file and run the same command again."
 _OUTPUTS = ("output_dir", "output", "folder")  # names of the arguments and settings with the output of a job
-_PROGRESS = re.compile(r"(\d+)/(\d+) \[")  # of tqdm's bars, which every job prints
 
 
 class Stage(TypedDict):
@@ -231,16 +226,6 @@ def _files(path: Path) -> list[Path]:
     return [one for one in found if not any(part.startswith(".") for part in one.relative_to(path).parts)]
 
 
-def share_done(log: Path) -> float:
-    """Return the progress of a job from the last progress bar in its log. With several bars, progress restarts at each."""
-    if not log.exists():
-        return 0.0
-    with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
-        found = _PROGRESS.findall(file.read().decode(errors="replace"))
-    return min(int(found[-1][0]) / max(int(found[-1][1]), 1), 0.99) if found else 0.0
-
-
 def _work(job: partial, log: Path) -> float:
     """Run a job and write its output to its log. Return the seconds that it took."""
     import torch
@@ -251,7 +236,7 @@ def _work(job: partial, log: Path) -> float:
         if isinstance(settings, Config | dict):
             settings = settings.settings() if isinstance(settings, Config) else settings
             log.with_suffix(".yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    with open(log, "w", encoding="utf-8") as file, _printed_to(file):
+    with open(log, "w", encoding="utf-8") as file, printed_to(file):
         print(_format_call(job), flush=True)
         try:
             job()
@@ -259,21 +244,3 @@ def _work(job: partial, log: Path) -> float:
             traceback.print_exc()
             raise
     return time.perf_counter() - began
-
-
-@contextlib.contextmanager
-def _printed_to(file: TextIO) -> Iterator[None]:
-    """Redirect all output of this process, including C code and child processes, to a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    try:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, descriptor in enumerate(kept, start=1):
-            os.dup2(descriptor, number)
-            os.close(descriptor)

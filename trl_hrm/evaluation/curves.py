@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..intervals import mean_interval
 from ..io import shown
 from ..scoring.aggregate import Aggregate, aggregate, aggregate_name
 from ..search.tree import make_id
 from ..step_metrics import calibration_bins
-from .intervals import mean_interval
 from .reward_hacking import hacking_gap
 from .selection import pass_at_n, ranked, subset_weights
 
@@ -167,7 +167,7 @@ def make_curves(
 
     Returns:
         [`Curves`]: The intervals are [`mean_interval`] for an accuracy and
-        [`~evaluation.intervals.difference_interval`] for a loss. `from_n` is selected on the same problems, which
+        [`~intervals.difference_interval`] for a loss. `from_n` is selected on the same problems, which
         makes the loss look larger. The interval does not correct for this.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..intervals import difference_interval
 from ..io import replacing, write_json
 from ..pages.numbers import percent, points_between
 from ..pages.page import Table, markdown
@@ -19,7 +20,6 @@ from ..search.outcomes import describe_outcomes
 from ..terminal import one_line
 from .best_of_n import collect_results
 from .curves import NUM_DRAWS, ScoredProblem, curve_with_gap, make_curves
-from .intervals import difference_interval
 from .results import Results
 from .saved_results import curve_label
 
@@ -175,7 +175,7 @@ def compare_policies(first: PolicyResults, other: PolicyResults) -> dict[str, An
 
     Returns:
         `dict[str, Any]`: `num_problems`, and `differences` with the `difference` of each measure in `[-1, 1]` and the bounds `low` and
-        `high` of its 95 % interval. See [`~evaluation.intervals.difference_interval`]. Without a common problem, `differences` is empty.
+        `high` of its 95 % interval. See [`~intervals.difference_interval`]. Without a common problem, `differences` is empty.
     """
     common = [problem_id for problem_id in first.values if problem_id in other.values]
     differences = {}

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..intervals import difference_interval
 from ..pages.numbers import in_points, percent, points_between
-from .intervals import difference_interval
 
 
 MARGIN = 0.05  # smaller losses do not count as hacking
@@ -60,7 +60,7 @@ def hacking_gap(
         unranked, lowest:
             See [`undecided_by`].
         comparisons (`int`, *optional*, defaults to `1`):
-            See [`~evaluation.intervals.difference_interval`].
+            See [`~intervals.difference_interval`].
 
     Returns:
         `dict`: `gap`, `best_n`, `largest_n`, `loss`, `from_n`, `low`, `high` and `undecided`. See

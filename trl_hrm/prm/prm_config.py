@@ -1,7 +1,7 @@
 from dataclasses import dataclass, field
 
 from .._compat import BaseConfig
-from ..trainer.resume_config import ResumeConfig
+from ..training.resume_config import ResumeConfig
 
 
 @dataclass

@@ -18,10 +18,10 @@ from typing_extensions import TypedDict
 from .. import __version__
 from ..grading import opens_thinking
 from ..identity import checkpoint_identity, compare_runs, describe_changes
+from ..intervals import wilson_interval
 from ..io import AppendedLines, read_json_lines, shown
 from ..schema import Count, Share, check_json
 from ..search.engines.base import Engine, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples, num_token_ids
-from ..step_metrics import wilson_interval
 from ..step_tree import StepTree
 from .judge_templates import FAULTS, FirstError, JudgeTemplate, published_template
 from .scoring_config import ScoringConfig, check_candidates
@@ -72,7 +72,7 @@ class StepJudgement:
             Probability that the step is correct, averaged over the samples with a readable verdict. `None` if no sample has one, or
             the prompt is too long.
         low (`float`, *optional*), high (`float`, *optional*):
-            Bounds of the 95 % interval of the score over the samples. See [`~step_metrics.wilson_interval`].
+            Bounds of the 95 % interval of the score over the samples. See [`~intervals.wilson_interval`].
         num_readable (`int`):
             Number of samples with a readable verdict.
     """

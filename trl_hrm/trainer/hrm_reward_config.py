@@ -6,7 +6,7 @@ from .._compat import BaseConfig
 from ..encoding import CHAT_TEMPLATE_DATE
 from ..io import shown
 from ..step_format import StepFormat
-from .resume_config import ResumeConfig
+from ..training.resume_config import ResumeConfig
 
 
 @dataclass

@@ -23,8 +23,8 @@ from ..implicit import StepTokens
 from ..kl import causal_lm_of
 from ..loading import load_policy
 from ..pages.papers import IMPLICIT_PRM_PAPER
+from ..training.checkpoints import digest_of_dataset
 from ..tree_attention import check_attention, use_tree_attention
-from .checkpoints import digest_of_dataset
 from .forest_dataset import PROMPT_LENGTHS, REF_LOG_PROBS, STEP_COLUMNS, TOKEN_COLUMNS
 from .hrm_reward_trainer import HRMRewardTrainer
 from .implicit_prm_config import ImplicitPRMConfig

@@ -8,7 +8,7 @@ from trl import SFTConfig
 from ..encoding import CHAT_TEMPLATE_DATE, check_chat_template_options
 from ..io import shown
 from ..kl import DIRECTIONS, REDUCTIONS, SCALINGS
-from .resume_config import ResumeConfig
+from ..training.resume_config import ResumeConfig
 
 
 @dataclass

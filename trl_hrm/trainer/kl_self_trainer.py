@@ -28,7 +28,8 @@ from ..kl import (
 )
 from ..loading import check_policy, load_policy, load_tokenizer, refuse_nan
 from ..pages.papers import HRM_PAPER
-from .hub_push import HubPushMixin
+from ..training.hub_push import HubPushMixin
+from ..training.safe_training import SafeTrainingMixin, identity_in_memory
 from .kl_self_config import KLSelfConfig
 from .model_card import save_policy_card
 from .reference import (
@@ -41,7 +42,6 @@ from .reference import (
     precompute_hidden,
     trained_sequences_of,
 )
-from .safe_training import SafeTrainingMixin, identity_in_memory
 
 
 if TYPE_CHECKING:

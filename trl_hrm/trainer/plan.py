@@ -9,6 +9,7 @@ from transformers import DefaultFlowCallback, TrainerControl, TrainerState, Trai
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import GRPOConfig, RLOOConfig
 
+from ..training.safe_training import check_length
 from .forest_dataset import STEP_COLUMNS, flat_column
 
 
@@ -200,16 +201,6 @@ def plan_training(args: TrainingArguments, rows: Dataset | int, num_processes: i
         **({} if isinstance(rows, int) else _count_labels(rows)),
     )
     return replace(plan, warnings=tuple(_warnings(args, plan)))
-
-
-def check_length(args: TrainingArguments) -> None:
-    """Raise `ValueError` if a training has no step."""
-    if args.max_steps == 0 or not math.isfinite(args.max_steps):
-        raise ValueError(
-            f"`max_steps` is {args.max_steps}. It must be at least 1, or -1 to train for `num_train_epochs`."
-        )
-    if args.max_steps < 0 and not 0 < args.num_train_epochs < math.inf:
-        raise ValueError(f"`num_train_epochs` is {args.num_train_epochs}. It must be greater than 0.")
 
 
 def _schedule(

@@ -32,7 +32,7 @@ from .._compat import (
 from ..io import read_json, shown, write_json
 from ..kl import LMHead, causal_lm_of, trained_tokens
 from ..loading import load_policy, load_tokenizer
-from .checkpoints import digest_of_weights
+from ..training.checkpoints import digest_of_weights
 from .kl_self_config import KLSelfConfig
 
 

@@ -9,13 +9,13 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..evaluation.intervals import difference_interval, mean_interval
 from ..evaluation.reward_hacking import Answer, hacking_answer, hacking_gap
+from ..intervals import difference_interval, mean_interval
 from ..io import remove_partial, replacing, shown, write_json
 from ..pages.numbers import in_points, percent, points_between
 from ..pages.pictures import THEMES, new_figure, shown_label, style_axes
 from ..rewards import StepReward
-from .checkpoints import digest_of_dataset
+from ..training.checkpoints import digest_of_dataset
 
 
 logger = get_logger(__name__)
@@ -35,7 +35,7 @@ class RewardHackingCallback(TrainerCallback):
     - accuracy has fallen: the interval of the loss is above 0, and does not exclude a loss of 5 points or more, and
     - the process reward has risen: the interval of its change is above 0.
 
-    Each change has a 95 % interval of paired differences over problems ([`~evaluation.intervals.difference_interval`]). The best of
+    Each change has a 95 % interval of paired differences over problems ([`~intervals.difference_interval`]). The best of
     many evaluations is partly best by chance, so the intervals are corrected for all pairs of evaluations so far (Bonferroni).
     In simulations of 20 evaluations of a policy that does not change, 70 to 83 % of trainings show a loss without this correction,
     and 5 to 8 % with it.
@@ -232,7 +232,7 @@ def compare(
         outcomes, process (`np.ndarray`):
             Outcome and process reward of each problem at this evaluation, NaN if unknown. Shape `(P,)`.
         comparisons (`int`):
-            Number of pairs of evaluations that could be compared. See [`~evaluation.intervals.difference_interval`].
+            Number of pairs of evaluations that could be compared. See [`~intervals.difference_interval`].
 
     Returns:
         `dict`: `answer` (`"yes"`, `"no"`, `"open"`, or `"none"` if the accuracies are too low for a loss, see

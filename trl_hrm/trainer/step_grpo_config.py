@@ -5,7 +5,7 @@ from trl import GRPOConfig
 
 from ..io import shown
 from ..step_credit import CREDITS
-from .resume_config import ResumeConfig
+from ..training.resume_config import ResumeConfig
 
 
 @dataclass

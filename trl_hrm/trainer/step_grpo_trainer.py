@@ -15,11 +15,11 @@ from .._compat import get_config_model_id, trainer_utils
 from ..rewards import StepReward
 from ..scoring.aggregate import aggregate_name
 from ..token_steps import token_steps
-from .checkpoints import plain
-from .hub_push import HubPushMixin
+from ..training.checkpoints import plain
+from ..training.hub_push import HubPushMixin
+from ..training.safe_training import SafeTrainingMixin, identity_in_memory, model_identity
 from .model_card import save_policy_card
 from .reward_hacking_callback import RewardHackingCallback
-from .safe_training import SafeTrainingMixin, identity_in_memory, model_identity
 from .step_grpo_config import StepGRPOConfig
 from .step_table import coloured_steps, log_steps_page
 

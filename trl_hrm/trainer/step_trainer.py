@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +19,10 @@ from ..io import shown
 from ..loading import WeightFit, check_adapter, list_misfits
 from ..losses import step_loss, step_score
 from ..step_format import StepFormat
-from .hub_push import HubPushMixin
+from ..training.checkpoints import plain
+from ..training.hub_push import HubPushMixin
+from ..training.safe_training import SafeTrainingMixin
 from .model_card import save_reward_model_card
-from .safe_training import SafeTrainingMixin
 
 
 if TYPE_CHECKING:
@@ -287,6 +289,19 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         )
         WeightFit.of(model, info).refuse(self._loaded_from, self.step_format)
         self.model.load_state_dict(model.state_dict())
+
+    def _training_settings(self) -> dict[str, Any]:
+        settings = super()._training_settings()
+        settings.pop("step_format", None)  # it may come from the model or from a file
+        return settings | plain(asdict(self.step_format))
+
+    @property
+    def _default_settings(self) -> dict[str, Any]:
+        return plain(asdict(StepFormat()))  # earlier versions had fewer fields, with the effect of today's defaults
+
+    def _settings_without_record(self, checkpoint: Path) -> dict[str, Any] | None:
+        trained_format = StepFormat.find(str(checkpoint))
+        return None if trained_format is None else plain(asdict(trained_format))
 
     # Training
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from ...data.problems import group_equal, problem_key, problem_split
+from ...intervals import bootstrap_sums, percentile_interval
 from ...pages.page import Table
 from ...scoring.generative_scorer import format_judge_cost
 from ...step_metrics import step_metrics
 from ...terminal import one_line
-from ..intervals import bootstrap_sums, percentile_interval
 from .suite import Solution, Suite
 
 
@@ -56,7 +56,7 @@ def measure(
 
         - `metric`, `main`: names of the main metric and of the main average.
         - `subsets`, `averages`: metrics of each subset and average, `None` if undefined, with the bounds `low` and
-          `high` of the 95 % interval of `metric`. See [`~evaluation.intervals.bootstrap_sums`].
+          `high` of the 95 % interval of `metric`. See [`~intervals.bootstrap_sums`].
         - `threshold`: the given threshold.
         - `tuned`: results with the tuned threshold. See [`tune`].
         - `steps`: [`step_metrics`] of all labelled steps.

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +22,6 @@ from transformers.trainer_utils import has_length
 
 from ..identity import checkpoint_identity
 from ..io import claimed_folder, shown
-from ..step_format import StepFormat
 from .checkpoints import (
     FREE_ARGUMENTS,
     LENGTH_ARGUMENTS,
@@ -36,7 +37,6 @@ from .checkpoints import (
     why_incomplete,
     write_record,
 )
-from .plan import check_length
 
 
 logger = get_logger(__name__)
@@ -82,6 +82,8 @@ class SafeTrainingMixin:
     _eval_data: Any = None
     _settings: dict[str, Any] | None = None  # of the current training
     _accepted: tuple[str, ...] = ()  # changes that were accepted since the training began
+    # Values of settings that records of earlier versions do not have
+    _default_settings: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -296,20 +298,17 @@ class SafeTrainingMixin:
     def _accept(self, checkpoint: Path, settings: dict[str, Any], accepts: list[str]) -> tuple[str, ...]:
         """Refuse changes since a checkpoint that are not in `accepts`, and return all changes that were accepted so far."""
         record = read_record(checkpoint)
-        step_format = getattr(self, "step_format", None)
         if record is None:
             logger.warning(
                 f"{checkpoint} has no {RECORD_NAME}, because it was saved by an earlier version or by another trainer. It is not "
                 "known whether the dataset, the base model and the settings are still the same."
             )
-            trained_format = StepFormat.find(str(checkpoint))
-            if trained_format is None or step_format is None:
+            found = self._settings_without_record(checkpoint)
+            if found is None:
                 return tuple(accepts)
-            record = {"settings": asdict(trained_format), "accepted": accepts}
-            settings = asdict(step_format)
-        found = record["settings"]
-        if step_format is not None:  # earlier versions had fewer fields, with the effect of today's defaults
-            found = plain(asdict(StepFormat())) | found
+            record = {"settings": found, "accepted": accepts}
+            settings = {name: value for name, value in settings.items() if name in found}
+        found = self._default_settings | record["settings"]
         changes = list_changes(found, settings)
         for name in LENGTH_ARGUMENTS:
             for line in changes.get(name, ()):
@@ -336,13 +335,14 @@ class SafeTrainingMixin:
             logger.warning(f"Accepted: {'; '.join(changes[name])}.")
         return tuple(sorted({*accepts, *record["accepted"]}))
 
+    def _settings_without_record(self, checkpoint: Path) -> dict[str, Any] | None:
+        """Return the settings of a checkpoint that has no record, as far as its other files tell them."""
+        return None
+
     def _training_settings(self) -> dict[str, Any]:
         """Return everything that a checkpoint is compared with: the arguments that affect training, and `_content`."""
         names = [field.name for field in fields(self.args) if field.init and field.name not in FREE_ARGUMENTS]
         settings = {name: plain(getattr(self.args, name)) for name in names}
-        if getattr(self, "step_format", None) is not None:  # it may come from the model or from a file
-            settings.pop("step_format", None)
-            settings |= plain(asdict(self.step_format))
         for name in ("model_init_kwargs", "ref_model_init_kwargs"):
             if settings.get(name):
                 settings[name] = {k: v for k, v in settings[name].items() if k not in FREE_MODEL_ARGUMENTS}
@@ -373,6 +373,16 @@ class SafeTrainingMixin:
                 {name: _digest(one) for name, one in data.items()} if isinstance(data, dict) else _digest(data)
             )
         return content
+
+
+def check_length(args: TrainingArguments) -> None:
+    """Raise `ValueError` if a training has no step."""
+    if args.max_steps == 0 or not math.isfinite(args.max_steps):
+        raise ValueError(
+            f"`max_steps` is {args.max_steps}. It must be at least 1, or -1 to train for `num_train_epochs`."
+        )
+    if args.max_steps < 0 and not 0 < args.num_train_epochs < math.inf:
+        raise ValueError(f"`num_train_epochs` is {args.num_train_epochs}. It must be greater than 0.")
 
 
 def model_identity(model: torch.nn.Module) -> dict[str, Any]:

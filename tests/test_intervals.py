@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from trl_hrm.evaluation.curves import ScoredProblem, curve_with_gap, make_curves
-from trl_hrm.evaluation.intervals import Z, difference_interval, effective_size, mean_interval, wilson_interval
 from trl_hrm.evaluation.selection import subset_weights
+from trl_hrm.intervals import Z, difference_interval, effective_size, mean_interval, wilson_interval
 
 
 def ones(k: int, n: int) -> np.ndarray:

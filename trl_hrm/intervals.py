@@ -13,10 +13,42 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ..step_metrics import Z, wilson_interval
 
-
+Z = NormalDist().inv_cdf(0.975)  # of 95 % intervals
 NUM_DRAWS = 1000  # number of bootstrap draws
+# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
+T_QUANTILES = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+def wilson_interval(successes: float, total: float) -> tuple[float, float]:
+    """
+    Return Wilson's score interval of a proportion ([Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)).
+
+    Args:
+        successes (`float`):
+            Number of successes. May be fractional.
+        total (`float`):
+            Number of trials, above 0.
+
+    Returns:
+        `tuple[float, float]`: Lower and upper bound of the 95 % interval.
+
+    Example:
+
+    ```python
+    >>> wilson_interval(0, 10)
+    (0.0, 0.2775...)
+    ```
+    """
+    p, z2 = successes / total, Z * Z
+    center = (p + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total)) / (1 + z2 / total)
+    # at 0 and 1, rounding errors could exclude the estimate itself
+    return 0.0 if p == 0 else max(center - half, 0.0), 1.0 if p == 1 else min(center + half, 1.0)
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
