@@ -174,6 +174,23 @@ def test_invalid_csv(tmp_path, change, message):
     assert not (tmp_path / "read").exists()
 
 
+def test_csv_of_mazes(tmp_path):
+    """A mirrored maze in the test file is the same maze. Mazes with several shortest paths are kept: their files say which one is right."""
+    loop = ("#####" "#S  #" "# # #" "#  G#" "#####", "#####" "#Soo#" "# #o#" "#  G#" "#####")  # fmt: skip
+    straight = ("#####" "#S G#" "#####" "#####" "#####", "#####" "#SoG#" "#####" "#####" "#####")  # fmt: skip
+    mirrored = tuple(board[::-1] for board in straight)
+    train = write_csv(tmp_path / "train.csv", [loop, straight])
+    test = write_csv(tmp_path / "test.csv", [mirrored, ("#####" "#S  #" "###G#" "#####" "#####", "#####" "#Soo#" "###G#" "#####" "#####")])  # fmt: skip
+    options = {"family": "maze", "train_csv": train, "num_train": 2, "num_validation": 0, "num_test": 2}
+    report = build(tmp_path / "read", test_csv=test, **options)
+    assert report["rows"] == {"train": 2, "test": 1}
+    assert report["facts"]["test"]["equivalent to a training board, dropped"] == 1
+    assert sorted(map(as_text, read(tmp_path / "read", "train"))) == sorted([loop, straight])
+    larger = write_csv(tmp_path / "larger.csv", [("#" * 7 + "#S   G#" + "#" * 35, "#" * 7 + "#SoooG#" + "#" * 35)])
+    with pytest.raises(ValueError, match="boards of 7 rows, but .* 5 rows"):
+        build(tmp_path / "sizes", test_csv=larger, **options)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

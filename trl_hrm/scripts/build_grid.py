@@ -235,9 +235,9 @@ def build_grid(config: BuildGridConfig) -> dict[str, Any]:
     """
     Build a dataset of grid puzzles and write it to `config.output_dir`: one Parquet file per split, a dataset card and `build_report.json`.
 
-    No two puzzles of `train`, `validation` and `test` are equivalent, which means that a symmetry of the rules turns one into the other. The report says
-    how many puzzles were dropped for this reason, and how many of the held-out puzzles have a solution grid (or, for mazes, walls) that is
-    equivalent to one of the training split. With few kinds of grids, as for 4x4 and 6x6 Sudoku, this cannot be avoided.
+    No two puzzles of `train`, `validation` and `test` are equivalent, which means that a symmetry of the rules turns one into the other.
+    The report says how many puzzles were dropped for this reason, and how many of the held-out puzzles have a solution grid (or, for mazes,
+    walls) that is equivalent to one of the training split. With few kinds of grids, as for 4x4 and 6x6 Sudoku, this cannot be avoided.
 
     Args:
         config ([`BuildGridConfig`]):
@@ -290,6 +290,11 @@ def build_grid(config: BuildGridConfig) -> dict[str, Any]:
                 ]
             for path, sizes in plan:
                 rows = sample_csv(path, config.family, sum(sizes.values()), random)
+                if path == config.test_csv and rows[0].size != maker.size:
+                    raise ValueError(
+                        f"{path} has boards of {rows[0].size} rows, but {config.train_csv} has boards of {maker.size} rows. They must have the "
+                        "same size."
+                    )
                 maker = BoardMaker(config.family, rows[0].size, config.seed)
                 filler.fill(sizes, partial(csv_board, config.family), rows)
                 for split, size in sizes.items():

@@ -141,7 +141,7 @@ def maze_board(
     height: int, width: int, puzzle: Sequence[int], solution: Sequence[int], source: str, rating: int
 ) -> Board:
     """Return the board of a maze, given as ids."""
-    board = np.array(puzzle, dtype=np.uint8)
+    board = np.frombuffer(bytes(puzzle), dtype=np.uint8)
     return Board(
         family="maze",
         height=height,
