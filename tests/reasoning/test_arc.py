@@ -31,10 +31,10 @@ from trl_hrm.reasoning.data.arc import (
     plan_arc,
     puzzle_name,
     read_arc,
-    translate,
     undo_augmentation,
     undo_dihedral,
 )
+from trl_hrm.reasoning.data.symmetry import augment
 
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "arc"
@@ -98,19 +98,20 @@ class TestGrids:
         assert crop(np.full(900, 250, np.uint8)).shape == (0, 0)  # not an id of the vocabulary
 
     def test_translation(self):
-        """Both grids move by the same distance and stay whole. All places at which both fit are reached."""
+        """Both grids move by the same distance and stay whole. All places at which both fit are reached, the corner more often."""
         pair = ArcPair(np.ones((28, 29), np.uint8), np.ones((29, 3), np.uint8))
         rng = np.random.default_rng(0)
         places = Counter()
         row = pad(pair.input), pad(pair.output)
-        for _ in range(200):
-            row = translate(*row, rng)
+        for _ in range(400):
+            row = augment("arc", *row, SIZE, SIZE, rng)
             place = corner(row[0])
             places[place] += 1
             assert np.array_equal(crop(row[0], *place), pair.input)
             assert np.array_equal(crop(row[1], *place), pair.output)
         assert set(places) == {(0, 0), (0, 1), (1, 0), (1, 1)}
-        assert min(places.values()) > 25
+        assert min(places.values()) > 45
+        assert 130 < places[0, 0] < 220  # one in four, and one in four of the others
 
 
 class TestAugmentations:

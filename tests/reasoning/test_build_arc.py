@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
+from trl_hrm.reasoning import ARC_VOCAB, HrmGridConfig, HRMReasoningConfig, HRMReasoningTrainer
 from trl_hrm.reasoning.arc_score import ArcVotes, score_arc
 from trl_hrm.reasoning.data.arc import arc_rows, plan_arc
+from trl_hrm.reasoning.evaluate import fixed, predict
 from trl_hrm.scripts.build_grid import BuildGridConfig, build_grid
 
 
@@ -77,6 +79,38 @@ def test_from_the_dataset_to_a_score(built, tmp_path):
     votes.add(rows, np.array(rows["solution"][:]), np.zeros(len(rows)))
     score = score_arc(votes.ranked(), rows, attempts=1)
     assert (score.tasks_solved, score.num_tasks, score.num_test_inputs) == (1, 2, 3)
+
+
+def test_training(built, tmp_path):
+    """A model gets an embedding for each copy, trains on moved grids, and answers the test rows, also with the blank id."""
+    data = rows_of(built[0], tmp_path)
+    config = HrmGridConfig(
+        vocab=ARC_VOCAB.to_dict(), height=30, width=30, hidden_size=32, num_attention_heads=2, intermediate_size=32,
+        H_layers=1, L_layers=1, halt_max_steps=2,
+    )  # fmt: skip
+    args = HRMReasoningConfig(
+        str(tmp_path / "model"),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        warmup_steps=1,
+        augment=True,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = HRMReasoningTrainer(config, args, train_dataset=data["train"], eval_dataset=data["test"])
+    before = trainer.model.puzzle_emb.weight.clone()
+    trainer.train()
+    changed = (trainer.model.puzzle_emb.weight != before).any(1)
+    assert len(changed) == 24 + 1 and 4 <= changed.sum() <= 12 and not changed[0]
+    assert 0 <= trainer.evaluate()["eval_exact_accuracy"] <= 1
+    scores = []
+    for index in (trainer.model.puzzle_index, dict.fromkeys(trainer.model.puzzle_index, 0)):
+        predictions = predict(trainer.model, data["test"], puzzle_index=index)
+        votes = ArcVotes()
+        votes.add(data["test"], fixed(predictions)[0], predictions.q_halt[-1])
+        scores.append(score_arc(votes.ranked(), data["test"]))
+    assert [score.num_test_inputs for score in scores] == [3, 3]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ class HRMReasoningConfig(ResumeConfig, BaseConfig):
 
         augment (`bool`, *optional*, defaults to `False`):
             Whether to train on random symmetric copies of the puzzles, drawn each time that a puzzle is used. Sudoku: relabelled
-            digits, permuted rows and columns, transposed. Mazes: rotated and mirrored.
+            digits, permuted rows and columns, transposed. Mazes: rotated and mirrored. ARC: moved to another place of the board.
         easier_share (`float`, *optional*, defaults to `0.0`):
             Share of the puzzles that are made easier: some of their blanks are filled in. For Sudoku only. Models that are only
             trained on hard puzzles fail on easy ones.
@@ -98,7 +98,8 @@ class HRMReasoningConfig(ResumeConfig, BaseConfig):
         default=False,
         metadata={
             "help": "Train on random symmetric copies of the puzzles, drawn each time that a puzzle is used. Sudoku: relabelled "
-            "digits, permuted rows and columns, transposed. Mazes: rotated and mirrored."
+            "digits, permuted rows and columns, transposed. Mazes: rotated and mirrored. ARC: moved to another place "
+            "of the board."
         },
     )
     easier_share: float = field(

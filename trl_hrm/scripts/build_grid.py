@@ -20,6 +20,13 @@ from ..io import shell_word, shown
 
 
 NUM_FEW_BLANKS = 200
+_ARC = ("sources", "num_augmentations", "translation", "num_validation_tasks")
+_MADE = ("size", "clues", "loops", "endpoints", "train_csv", "test_csv", "num_train", "num_validation", "num_test")
+UNUSED = {  # options that have no effect on a family
+    "sudoku": ("loops", "endpoints", *_ARC),
+    "maze": ("clues", "num_few_blanks", "easier_share", *_ARC),
+    "arc": (*_MADE, "num_few_blanks", "easier_share"),
+}
 
 
 @dataclass(kw_only=True)
@@ -187,25 +194,8 @@ class BuildGridConfig(OutputConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        made = (
-            "size",
-            "clues",
-            "loops",
-            "endpoints",
-            "train_csv",
-            "test_csv",
-            "num_train",
-            "num_validation",
-            "num_test",
-        )
-        arc = ("sources", "num_augmentations", "translation", "num_validation_tasks")
-        unused = {
-            "sudoku": ("loops", "endpoints", *arc),
-            "maze": ("clues", "num_few_blanks", "easier_share", *arc),
-            "arc": (*made, "num_few_blanks", "easier_share"),
-        }[self.family]
         defaults = {one.name: one.default for one in fields(self)}
-        for name in unused:
+        for name in UNUSED[self.family]:
             if getattr(self, name) != defaults[name]:
                 raise ValueError(f"`{name}` has no effect on the family {self.family!r}. Remove it.")
         if self.test_csv is not None and self.train_csv is None:
@@ -367,7 +357,7 @@ def _command(config: BuildGridConfig) -> str:
     """Return the command that rebuilds the dataset, with every option that affects the result."""
     words = ["trl-hrm", "build-grid", config.family]
     for name, value in config.settings().items():
-        if name not in ("family", "overwrite", "num_proc"):
+        if name not in ("family", "overwrite", "num_proc", *UNUSED[config.family]):
             words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return " ".join(map(shell_word, words))
 
