@@ -1,4 +1,4 @@
-"""CSV files of the papers' data sets: what is read, and that damaged rows are refused with their line."""
+"""CSV files of the papers: what is read, and which rows are refused."""
 
 import gzip
 from random import Random
@@ -24,7 +24,7 @@ def file(tmp_path):
 
 
 def test_sudoku(file):
-    """The ids must be those of the model: blank 1, digit d is d + 1."""
+    """The model expects the id 1 for a blank cell, and d + 1 for the digit d."""
     write(file, f"{HEADER}puzzles0_kaggle,1.34...22143432.,{GRID},3\nhard,{'.' * 16},{GRID},0\n")
     first, second = read_csv(file, "sudoku")
     assert first.puzzle == bytes([2, 1, 4, 5, 1, 1, 1, 3, 3, 2, 5, 4, 5, 4, 3, 1])

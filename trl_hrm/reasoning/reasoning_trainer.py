@@ -351,17 +351,47 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
     def get_train_dataloader(self) -> DataLoader:
         return DataLoader(range(1))
 
+    @property
+    def num_steps(self) -> int:
+        """
+        Number of optimizer steps of the training.
+
+        Raises:
+            `ValueError`: If there are none.
+        """
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        num_rows = len(self.rows.puzzles)
+        steps = math.floor(self.args.num_train_epochs * num_rows / self.num_slots)
+        if not steps:
+            raise ValueError(
+                f"`num_train_epochs` is {self.args.num_train_epochs:g}, which is less than one step of {self.num_slots:,} slots with "
+                f"{num_rows:,} rows. Set `max_steps`, or more epochs."
+            )
+        return steps
+
+    def plan(self) -> str:
+        """Return the length of the training and the size of the model as text."""
+        args, config = self.args, self.model.config
+        table = 0 if self._table is None else self._table.numel()
+        weights = sum(p.numel() for p in self.model.parameters()) - table
+        size = f"{args.per_device_train_batch_size} × {args.gradient_accumulation_steps} × {self.accelerator.num_processes}"
+        lines = {
+            "rows": f"{len(self.rows.puzzles):,}",
+            "model": f"{weights:,} weights, {table:,} in the puzzle embedding, up to {config.halt_max_steps} segments per puzzle",
+            "slots": f"{self.num_slots:,} (batch {size}: per_device_train_batch_size × gradient_accumulation_steps × processes)",
+            "steps": f"{self.num_steps:,}, one segment of each slot per step",
+        }
+        if args.warmup_steps:
+            lines["warm-up"] = f"{args.get_warmup_steps(self.num_steps):,} steps"
+        return "\n".join(f"{name + ':':<9}{text}" for name, text in lines.items())
+
     def set_initial_training_values(self, args, dataloader):
-        num_rows, accumulation = len(self.rows.puzzles), args.gradient_accumulation_steps
-        steps = args.max_steps
-        if steps <= 0:
-            steps = math.floor(args.num_train_epochs * num_rows / self.num_slots)
-            if not steps:
-                raise ValueError(
-                    f"`num_train_epochs` is {args.num_train_epochs:g}, which is less than one step of {self.num_slots:,} slots with "
-                    f"{num_rows:,} rows. Set `max_steps`, or more epochs."
-                )
-        return 1, steps, num_rows, steps * self.num_slots, self.num_slots, steps * accumulation, steps
+        steps = self.num_steps
+        return (
+            *(1, steps, len(self.rows.puzzles), steps * self.num_slots, self.num_slots),
+            *(steps * args.gradient_accumulation_steps, steps),
+        )
 
     def get_batch_samples(self, epoch_iterator: "Iterator", num_batches: int, device: torch.device):
         self._leaves = []
