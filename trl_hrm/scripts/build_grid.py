@@ -24,8 +24,8 @@ _ARC = ("sources", "num_augmentations", "translation", "num_validation_tasks")
 _MADE = ("size", "clues", "loops", "endpoints", "train_csv", "test_csv", "num_train", "num_validation", "num_test")
 UNUSED = {  # options that have no effect on a family
     "sudoku": ("loops", "endpoints", *_ARC),
-    "maze": ("clues", "num_few_blanks", "easier_share", *_ARC),
-    "arc": (*_MADE, "num_few_blanks", "easier_share"),
+    "maze": ("clues", "num_few_blanks", *_ARC),
+    "arc": (*_MADE, "num_few_blanks"),
 }
 
 
@@ -72,8 +72,6 @@ class BuildGridConfig(OutputConfig):
         num_few_blanks (`int`, *optional*):
             Number of puzzles in the split `few_blanks`: solved boards with 1 to 5 cells removed, on which HRM is known to fail. Defaults to
             200 for Sudoku. Mazes have no such split.
-        easier_share (`float`, *optional*):
-            Fraction of the training puzzles of a Sudoku dataset that get a random number of further givens. Defaults to 0.
         seed (`int`, *optional*, defaults to `42`):
             Random seed. The same seed gives the same files, with any number of processes.
         num_proc (`int`, *optional*):
@@ -167,13 +165,6 @@ class BuildGridConfig(OutputConfig):
             "help": "Number of puzzles in the split few_blanks: solved boards with 1 to 5 cells removed, on which HRM is known to fail "
             "(default: 200 for sudoku, none for maze).",
             "range": "[0, 100000]",
-        },
-    )
-    easier_share: float | None = field(
-        default=None,
-        metadata={
-            "help": "Fraction of the training puzzles of a Sudoku dataset that get a random number of further givens (default: 0).",
-            "range": "[0, 1]",
         },
     )
     seed: int = field(
@@ -298,8 +289,6 @@ def build_grid(config: BuildGridConfig) -> dict[str, Any]:
                             "different ones."
                         )
         if config.family == "sudoku":
-            if config.easier_share:
-                filler.add_givens(config.easier_share, maker)
             number = NUM_FEW_BLANKS if config.num_few_blanks is None else config.num_few_blanks
             filler.add_few_blanks(number, maker)
         report = GridReport(
