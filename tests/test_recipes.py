@@ -58,10 +58,15 @@ def name_of(path):
 RECIPES = sorted(
     path
     for path in (ROOT / "recipes").rglob("*.yaml")
-    if path.parent.name != "tiny" and "series" not in settings_of(path)
+    if path.parent.name not in ("tiny", "reasoning") and "series" not in settings_of(path)
 )
 REWARD_MODELS = [path for path in RECIPES if "head" in settings_of(path)]
-TRAININGS = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if "num_train_epochs" in settings_of(path)]
+# `tests/reasoning/test_train_grid.py` tests the files of the reasoning models
+TRAININGS = [
+    path
+    for path in sorted((ROOT / "recipes").rglob("*.yaml"))
+    if path.parent.name != "reasoning" and "num_train_epochs" in settings_of(path)
+]
 
 
 def test_judged_solutions_of_the_tiny_policy():

@@ -62,18 +62,18 @@ class Config:
 
     def __post_init__(self):
         types = get_type_hints(type(self))
-        for field in fields(self):
-            value = _checked(field.name, getattr(self, field.name), types[field.name], field.metadata)
+        for one in fields(self):
+            value = _checked(one.name, getattr(self, one.name), types[one.name], one.metadata)
             if isinstance(value, list):
-                choices = field.metadata.get("choices")
-                is_optional = field.default is None or field.default_factory is list
+                choices = one.metadata.get("choices")
+                is_optional = one.default is None or one.default_factory is list
                 if choices and not (value or is_optional) or not set(value) <= set(choices or value):
                     raise ValueError(
-                        f"`{field.name}` is {shown(value)}. It must be some of {', '.join(map(str, choices))}."
+                        f"`{one.name}` is {shown(value)}. It must be some of {', '.join(map(str, choices))}."
                     )
                 if not (value or is_optional):
-                    raise ValueError(f"`{field.name}` is empty. It must have at least one value.")
-            setattr(self, field.name, value)
+                    raise ValueError(f"`{one.name}` is empty. It must have at least one value.")
+            setattr(self, one.name, value)
 
     def refuse_revision_of_folder(self, revision: str, model: str) -> None:
         """
@@ -95,7 +95,7 @@ class Config:
 
     def settings(self) -> dict[str, Any]:
         """Return the fields that are not `None`, as in a YAML file."""
-        found = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
+        found = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
         return {name: value for name, value in found.items() if value is not None}
 
 

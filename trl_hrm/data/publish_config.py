@@ -10,7 +10,7 @@ class PushDatasetConfig(Config):
 
     Args:
         inputs (`list[str]`):
-            Folders of `trl-hrm build-prm800k`, `build-math-shepherd`, `build-stepwise`, `export` or `select-raft`.
+            Folders of `trl-hrm build-prm800k`, `build-math-shepherd`, `build-stepwise`, `build-grid`, `export` or `select-raft`.
         repo_id (`str`):
             Dataset repository, such as `"me/prm800k"`. It is created if it does not exist.
         private (`bool`, *optional*):
@@ -18,7 +18,7 @@ class PushDatasetConfig(Config):
             uploaded. By default, the Hub decides for a new repository, and an existing one keeps its visibility.
         config_name (`str`, *optional*):
             Name of the dataset configuration. Only for a single folder. Defaults to its view: `"tree"`, `"hrm"`, `"prm"`, `"orm"`,
-            `"sft"` or `"raft"`.
+            `"sft"` or `"raft"`, or to its kind of puzzle: `"sudoku"`, `"maze"` or `"arc"`.
         revision (`str`, *optional*, defaults to `"main"`):
             Branch to push to. It is created if it does not exist.
         max_shard_size (`str`, *optional*, defaults to `"500MB"`):
@@ -30,7 +30,7 @@ class PushDatasetConfig(Config):
 
     inputs: list[str] = field(
         metadata={
-            "help": "Folders of `trl-hrm build-prm800k`, `build-math-shepherd`, `build-stepwise`, `export` or `select-raft`.",
+            "help": "Folders of `trl-hrm build-prm800k`, `build-math-shepherd`, `build-stepwise`, `build-grid`, `export` or `select-raft`.",
             "metavar": "FOLDER",
             "positional": True,
         }

@@ -34,6 +34,7 @@ class SavedReport(TypedDict):
     view: str
     rows: dict[str, Count]
     content: str
+    not_for_publication: NotRequired[str]
     picture: NotRequired[SavedPicture]
 
 
@@ -131,11 +132,15 @@ def read_build(folder: str | Path, config_name: str | None = None) -> Build:
     if not path.is_file():
         raise ValueError(
             f"{folder}: {REPORT_FILE} not found. Expected a folder written by trl-hrm build-prm800k, build-math-shepherd, "
-            "build-stepwise, export or select-raft."
+            "build-stepwise, build-grid, export or select-raft."
         )
     remedy = "Build the dataset again."
     report = read_json(path, remedy)
     check_json(report, SavedReport, path, remedy, more=True)
+    if "not_for_publication" in report:
+        raise ValueError(
+            f"{folder}: this dataset cannot be pushed: {report['not_for_publication']}. Push a dataset of puzzles that build-grid makes itself."
+        )
     names = [*report["rows"], *([report["picture"]["file"]] if "picture" in report else [])]
     if not report["rows"] or not all(re.fullmatch(r"[^\W_][\w.-]*", name) for name in names):
         raise ValueError(f"{path}: found {shown(names)}, expected the names of splits and of a picture. {remedy}")

@@ -202,7 +202,8 @@ class Slots:
             return torch.cat([getattr(batch, name) for batch in self.parts]).cpu().contiguous()
 
         state = {name: joined(name) for name in ("index", "steps", "halted", "z_H", "z_L")}
-        return state | {"refills": torch.tensor([number for batch in self.parts for number in batch.refills])}
+        refills = [number for batch in self.parts for number in batch.refills]
+        return state | {"refills": torch.tensor(refills), "num_slots": torch.tensor([self.streams.num_slots])}
 
     def load_state_dict(self, states: Sequence[dict[str, torch.Tensor]]) -> None:
         """
@@ -214,14 +215,19 @@ class Slots:
                 What `state_dict` returned, of all processes.
 
         Raises:
-            `ValueError`: If the number of slots has changed.
+            `ValueError`: If the number of slots has changed, or the states of some are missing.
         """
         saved = {name: torch.cat([state[name] for state in states]) for name in states[0]}
-        found = saved["index"].sort()
-        if not torch.equal(found.values, torch.arange(self.streams.num_slots)):
+        num_slots, found = saved["num_slots"][0].item(), saved["index"].sort()
+        if num_slots != self.streams.num_slots:
             raise ValueError(
-                f"The checkpoint has the states of {len(found.values)} slots, but this training has {self.streams.num_slots} "
+                f"The checkpoint has the states of {num_slots} slots, but this training has {self.streams.num_slots} "
                 "(`per_device_train_batch_size` × `gradient_accumulation_steps` × processes). Keep this product. How it is split may change."
+            )
+        if not torch.equal(found.values, torch.arange(num_slots)):
+            raise ValueError(
+                f"The checkpoint has the states of only {len(found.values.unique())} of {num_slots} slots. Each process saves its own, so "
+                "copy the files of all processes into the folder of the checkpoint."
             )
         for batch in self.parts:
             places = found.indices[batch.index.cpu()]

@@ -121,9 +121,9 @@ class AdamAtan2(_WithSignRows, _AdamAtan2):
 
     $$ p \leftarrow p (1 - \eta \lambda) - \frac{s\,\eta}{1 - \beta_1^t} \operatorname{atan2}\left(m, \sqrt{v / (1 - \beta_2^t)}\right) $$
 
-    It needs no epsilon, and the update does not depend on the scale of the gradients. The formula is the one of the CUDA kernel
-    `adam-atan2`, which HRM and TRM were trained with. With `bias_correction="inside"`, the first moment is corrected inside of atan2,
-    and with `scale=1.27`, the update is the one of `adam-atan2-pytorch`, whose steps are 27 % longer.
+    It needs no epsilon, and the update does not depend on the scale of the gradients. HRM and TRM were trained with
+    the CUDA kernel `adam-atan2`, which computes this formula. With `bias_correction="inside"`, the first moment is corrected inside of
+    atan2. If `scale` is also 1.27, the updates are the same as in `adam-atan2-pytorch`, whose steps are 27 % longer.
 
     Args:
         params (`Iterable`):

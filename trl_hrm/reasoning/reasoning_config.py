@@ -32,8 +32,8 @@ class HRMReasoningConfig(ResumeConfig, BaseConfig):
         > Parameters that control the data
 
         augment (`bool`, *optional*, defaults to `False`):
-            Whether to train on a random symmetric copy of each puzzle: another one each time that it is used. Sudoku: relabelled
-            digits, permuted rows and columns, transposed. Mazes: rotated and mirrored.
+            Whether to train on random symmetric copies of the puzzles, drawn each time that a puzzle is used. Sudoku: relabelled
+            digits, permuted rows and columns, transposed. Mazes: rotated and mirrored. ARC: moved to another place of the board.
         easier_share (`float`, *optional*, defaults to `0.0`):
             Share of the puzzles that are made easier: some of their blanks are filled in. For Sudoku only. Models that are only
             trained on hard puzzles fail on easy ones.
@@ -53,7 +53,7 @@ class HRMReasoningConfig(ResumeConfig, BaseConfig):
             Weight decay of the puzzle embedding. Defaults to `weight_decay`.
         ema (`float`, *optional*):
             Decay of an exponential moving average of the weights, which is evaluated and saved instead of the trained weights. TRM
-            uses 0.999. By default, there is no average.
+            uses 0.999. Without it, no average is computed.
 
         > Parameters whose default values are different from [`~transformers.TrainingArguments`]
 
@@ -97,8 +97,9 @@ class HRMReasoningConfig(ResumeConfig, BaseConfig):
     augment: bool = field(
         default=False,
         metadata={
-            "help": "Train on a random symmetric copy of each puzzle: another one each time that it is used. Sudoku: relabelled "
-            "digits, permuted rows and columns, transposed. Mazes: rotated and mirrored."
+            "help": "Train on random symmetric copies of the puzzles, drawn each time that a puzzle is used. Sudoku: relabelled "
+            "digits, permuted rows and columns, transposed. Mazes: rotated and mirrored. ARC: moved to another place "
+            "of the board."
         },
     )
     easier_share: float = field(
@@ -134,7 +135,7 @@ class HRMReasoningConfig(ResumeConfig, BaseConfig):
         default=None,
         metadata={
             "help": "Decay of an exponential moving average of the weights, which is evaluated and saved instead of the "
-            "trained weights. TRM uses 0.999. By default, there is no average."
+            "trained weights. TRM uses 0.999. Without it, no average is computed."
         },
     )
 
@@ -182,6 +183,10 @@ class HRMReasoningConfig(ResumeConfig, BaseConfig):
         optim, self.optim = self.optim, "adamw_torch"
         super().__post_init__()
         self.optim = optim
+        # All weights get gradients in each segment, and no buffer changes
+        for name in ("ddp_find_unused_parameters", "ddp_broadcast_buffers"):
+            if getattr(self, name) is None:
+                setattr(self, name, False)
         for name in ("halt_exploration_prob", "easier_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. It must be from 0 to 1.")

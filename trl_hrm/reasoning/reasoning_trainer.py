@@ -81,7 +81,7 @@ class GridRows:
 
         Raises:
             `TypeError`: If `dataset` is not a `Dataset`.
-            `ValueError`: If there are no rows, a column is missing, or a row does not fit the model or contradicts another one.
+            `ValueError`: If there are no rows, a column is missing, or a row does not fit the model, or two rows contradict each other.
         """
         if not isinstance(dataset, Dataset):
             raise TypeError(
@@ -188,7 +188,7 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
     Trainer of models that solve grid puzzles: HRM (arXiv 2506.21734), TRM (arXiv 2510.04871) and their controls.
 
     Each optimizer step trains one segment of all slots. A slot keeps its puzzle, and the state of the model, until the puzzle halts, and
-    then takes another one (see [`~reasoning.carry.RowStreams`]). No row is thrown away, and the result does not depend on how the slots
+    then takes the next puzzle (see [`~reasoning.carry.RowStreams`]). All rows are used, and the result does not depend on how the slots
     are divided into batches, gradient accumulation steps and processes, up to rounding. A checkpoint holds the states of all slots, so
     a resumed training computes the same weights as one that was not interrupted.
 
@@ -278,18 +278,13 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
             logger.warning(
                 "`train_dataset` has puzzle ids, but the model has no embedding for them, so they are not used."
             )
-        if args.augment and set(self.rows.families) - {"sudoku", "maze"}:
-            raise ValueError(
-                "`augment` is true, but only Sudoku puzzles and mazes can be augmented during training. Build the dataset with "
-                "augmented tasks instead (`trl-hrm build-grid`)."
-            )
         if args.easier_share and set(self.rows.families) != {"sudoku"}:
             raise ValueError(
                 f"`easier_share` is {args.easier_share}, but only Sudoku puzzles can be made easier. Set it to 0."
             )
         self._table = model.puzzle_emb.weight if config.puzzle_emb_dim else None
         if self._table is not None:
-            # Its gradients would be as large as the table. `_keep_rows` keeps those of the rows in the batch
+            # A gradient of the whole table would be as large as the table. `_keep_rows` computes it for the rows in the batch
             self._table.requires_grad_(False)
             model.puzzle_emb.register_forward_hook(self._keep_rows)
         self._leaves: list[tuple[torch.Tensor, torch.Tensor]] | None = None
@@ -356,17 +351,47 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
     def get_train_dataloader(self) -> DataLoader:
         return DataLoader(range(1))
 
+    @property
+    def num_steps(self) -> int:
+        """
+        Number of optimizer steps of the training.
+
+        Raises:
+            `ValueError`: If there are none.
+        """
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        num_rows = len(self.rows.puzzles)
+        steps = math.floor(self.args.num_train_epochs * num_rows / self.num_slots)
+        if not steps:
+            raise ValueError(
+                f"`num_train_epochs` is {self.args.num_train_epochs:g}, which is less than one step of {self.num_slots:,} slots with "
+                f"{num_rows:,} rows. Set `max_steps`, or more epochs."
+            )
+        return steps
+
+    def plan(self) -> str:
+        """Return the length of the training and the size of the model as text."""
+        args, config = self.args, self.model.config
+        table = 0 if self._table is None else self._table.numel()
+        weights = sum(p.numel() for p in self.model.parameters()) - table
+        size = f"{args.per_device_train_batch_size} × {args.gradient_accumulation_steps} × {self.accelerator.num_processes}"
+        lines = {
+            "rows": f"{len(self.rows.puzzles):,}",
+            "model": f"{weights:,} weights, {table:,} in the puzzle embedding, up to {config.halt_max_steps} segments per puzzle",
+            "slots": f"{self.num_slots:,} (batch {size}: per_device_train_batch_size × gradient_accumulation_steps × processes)",
+            "steps": f"{self.num_steps:,}, one segment of each slot per step",
+        }
+        if args.warmup_steps:
+            lines["warm-up"] = f"{args.get_warmup_steps(self.num_steps):,} steps"
+        return "\n".join(f"{name + ':':<9}{text}" for name, text in lines.items())
+
     def set_initial_training_values(self, args, dataloader):
-        num_rows, accumulation = len(self.rows.puzzles), args.gradient_accumulation_steps
-        steps = args.max_steps
-        if steps <= 0:
-            steps = math.floor(args.num_train_epochs * num_rows / self.num_slots)
-            if not steps:
-                raise ValueError(
-                    f"`num_train_epochs` is {args.num_train_epochs:g}, which is less than one step of {self.num_slots:,} slots with "
-                    f"{num_rows:,} rows. Set `max_steps`, or more epochs."
-                )
-        return 1, steps, num_rows, steps * self.num_slots, self.num_slots, steps * accumulation, steps
+        steps = self.num_steps
+        return (
+            *(1, steps, len(self.rows.puzzles), steps * self.num_slots, self.num_slots),
+            *(steps * args.gradient_accumulation_steps, steps),
+        )
 
     def get_batch_samples(self, epoch_iterator: "Iterator", num_batches: int, device: torch.device):
         self._leaves = []
@@ -409,7 +434,7 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
 
     @torch.compiler.disable
     def _keep_rows(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
-        """Forward hook of the puzzle embedding: make its output a leaf, whose gradient is the one of the rows in the batch."""
+        """Forward hook of the puzzle embedding: make its output a leaf, which gets the gradient of the rows in the batch."""
         if self._leaves is None or not torch.is_grad_enabled():
             return None
         leaf = output.detach().requires_grad_()
@@ -530,13 +555,13 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         if isinstance(data, str):
             data = self.eval_dataset[data]
         if data is None:
-            raise ValueError("There is no evaluation dataset. Pass `eval_dataset`.")
+            raise ValueError("The trainer has no evaluation dataset. Pass `eval_dataset`.")
         if isinstance(data, dict):
             metrics: dict[str, float] = {}
             for name, rows in data.items():
                 metrics |= self.evaluate(rows, metric_key_prefix=f"{metric_key_prefix}_{name}")
             return metrics
-        model, start = self.model, time.time()
+        model, start, clock = self.model, time.time(), time.perf_counter()
         index = getattr(model, "puzzle_index", None)
         rows = GridRows.read(data, model.config, index or {}, "eval_dataset")
         mine = range(self.accelerator.process_index, len(data), self.accelerator.num_processes)
@@ -548,10 +573,10 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
             if mine:
                 predictions = predict(
                     model,
-                    data.select(mine),
+                    data.select_columns(["puzzle", "puzzle_id"]).select(mine),
                     segments=self.args.eval_segments,
                     batch_size=self.args.per_device_eval_batch_size,
-                    puzzle_index=index,
+                    puzzle_index={"": 0, **(index or {})},
                 )
                 solutions = rows.solutions[mine.start :: mine.step]
                 answers, chosen = fixed(predictions)[0], choose_by_q(predictions)[0]
@@ -563,7 +588,8 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         metrics |= speed_metrics(metric_key_prefix, start, num_samples=len(data))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._counting_since = None if self.is_in_train and not self._segments else self._counting_since
+        if self._counting_since is not None:  # training is timed without evaluations
+            self._counting_since += time.perf_counter() - clock
         return metrics
 
     # Training, checkpoints
@@ -593,7 +619,7 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
             [range(start, start + size) for start in starts],
             self.num_slots,
             self.model.initial_state,
-            seed=args.seed,
+            seed=args.seed if args.data_seed is None else args.data_seed,
             transform=self._transform if args.augment or args.easier_share else None,
             device=args.device,
         )

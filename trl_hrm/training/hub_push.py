@@ -33,6 +33,8 @@ TRAINING_STATE = (
     "scheduler.pt",
     "scaler.pt",
     "rng_state*",
+    "slots_*.safetensors",
+    "raw_weights.safetensors",
     "trainer_state.json",
     RECORD_NAME,
     "pytorch_model_fsdp*",

@@ -72,13 +72,16 @@ class ArcPlan:
         tasks (`list[PlannedTask]`):
             Tasks, sorted by name.
         counts (`dict[str, int]`):
-            Numbers for the report: tasks, pairs, and everything that was dropped.
+            Numbers of tasks and pairs.
+        dropped (`dict[str, int]`):
+            Number of pairs that were dropped, by reason.
         warnings (`list[str]`):
             Sentences for the report.
     """
 
     tasks: list["PlannedTask"]
     counts: dict[str, int]
+    dropped: dict[str, int]
     warnings: list[str]
 
 
@@ -258,7 +261,10 @@ def corner(ids: np.ndarray) -> tuple[int, int]:
 
 def translate(puzzle: np.ndarray, solution: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """
-    Move the input and output grid of a row to the same random place, at which both fit.
+    Move the input and output grid of a row to the same random place, at which both fit, or, one time in four, to the upper left corner.
+
+    Held-out grids are always in the corner, so a model must be trained there, too. A task has about four training pairs, one of which
+    [`arc_rows`] leaves in the corner.
 
     Args:
         puzzle, solution (`np.ndarray`):
@@ -271,7 +277,7 @@ def translate(puzzle: np.ndarray, solution: np.ndarray, rng: np.random.Generator
     """
     place = corner(puzzle)
     pair = ArcPair(crop(puzzle, *place), crop(solution, *place))
-    place = _random_corner(pair, rng)
+    place = _random_corner(pair, rng) if rng.random() < 0.75 else (0, 0)
     return pad(pair.input, *place), pad(pair.output, *place)
 
 
@@ -483,9 +489,8 @@ def plan_arc(
     chosen = np.random.default_rng([seed, 0]).permutation(len(free))[:num_validation_tasks]
     validation_names = {free[i] for i in chosen}
 
-    counts: Counter[str] = Counter()
     planned = {name: PlannedTask(name, "") for name in names}
-    candidates: dict[str, list[ArcPair]] = {name: [] for name in names}  # for training, if they are not held out
+    candidates: dict[str, list[ArcPair]] = {name: [] for name in names}  # for training, unless they are dropped
     for task in read:
         place = planned[task.name]
         if task.source not in place.source.split("+"):
@@ -494,35 +499,37 @@ def plan_arc(
         candidates[task.name] += task.demos + ([] if held else task.tests)
         if held:
             place.pairs[held] += task.tests
-    exact: dict[bytes, str] = {}  # held-out pairs, and the tasks that have them
-    equivalent: dict[bytes, set[str]] = {}
+
+    counts = Counter(pairs=sum(len(task.demos) + len(task.tests) for task in read))
+    twice, equal, copied = "twice in a task", "equal to a held-out pair", "copy of a held-out pair of another task"
+    dropped = Counter({twice: 0, equal: 0, copied: 0})
+    exact: set[bytes] = set()  # held-out pairs
+    owners: dict[bytes, set[str]] = {}  # tasks that have a held-out pair with this canonical key
+    for split in ("test", "validation", "train"):
+        for task in planned.values():
+            seen: set[bytes] = set()
+            kept = []
+            for pair in candidates[task.name] if split == "train" else task.pairs[split]:
+                key, tasks_with_copy = pair_key(pair), owners.get(canonical_key(pair), set())
+                if key in seen:
+                    dropped[twice] += 1
+                elif key in exact:
+                    dropped[equal] += 1
+                elif tasks_with_copy - {task.name}:
+                    dropped[copied] += 1
+                else:
+                    kept.append(pair)
+                    counts["demonstrations_that_are_copies_of_own_test_pairs"] += bool(tasks_with_copy)
+                seen.add(key)
+            task.pairs[split] = kept
+        if split != "train":
+            for task in planned.values():
+                for pair in task.pairs[split]:
+                    exact.add(pair_key(pair))
+                    owners.setdefault(canonical_key(pair), set()).add(task.name)
     for task in planned.values():
-        for split in ("test", "validation"):
-            unique = {pair_key(pair): pair for pair in task.pairs[split]}
-            counts[f"{split}_pairs_equal"] += len(task.pairs[split]) - len(unique)
-            task.pairs[split] = list(unique.values())
-            for key, pair in unique.items():
-                exact[key] = task.name
-                equivalent.setdefault(canonical_key(pair), set()).add(task.name)
-    for task in planned.values():
-        seen: set[bytes] = set()
-        for pair in candidates[task.name]:
-            key = pair_key(pair)
-            others = equivalent.get(canonical_key(pair), set())
-            if key in seen:
-                counts["train_pairs_equal"] += 1
-            elif key in exact:
-                counts["dropped_equal_to_held_out_pair"] += 1
-            elif others - {task.name}:
-                counts["dropped_equivalent_to_held_out_pair"] += 1
-            else:
-                counts["kept_equivalent_to_own_held_out_pair"] += bool(others)
-                task.pairs["train"].append(pair)
-            seen.add(key)
-    tasks = list(planned.values())
-    for task in tasks:
         held = task.pairs["validation"] + task.pairs["test"]
-        if len({pair_key(ArcPair(pair.input, pair.input)) for pair in held}) < len(held):
+        if len({pair.input.shape + (pair.input.tobytes(),) for pair in held}) < len(held):
             raise ValueError(
                 f"{task.source}/{task.name}: two test pairs have the same input and different outputs. Remove one of them."
             )
@@ -531,28 +538,30 @@ def plan_arc(
                 f"{task.source}/{task.name}: all demonstrations are equal to held-out pairs, so nothing is left to learn the task from. "
                 "Use one source that contains it."
             )
-    counts["tasks_without_training_pairs"] = sum(not task.pairs["train"] for task in tasks)
-    tasks = [task for task in tasks if task.pairs["train"]]
+    tasks = [task for task in planned.values() if task.pairs["train"]]
     counts["tasks"] = len(tasks)
+    counts["tasks_without_training_pairs"] = len(planned) - len(tasks)
     counts["test_tasks"] = sum(bool(task.pairs["test"]) for task in tasks)
-    for split in ("train", "validation", "test"):
-        counts[f"{split}_pairs"] = sum(len(task.pairs[split]) for task in tasks)
-    warnings = []
     both = {task.name for task in read if not task.is_evaluation} & held_names
     counts["evaluation_tasks_that_are_training_tasks_elsewhere"] = len(both)
+    warnings = []
     if both:
         warnings.append(
             f"{len(both)} evaluation tasks are also training tasks of another source, such as {min(both)}. Their test pairs are held out, "
             "but results on them are not comparable with published results, because the tasks were published for training."
         )
-    dropped = counts["dropped_equal_to_held_out_pair"] + counts["dropped_equivalent_to_held_out_pair"]
-    if dropped:
+    if dropped[equal] or dropped[copied]:
         warnings.append(
-            f"{dropped} training pairs were dropped because they contain the solution of a held-out pair "
-            f"({counts['dropped_equal_to_held_out_pair']} equal, {counts['dropped_equivalent_to_held_out_pair']} rotated, reflected or "
-            "recoloured)."
+            f"{dropped[equal] + dropped[copied]} pairs were dropped because they contain the solution of a held-out pair "
+            f"({dropped[equal]} equal, {dropped[copied]} rotated, reflected or recoloured copies)."
         )
-    return ArcPlan(tasks, dict(counts), warnings)
+    own = counts["demonstrations_that_are_copies_of_own_test_pairs"]
+    if own:
+        warnings.append(
+            f"{own} demonstrations are rotated, reflected or recoloured copies of a test pair of their own task. They are kept, because "
+            "they are given with the task."
+        )
+    return ArcPlan(tasks, dict(counts), {reason: number for reason, number in dropped.items() if number}, warnings)
 
 
 def arc_rows(

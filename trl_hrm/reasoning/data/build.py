@@ -5,6 +5,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from itertools import count, islice
 from random import Random
@@ -21,6 +22,7 @@ from ...pages.page import Table, code, markdown, resource
 from ...processes import Workers
 from ...terminal import one_line
 from ..vocab import ARC_VOCAB, MAZE_VOCAB, GridVocab, sudoku_vocab
+from .arc import ArcPlan, PlannedTask, arc_rows
 from .csv_source import CsvRow
 from .maze import check_maze, make_maze
 from .sudoku import canonical_sudoku, check_sudoku, dig_puzzle, random_grid, rate_sudoku, sudoku_rules
@@ -37,12 +39,12 @@ COLUMNS = {
     "height": (pa.int32(), "number of rows"),
     "width": (pa.int32(), "number of columns"),
     "family": (pa.string(), "kind of puzzle: sudoku, maze or arc"),
-    "puzzle_id": (pa.string(), "id of the task that the model is told; empty if there is none"),
+    "puzzle_id": (pa.string(), "id of the task, for models with one vector per task; otherwise empty"),
     "rating": (pa.int32(), "difficulty"),
     "source": (pa.string(), "where the puzzle comes from"),
     "group": (
         pa.string(),
-        "equivalent puzzles, or the puzzles of a task, have the same group; splits never share a group",
+        "equivalent puzzles have the same group; splits never share a group",
     ),
     "text": (pa.string(), "the puzzle and its solution as text"),
 }
@@ -75,6 +77,8 @@ class Board:
             Hash that puzzles with equivalent solution grids (Sudoku) or walls (maze) share.
         puzzle_id (`str`, *optional*, defaults to `""`):
             Id of the task.
+        text (`str`, *optional*):
+            Puzzle and solution as text. Defaults to the symbols of all cells.
     """
 
     family: str
@@ -87,11 +91,15 @@ class Board:
     group: str
     layout: str
     puzzle_id: str = ""
+    text: str | None = None
 
     def row(self) -> dict[str, Any]:
         """Return the row of the dataset."""
-        vocab = vocab_of(self.family, self.height)
-        lines = [vocab.decode(ids, self.height, self.width) for ids in (self.puzzle, self.solution)]
+        text = self.text
+        if text is None:
+            vocab = vocab_of(self.family, self.height)
+            lines = [vocab.decode(ids, self.height, self.width) for ids in (self.puzzle, self.solution)]
+            text = "\n\n".join("\n".join(board) for board in lines)
         return {
             "puzzle": np.frombuffer(self.puzzle, dtype=np.uint8),
             "solution": np.frombuffer(self.solution, dtype=np.uint8),
@@ -102,7 +110,7 @@ class Board:
             "rating": self.rating,
             "source": self.source,
             "group": self.group,
-            "text": "\n\n".join("\n".join(board) for board in lines),
+            "text": text,
         }
 
 
@@ -189,7 +197,7 @@ class BoardMaker:
         return sudoku_board(self.size, puzzle, grid, source="trl_hrm")
 
     def make_few_blanks(self, index: int) -> Board:
-        """Return a solved Sudoku from which 1 to 5 digits were removed."""
+        """Return a solved Sudoku with 1 to 5 digits removed."""
         random = Random(f"{self.seed}/few_blanks/{self.size}/{index}")
         rules = sudoku_rules(self.size)
         grid = random_grid(rules, random)
@@ -227,17 +235,21 @@ def csv_board(family: str, row: CsvRow) -> Board:
     return sudoku_board(row.size, puzzle, solution, row.source, row.rating)
 
 
-def boards_in_order(make: Callable[[Any], Board | str], items: Iterable[Any], num_proc: int) -> Iterator[Board | str]:
+def boards_in_order(
+    make: Callable[[Any], Any], items: Iterable[Any], num_proc: int, chunk_size: int = CHUNK
+) -> Iterator[Any]:
     """
     Yield `make(item)` for each item, in the order of the items, which may be infinite. The processes work ahead by a few chunks.
 
     Args:
-        make (`Callable[[Any], Board | str]`):
-            Picklable function that makes a board.
+        make (`Callable[[Any], Any]`):
+            Picklable function that makes a board, or several.
         items (`Iterable[Any]`):
             Its arguments.
         num_proc (`int`):
             Number of processes. With 1, this process does the work.
+        chunk_size (`int`, *optional*, defaults to `50`):
+            Number of items per chunk.
     """
     if num_proc == 1:
         yield from map(make, items)
@@ -247,15 +259,63 @@ def boards_in_order(make: Callable[[Any], Board | str], items: Iterable[Any], nu
     with Workers(num_proc, method, "Lower --num_proc.") as workers:
         pending = deque()
         while True:
-            while len(pending) < 2 * num_proc and (chunk := list(islice(items, CHUNK))):
+            while len(pending) < 2 * num_proc and (chunk := list(islice(items, chunk_size))):
                 pending.append(workers.submit(_make_all, make, chunk))
             if not pending:
                 return
             yield from pending.popleft().result()
 
 
-def _make_all(make: Callable[[Any], Board | str], chunk: Sequence[Any]) -> list[Board | str]:
+def _make_all(make: Callable[[Any], Any], chunk: Sequence[Any]) -> list[Any]:
     return [make(item) for item in chunk]
+
+
+def arc_board(row: dict[str, Any]) -> Board:
+    """Return the board of a row of an ARC task. See [`~reasoning.data.arc.arc_rows`]."""
+    boards = {name: row[name].tobytes() for name in ("puzzle", "solution")}
+    return Board(**row | boards, layout="")
+
+
+def _arc_boards(task: PlannedTask, split: str, **options: Any) -> list[Board]:
+    return [arc_board(row) for row in arc_rows(task, split, **options)]
+
+
+def arc_splits(
+    plan: ArcPlan, num_proc: int, **options: Any
+) -> tuple[dict[str, Iterator[Board]], dict[str, dict[str, int]]]:
+    """
+    Return the boards of each split of ARC, which are made while they are read, so that only a few tasks are in memory.
+
+    Args:
+        plan ([`~reasoning.data.arc.ArcPlan`]):
+            Tasks with their pairs.
+        num_proc (`int`):
+            Number of processes.
+        options:
+            Options of [`~reasoning.data.arc.arc_rows`].
+
+    Returns:
+        `tuple[dict, dict]`: Boards by split, and facts by split for the report, which are complete once the boards have been read.
+    """
+    splits, facts = {}, {}
+    for split in ("train", "validation", "test"):
+        tasks = [task for task in plan.tasks if task.pairs[split]]
+        if tasks:
+            facts[split] = {"tasks": len(tasks), "pairs": sum(len(task.pairs[split]) for task in tasks)}
+            splits[split] = _arc_split(tasks, split, num_proc, facts[split], options)
+    return splits, facts
+
+
+def _arc_split(
+    tasks: Sequence[PlannedTask], split: str, num_proc: int, facts: dict[str, int], options: dict[str, Any]
+) -> Iterator[Board]:
+    facts |= {"boards": 0, "puzzle ids": 0}
+    with tqdm(total=len(tasks), desc=split, unit="task") as bar:
+        for boards in boards_in_order(partial(_arc_boards, split=split, **options), tasks, num_proc, chunk_size=1):
+            facts["boards"] += len(boards)
+            facts["puzzle ids"] += len({board.puzzle_id for board in boards})
+            yield from boards
+            bar.update()
 
 
 class SplitFiller:
@@ -287,7 +347,7 @@ class SplitFiller:
 
     def fill(self, sizes: dict[str, int], make: Callable[[Any], Board | str], items: Iterable[Any]) -> None:
         """
-        Fill splits one after the other until each has its number of boards, or there are no more items.
+        Fill the splits in order, until each has its number of boards, or all items are used.
 
         Args:
             sizes (`dict[str, int]`):
@@ -392,8 +452,8 @@ class SplitFiller:
                 found["clues (lowest, mean, highest)"] = [min(clues), round(sum(clues) / len(clues), 3), max(clues)]
             if split != "train":
                 found["equivalent to a training board, dropped"] = self.num_leaks[split]
-                what = "solution grid" if boards[0].family == "sudoku" else "walls"
-                found[f"kept, but with {what} equivalent to those of a training board"] = sum(
+                what = "solution grids" if boards[0].family == "sudoku" else "walls"
+                found[f"kept, but the {what} are known from training"] = sum(
                     board.layout in layouts for board in boards
                 )
             facts[split] = found
@@ -435,7 +495,8 @@ def write_grids(
         report ([`GridReport`]):
             Report. The keys `rows` and `content` are added.
         about (`dict[str, Any]`):
-            `title`, `description`, `rating` (what it counts) and `source` for the card.
+            `title`, `description`, `rating` (what it counts), `splits` (what they share) and `source` for the card, and optionally `group`
+            (what a group is).
         output ([`~data.output.Output`]):
             Claimed output.
 
@@ -475,7 +536,8 @@ def _card(about: dict[str, Any], report: GridReport, schema: pa.Schema, example:
         tags=["trl", "trl_hrm", "grid-puzzles", report["view"]],
         configs=[config],
     )
-    meanings = {name: meaning for name, (_, meaning) in COLUMNS.items()} | {"rating": about["rating"]}
+    meanings = {name: meaning for name, (_, meaning) in COLUMNS.items()}
+    meanings |= {name: about[name] for name in ("rating", "group") if name in about}
     columns = [
         [
             code(field.name),
@@ -506,6 +568,7 @@ def _card(about: dict[str, Any], report: GridReport, schema: pa.Schema, example:
         load=LOAD_FOLDER,
         counts=Table(["name", "value"], counts).markdown(),
         warnings=[markdown(warning) for warning in report["warnings"]],
+        splits=about["splits"],
         command=report["command"],
         source=about["source"],
     )

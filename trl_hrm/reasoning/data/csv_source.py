@@ -3,17 +3,21 @@
 import csv
 import gzip
 import heapq
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 from random import Random
 
+from tqdm import tqdm
+
 from ...io import check_regular, shown
-from ..vocab import MAZE_VOCAB, GridVocab, sudoku_vocab
+from ..vocab import MAZE_VOCAB, sudoku_vocab
 
 
 HEADER = ["source", "question", "answer", "rating"]
+SIZES = (4, 6, 9)  # of Sudoku
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def read_csv(path: str | Path, family: str) -> Iterator[CsvRow]:
     """
     check_regular(path)
     opened = gzip.open if str(path).endswith(".gz") else open
-    size, vocab = 0, MAZE_VOCAB
+    size, ids, vocab = 0, {}, MAZE_VOCAB
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, strict=True)
         try:
@@ -74,43 +78,37 @@ def read_csv(path: str | Path, family: str) -> Iterator[CsvRow]:
                         f"{where}: found {len(fields)} fields, expected {len(HEADER)}: {','.join(HEADER)}."
                     )
                 source, question, answer, rating = fields
-                if not size:  # the first row decides
+                if not ids:  # the first row decides about the size
                     size = isqrt(len(question))
-                    if family == "sudoku" and size**2 == len(question):
-                        vocab = _sudoku_vocab(size, where)
-                for name, text in (("question", question), ("answer", answer)):
-                    if size == 0 or len(text) != size**2:
+                    if size**2 != len(question) or (family == "sudoku" and size not in SIZES):
+                        sizes = " of 4, 6 or 9 rows" if family == "sudoku" else ""
                         raise ValueError(
-                            f"{where}: the {name} has {len(text)} characters, expected "
-                            + (
-                                f"{size**2}, a board of {size} rows and columns as in the first row."
-                                if size
-                                else "a board."
-                            )
-                            + (" The boards must be square." if isqrt(len(text)) ** 2 != len(text) else "")
+                            f"{where}: the question has {len(question)} characters, expected a square board{sizes}, one character per cell."
                         )
-                board = [
-                    bytes(cell for row in vocab.encode(text, f"{where}: the {name}") for cell in row)
-                    for name, text in (("question", question), ("answer", answer))
-                ]
-                try:
-                    value = float(rating)
-                    if not value.is_integer() or not 0 <= value < 2**31:
-                        raise ValueError
-                except ValueError:
-                    raise ValueError(f"{where}: the rating is {shown(rating)}. It must be a whole number.") from None
-                yield CsvRow(where, source, *board, size, int(value))
+                    vocab = MAZE_VOCAB if family == "maze" else sudoku_vocab(size)
+                    ids = {symbol: index for index, symbol in enumerate(vocab.symbols) if len(symbol) == 1}
+                    table = str.maketrans({symbol: chr(index) for symbol, index in ids.items()})
+                boards = []
+                for name, text in (("question", question), ("answer", answer)):
+                    if len(text) != size**2:
+                        raise ValueError(
+                            f"{where}: the {name} has {len(text)} characters, expected {size**2}, as in the first row."
+                        )
+                    if not ids.keys() >= set(text):
+                        cell, symbol = next((cell, symbol) for cell, symbol in enumerate(text) if symbol not in ids)
+                        raise ValueError(
+                            f"{where}: the {name} has {shown(symbol)} at row {cell // size + 1}, column {cell % size + 1}, expected one of "
+                            f"{vocab.shown}."
+                        )
+                    boards.append(text.translate(table).encode("latin-1"))
+                # Some tools write whole numbers as 5.0
+                if not re.fullmatch(r"\d{1,9}(\.0)?", rating):
+                    raise ValueError(f"{where}: the rating is {shown(rating)}. It must be a whole number below 10**9.")
+                yield CsvRow(where, source, *boards, size, int(rating.removesuffix(".0")))
         except csv.Error as error:
             raise ValueError(f"{path}:{lines.line_num}: not valid CSV ({error}).") from None
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not valid UTF-8 after line {lines.line_num} ({error.reason}).") from None
-
-
-def _sudoku_vocab(size: int, where: str) -> GridVocab:
-    try:
-        return sudoku_vocab(size)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def sample_csv(path: str | Path, family: str, num: int | None, random: Random) -> list[CsvRow]:
@@ -130,7 +128,10 @@ def sample_csv(path: str | Path, family: str, num: int | None, random: Random) -
     Raises:
         `ValueError`: If a row is invalid, or two of the returned rows have the same question and different answers.
     """
-    keyed = ((random.random(), number, row) for number, row in enumerate(read_csv(path, family)))
+    keyed = (
+        (random.random(), number, row)
+        for number, row in enumerate(tqdm(read_csv(path, family), desc=Path(path).name, unit="row"))
+    )
     rows = [row for *_, row in (sorted(keyed) if num is None else heapq.nsmallest(num, keyed))]
     first = {}
     for row in rows:

@@ -115,8 +115,8 @@ class Sudoku:
 
     def _place_singles(self, left: int, placed: int) -> tuple[int, int]:
         """
-        Place the only candidate of each rule until there is none. Return the candidates that are left, 0 if there is no solution, and the
-        candidates that were placed.
+        Place the only candidate of each rule, again and again. Return the remaining candidates, 0 if there is no solution, and the
+        placed candidates.
         """
         keep = self.keep
         while True:
@@ -202,7 +202,7 @@ def dig_puzzle(rules: Sudoku, grid: Sequence[int], random: Random, clues: int | 
         if num_givens == clues:
             break
         puzzle[cell] = 0
-        # The solution stays unique if there is none with another digit in this cell
+        # The solution stays unique if no other digit in this cell leads to a solution
         others = rules.candidates(puzzle) & ~(1 << (grid[cell] - 1) * rules.num_cells + cell)
         if rules.search(others, 1)[0]:
             puzzle[cell] = grid[cell]
@@ -235,7 +235,7 @@ def check_sudoku(rules: Sudoku, puzzle: Sequence[int], solution: Sequence[int] |
         `list[int]`: The solution.
 
     Raises:
-        `ValueError`: If the puzzle has no solution or several, or another one than `solution`.
+        `ValueError`: If the puzzle has no solution or several, or if `solution` is wrong.
     """
     size = rules.size
     if solution is not None:

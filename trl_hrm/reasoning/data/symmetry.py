@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..vocab import MAZE_VOCAB, box_shape
+from .arc import translate
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def random_symmetry(family: str, height: int, width: int, rng: np.random.Generat
 
 
 def _random_lines(box_length: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a random order of the rows or columns of a Sudoku that keeps those of a box together."""
+    """Return a random order of the rows or columns of a Sudoku that keeps the lines of a box together."""
     lines = rng.permuted(np.arange(size).reshape(-1, box_length), axis=1)
     return lines[rng.permutation(len(lines))].ravel()
 
@@ -71,11 +72,12 @@ def augment(
     family: str, puzzle: np.ndarray, solution: np.ndarray, height: int, width: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Return a puzzle and its solution after the same random symmetry. See [`random_symmetry`].
+    Return a puzzle and its solution after the same random symmetry (see [`random_symmetry`]). ARC grids are moved instead (see
+    [`~reasoning.data.arc.translate`]), because rotated or recoloured tasks have puzzle ids of their own.
 
     Args:
         family (`str`):
-            `"sudoku"` or `"maze"`.
+            `"sudoku"`, `"maze"` or `"arc"`.
         puzzle (`np.ndarray`), solution (`np.ndarray`):
             Ids of the cells, `uint8` of shape `(height * width,)`.
         height (`int`), width (`int`):
@@ -89,6 +91,8 @@ def augment(
     >>> puzzle, solution = augment("sudoku", puzzle, solution, 9, 9, np.random.default_rng([seed, slot, refill]))
     ```
     """
+    if family == "arc":
+        return translate(puzzle, solution, rng)
     symmetry = random_symmetry(family, height, width, rng)
     return symmetry.apply(puzzle), symmetry.apply(solution)
 
