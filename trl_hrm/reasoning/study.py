@@ -71,10 +71,10 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 TITLES = {
     "one_pass": "one pass",
-    "one_pass_deep": "one pass, as deep as HRM",
-    "loop": "loop control (no hierarchy)",
-    "hrm": "HRM without continue head",
-    "hrm_continue": "HRM as published (continue head)",
+    "one_pass_deep": "one pass, deep",
+    "loop": "loop control",
+    "hrm": "HRM",
+    "hrm_continue": "HRM, continue head",
     "trm": "TRM",
     "one_step": "one-step gradient",
     "last_cycle": "gradient of the last cycle",
