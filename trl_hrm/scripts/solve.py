@@ -257,6 +257,10 @@ def load_model(config: SolveConfig) -> "HrmGridForSolving":
         raise ValueError(
             f"{config.model}: this run of `trl-hrm reason` is not finished. Run its command again, or pass the folder of a model."
         )
+    if not folder.exists() and (folder.is_absolute() or config.model.count("/") != 1):
+        raise FileNotFoundError(
+            f"{config.model} is neither a folder nor the id of a repository on the Hub, such as me/my-sudoku-hrm."
+        )
     found = AutoConfig.from_pretrained(name, revision=config.revision)
     if not isinstance(found, HrmGridConfig):
         raise ValueError(
