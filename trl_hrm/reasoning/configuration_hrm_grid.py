@@ -114,14 +114,26 @@ class HrmGridConfig(PreTrainedConfig):
     loss_type: str = "stablemax"
 
     def __post_init__(self, **kwargs):
-        vocab = GridVocab.from_dict(self.vocab) if isinstance(self.vocab, dict) else self.vocab
-        self.vocab = vocab.to_dict() if vocab is not None else None
+        if hasattr(self.vocab, "to_dict"):
+            self.vocab = self.vocab.to_dict()
+        vocab = None if self.vocab is None else GridVocab.from_dict(self.vocab)
+        numbers = [
+            field.name
+            for field in fields(self)
+            if field.name in type(self).__annotations__ and field.type in (int, int | None)
+        ]
+        for name in numbers:
+            if getattr(self, name) is not None and type(getattr(self, name)) is not int:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}. Expected an integer.")
         if self.vocab_size is None:
             self.vocab_size = len(vocab) if vocab is not None else 11
         elif vocab is not None and self.vocab_size != len(vocab):
             raise ValueError(
                 f"`vocab_size` is {self.vocab_size}, but the vocabulary {vocab.name!r} has {len(vocab)} symbols. Remove `vocab_size`."
             )
+        for name in ("intermediate_size", "mixer_intermediate_size", "box_height", "box_width"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")
         least = {
             "height": 1, "width": 1, "vocab_size": 2, "hidden_size": 1, "num_attention_heads": 1, "H_layers": 0, "L_layers": 0,
             "H_cycles": 1, "L_cycles": 1, "halt_max_steps": 1, "num_prefix_tokens": 0, "num_puzzle_ids": 1,
