@@ -305,7 +305,7 @@ def test_solve_forms():
 
 
 def test_solve_is_the_model():
-    """The answers of each segment are those of `forward`, and do not depend on the batch."""
+    """`solve` returns the answers of `forward` after each segment, for any batch size."""
     model = make_model()
     board = torch.tensor([sum(sudoku_vocab(4).encode(BOARD), [])])
     z_H, z_L = model.initial_state(1)

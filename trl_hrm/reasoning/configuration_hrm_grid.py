@@ -229,7 +229,7 @@ class HrmGridConfig(PreTrainedConfig):
         return GridVocab.from_dict(self.vocab)
 
     def to_diff_dict(self) -> dict:
-        # Derived values that equal those of the default configuration must be saved too: a model of another width would derive others.
+        # The parent leaves out values that equal the default configuration. Derived values among them would be derived anew, for another width.
         own = {
             field.name: getattr(self, field.name) for field in fields(self) if field.name in type(self).__annotations__
         }
@@ -246,8 +246,8 @@ class HrmGridConfig(PreTrainedConfig):
                 block, in the same loop over segments), `"one_pass"` (this block, applied once) or `"one_pass_deep"` (one pass
                 with as many layers as one segment of HRM applies).
             overrides:
-                Fields that differ from the preset. The layers and cycles of `"loop"`, `"one_pass"` and `"one_pass_deep"` are those of the HRM
-                that they control.
+                Fields that differ from the preset. Pass the layers and cycles of the HRM to compare with to `"loop"`, `"one_pass"` and
+                `"one_pass_deep"`: the number of layers is computed from them.
 
         Returns:
             [`HrmGridConfig`]: The configuration.
@@ -272,7 +272,7 @@ class HrmGridConfig(PreTrainedConfig):
             values["H_layers"] = layers["H_cycles"] * (layers["L_cycles"] * layers["L_layers"] + layers["H_layers"])
             values["L_layers"] = 0
         if name in ("loop", "one_pass", "one_pass_deep"):
-            # The loop control calls its block once per segment, whatever the cycles of the HRM beside it.
+            # The controls call their block once per segment. The cycles of the HRM do not apply.
             values |= dict(H_cycles=1, L_cycles=1)
         return cls(**values)
 

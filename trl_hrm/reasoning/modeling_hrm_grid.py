@@ -159,7 +159,7 @@ class HrmGridForSolving(PreTrainedModel):
 
     Attributes:
         puzzle_index (`dict[str, int]`):
-            Row of the puzzle embedding of each puzzle id, saved in `puzzle_ids.json` beside the weights. Row 0 is the blank id.
+            Row of the puzzle embedding of each puzzle id, saved in `puzzle_ids.json` next to the weights. Row 0 is the blank id.
     """
 
     config_class = HrmGridConfig
