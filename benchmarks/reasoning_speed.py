@@ -84,7 +84,11 @@ class OriginalBlock(nn.Module):
     def forward(self, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         rows, length, width = h.shape
         qkv = self.qkv(h).view(rows, length, 3 * self.heads, -1)
-        query, key, value = qkv[:, :, : self.heads], qkv[:, :, self.heads : 2 * self.heads], qkv[:, :, 2 * self.heads :]
+        query, key, value = (
+            qkv[:, :, : self.heads],
+            qkv[:, :, self.heads : 2 * self.heads],
+            qkv[:, :, 2 * self.heads :],
+        )
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         attended = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
         h = original_norm(h + self.out(attended.reshape(rows, length, width)))
@@ -153,7 +157,9 @@ class OriginalModel(nn.Module):
         q = self.q_head(z_H[:, 0]).to(torch.float32)
         return z_H.detach(), z_L.detach(), self.lm_head(z_H)[:, self.prefix :], q[:, 0], q[:, 1]
 
-    def forward(self, carry: dict[str, torch.Tensor], x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict]:
+    def forward(
+        self, carry: dict[str, torch.Tensor], x: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, dict]:
         """Return the summed loss of one segment and the new carry. Halted slots take the row at their place in the batch."""
         halted = carry["halted"]
         z_H = torch.where(halted.view(-1, 1, 1), self.start[0], carry["z_H"])
@@ -243,14 +249,23 @@ class OwnTraining:
         from trl_hrm.reasoning.optim import AdamAtan2
 
         layers = shape["layers"]
-        sizes = {"hidden_size": shape["hidden_size"], "num_attention_heads": shape["heads"], "vocab_size": shape["vocab_size"]}
+        sizes = {
+            "hidden_size": shape["hidden_size"],
+            "num_attention_heads": shape["heads"],
+            "vocab_size": shape["vocab_size"],
+        }
         sizes |= {"height": shape["size"], "width": shape["size"], "H_layers": layers, "L_layers": layers}
         if system == "trm":
             sizes["H_layers"] = sizes["L_layers"] = max(1, layers // 2)
         if system in ("hrm", "hrm_continue"):
             sizes["continue_head"] = system == "hrm_continue"
         config = HrmGridConfig.preset("hrm" if system == "hrm_continue" else system, **sizes | overrides)
-        self.model, self.config, self.device, self.batch = HrmGridForSolving(config).to(device), config, device, shape["batch"]
+        self.model, self.config, self.device, self.batch = (
+            HrmGridForSolving(config).to(device),
+            config,
+            device,
+            shape["batch"],
+        )
         self.optimizer = AdamAtan2([p for p in self.model.parameters() if p.requires_grad], lr=1e-4, weight_decay=1.0)
         self.run = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.slots = torch.arange(self.batch, device=device)
@@ -297,7 +312,9 @@ def worker(job: dict) -> None:
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
     if job["system"].endswith("original"):
-        training = OriginalTraining(SHAPES[job["shape"]], job["system"] == "TRM original", job["compiled"], job["device"])
+        training = OriginalTraining(
+            SHAPES[job["shape"]], job["system"] == "TRM original", job["compiled"], job["device"]
+        )
     else:
         training = OwnTraining(SHAPES[job["shape"]], job["system"], job["compiled"], job["device"])
     on_gpu = job["device"] == "cuda"
@@ -309,7 +326,11 @@ def worker(job: dict) -> None:
             training.step()
         if on_gpu:
             torch.cuda.synchronize()
-        memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before
+        memory = (
+            torch.cuda.max_memory_allocated() / 2**20
+            if on_gpu
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before
+        )
         print(json.dumps({"seconds": clock() - began, "memory": memory}), flush=True)
 
 
@@ -331,7 +352,9 @@ def measure(jobs: list[dict], rounds: int, seconds: float) -> list[dict]:
         process.stdin.flush()
         line = process.stdout.readline()
         if not line:
-            raise RuntimeError(f"A measuring process stopped with exit code {process.wait()}. Its error is printed above.")
+            raise RuntimeError(
+                f"A measuring process stopped with exit code {process.wait()}. Its error is printed above."
+            )
         return json.loads(line)
 
     try:
@@ -365,7 +388,9 @@ def report(results: list[dict], rows: dict, line: str) -> str:
     for shape in dict.fromkeys(one["shape"] for one in results):
         sizes = SHAPES[shape]
         lines += [f"{shape}, {sizes['layers']} + {sizes['layers']} layers, batch size {sizes['batch']}:", ""]
-        lines += ["| system | steps/s | compiled | MiB above the start, eager | eager / original | compiled / compiled original |"]
+        lines += [
+            "| system | steps/s | compiled | MiB above the start, eager | eager / original | compiled / compiled original |"
+        ]
         lines += ["|---|---|---|---|---|---|"]
         for system in dict.fromkeys(one["system"] for one in results if one["shape"] == shape):
             peer = PEERS.get(system)
@@ -373,7 +398,11 @@ def report(results: list[dict], rows: dict, line: str) -> str:
             for compiled in (False, True):
                 found = speed(shape, system, compiled)
                 cells.append("" if found is None else f"{found:.2f}")
-            [memory] = [one["memory"] for one in results if (one["shape"], one["system"], one["compiled"]) == (shape, system, False)]
+            [memory] = [
+                one["memory"]
+                for one in results
+                if (one["shape"], one["system"], one["compiled"]) == (shape, system, False)
+            ]
             cells.append(f"{memory:,.0f}")
             for compiled in (False, True):
                 own, original = speed(shape, system, compiled), peer and speed(shape, peer, compiled)
@@ -419,11 +448,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="sizes (default: all)")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="systems (default: all)")
-    parser.add_argument("--compile", nargs="+", default=["9x9, d 128"], help="shapes that are also measured with torch.compile")
+    parser.add_argument(
+        "--compile", nargs="+", default=["9x9, d 128"], help="shapes that are also measured with torch.compile"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
     parser.add_argument("--seconds", type=float, default=3.0, help="seconds per round and system (default: 3)")
     parser.add_argument("--threads", type=int, default=1, help="threads per process (default: 1)")
-    parser.add_argument("--row_steps", type=int, default=600, help="steps of the training that counts rows, 0 for none")
+    parser.add_argument(
+        "--row_steps", type=int, default=600, help="steps of the training that counts rows, 0 for none"
+    )
     parser.add_argument("--output", default="outputs/reasoning_speed.json", help="JSON file of the results")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -446,7 +479,9 @@ def main() -> None:
         torch.set_num_threads(args.threads)
         rows = count_rows(args.row_steps, slots=64)
     packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))
-    hardware = torch.cuda.get_device_name() if device == "cuda" else f"{args.threads} of {len(os.sched_getaffinity(0))} cores"
+    hardware = (
+        torch.cuda.get_device_name() if device == "cuda" else f"{args.threads} of {len(os.sched_getaffinity(0))} cores"
+    )
     line = f"{time.strftime('%Y-%m-%d')}; {packages}; Python {platform.python_version()}, {hardware}, fp32."
     text = report(results, rows, line)
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 
 from ..io import read_json, replacing, shown, write_json
 from ..processes import Workers, printed_to, share_done
+from ..terminal import say
 from .evaluate import (
     GridPredictions,
     by_group,
@@ -70,10 +71,10 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 TITLES = {
     "one_pass": "one pass",
-    "one_pass_deep": "one pass, as deep as HRM",
-    "loop": "loop control (no hierarchy)",
-    "hrm": "HRM without continue head",
-    "hrm_continue": "HRM as published (continue head)",
+    "one_pass_deep": "one pass, deep",
+    "loop": "loop control",
+    "hrm": "HRM",
+    "hrm_continue": "HRM, continue head",
     "trm": "TRM",
     "one_step": "one-step gradient",
     "last_cycle": "gradient of the last cycle",
@@ -173,55 +174,54 @@ def read_split(folder: str | Path, split: str) -> "Dataset | None":
 
 
 def run_jobs(
-    stage: str, jobs: Mapping[str, partial], folder: Path, num_workers: int, did: Callable[[], str] | None = None
+    pool: Workers, stage: str, jobs: Mapping[str, partial], folder: Path, did: Callable[[], str] | None = None
 ) -> None:
     """
-    Run independent jobs in parallel processes of one thread each, with a progress bar.
+    Run independent jobs in parallel processes of one thread each, with a progress bar, and print a line with their time and result.
 
     Args:
+        pool ([`~processes.Workers`]):
+            Processes.
         stage (`str`):
             Name of the stage, for the bar and the folder of the logs.
         jobs (`Mapping[str, partial]`):
             Unfinished jobs by name: calls of functions that another process can import.
         folder (`Path`):
             Folder of the study. `logs/` has what the jobs print.
-        num_workers (`int`):
-            Number of processes.
         did (`Callable[[], str]`, *optional*):
             Returns a description of the result.
 
     Raises:
         `ValueError`: If a job failed. The other jobs are finished first.
-        `ChildProcessError`: If a process was killed.
     """
     from tqdm import tqdm
 
     began = time.perf_counter()
     logs = {name: folder / "logs" / stage / f"{name}.log" for name in jobs}
+    (folder / "logs" / stage).mkdir(parents=True, exist_ok=True)
+    for log in logs.values():
+        log.unlink(missing_ok=True)  # of an interrupted start
     failed = []
-    if jobs:
-        (folder / "logs" / stage).mkdir(parents=True, exist_ok=True)
-        remedy = "Lower --num_workers. Run the same command again to resume."
-        form = "{desc} {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
-        with (
-            Workers(min(num_workers, len(jobs)), "spawn", remedy) as pool,
-            tqdm(total=len(jobs), desc=f"{stage:<16}", bar_format=form, leave=False) as bar,
-        ):
-            running: dict[Future, str] = {pool.submit(_work, job, logs[name]): name for name, job in jobs.items()}
-            while running:
-                done, _ = wait(running, timeout=0.5)
-                for future in done:
-                    name = running.pop(future)
-                    if error := future.exception():
-                        if isinstance(error, BrokenProcessPool):  # of all jobs
-                            raise error
-                        failed.append(f"{stage}, {name}: {type(error).__name__}: {error} See its log: {logs[name]}")
-                bar.n = len(jobs) - len(running) + sum(share_done(logs[name]) for name in running.values())
-                bar.set_postfix_str(f"{len(jobs) - len(running)} of {len(jobs)} jobs")
+    running: dict[Future, str] = {pool.submit(_work, job, logs[name]): name for name, job in jobs.items()}
+    form = "{desc} {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
+    with tqdm(total=len(jobs), desc=f"{stage:<16}", bar_format=form, leave=False, disable=None) as bar:
+        while running:
+            done, _ = wait(running, timeout=0.5)
+            for future in done:
+                name = running.pop(future)
+                if error := future.exception():
+                    if isinstance(error, BrokenProcessPool):  # of all jobs
+                        raise error
+                    failed.append(f"{name} ({type(error).__name__}: {error})")
+            bar.n = len(jobs) - len(running) + sum(share_done(logs[name]) for name in running.values())
+            bar.set_postfix_str(f"{len(jobs) - len(running)} of {len(jobs)} jobs")
     if failed:
-        raise ValueError("; ".join(failed))
+        raise ValueError(
+            f"{len(failed)} of {len(jobs)} jobs of the stage {stage} failed, first {failed[0]} The logs are in "
+            f"{folder / 'logs' / stage}. Run the same command again to repeat the failed jobs."
+        )
     words = did() if did else f"{len(jobs)} jobs"
-    print(f"{stage:<16}{time.perf_counter() - began:>6.0f} s  {words}", flush=True)  # noqa: T201
+    say(f"{stage:<16}{time.perf_counter() - began:>6.0f} s  {words}")
 
 
 def _work(job: partial, log: Path) -> None:
@@ -293,8 +293,6 @@ def train_run(
         keep_model (`bool`, *optional*, defaults to `True`):
             Whether to keep the trained model, in `model/`.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
     from .modeling_hrm_grid import HrmGridForSolving
 
     folder = Path(output)
@@ -304,8 +302,8 @@ def train_run(
     clock = Clock(bool(training.get("use_cpu")), steps)
     settings = {**training, "output_dir": str(work)}
     trainer = _trainer(model, settings, read_split(data, "train"), [clock])
-    last = get_last_checkpoint(str(work))
-    trainer.train(resume_from_checkpoint=last)
+    is_resumed = any(work.glob("checkpoint-*"))
+    trainer.train(resume_from_checkpoint=True)  # the newest complete one: a process may be killed while it saves
     splits = {split: read_split(data, split) for _, split, _ in evaluations.values()}
     for name, (step, split, segments) in evaluations.items():
         found = HrmGridForSolving.from_pretrained(str(work / f"checkpoint-{step}")).to(trainer.args.device)
@@ -316,7 +314,7 @@ def train_run(
         trainer.save_model(str(folder / "model"))
     history = [one for one in trainer.state.log_history if "loss" in one]
     shutil.rmtree(work)
-    seconds = clock.times[-1] - clock.times[0] if last is None and len(clock.times) > 1 else None
+    seconds = clock.times[-1] - clock.times[0] if not is_resumed and len(clock.times) > 1 else None
     write_json(folder / RUN, {"seconds": seconds, "history": history})
 
 

@@ -22,6 +22,7 @@ from ..processes import num_cores
 
 
 if TYPE_CHECKING:
+    from ..processes import Workers
     from ..reasoning.study import System
 
 
@@ -380,7 +381,8 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool, lock: str) -
 
 
 def _reason(config: ReasonConfig, folder: Path) -> str:
-    from ..reasoning.study import System, collect, measure_speed, read_split, run_jobs, train_run
+    from ..processes import Workers
+    from ..reasoning.study import System, collect
     from ..reasoning.study_report import format_results, versions_of, write_report
 
     systems = [System(name) for name in config.systems]  # refuses unknown names before any work
@@ -388,81 +390,9 @@ def _reason(config: ReasonConfig, folder: Path) -> str:
     shared = shared_settings(config, data)
     models = {one.name: one.config(shared, config.cycles, config.trm_cycles).to_dict() for one in systems}
     training = {one.name: training_settings(config, one) for one in systems}
-    workers = config.num_workers or (1 if is_on_gpu(config) else num_cores())
-
-    # The seconds per step of each system
-    speed = {one.name: folder / "speed" / f"{one.name}.json" for one in systems}
-    jobs = {
-        name: partial(measure_speed, str(data), models[name], training[name], str(path))
-        for name, path in speed.items()
-        if not path.exists()
-    }
-    (folder / "speed").mkdir(exist_ok=True)
-    measured = lambda: {name: read_json(path) for name, path in speed.items()}  # noqa: E731
-    run_jobs(
-        "speed",
-        jobs,
-        folder,
-        workers,
-        lambda: ", ".join(f"{name} {1000 * one['seconds_per_step']:.0f} ms" for name, one in measured().items()),
-    )
-    speeds = measured()
-    steps_in = lambda name, seconds: max(int(seconds / speeds[name]["seconds_per_step"]), 1)  # noqa: E731
-
-    # The learning rate of each system, by the exact accuracy on the validation split
-    tuning_seconds = config.tuning_seconds or config.seconds_per_run / 3
-    tuned = {
-        name: {rate: folder / "tuning" / f"{name}-{rate:g}" for rate in config.rates_of(name)}
-        for name in models
-        if len(config.rates_of(name)) > 1
-    }
-    jobs = {}
-    for name, paths in tuned.items():
-        steps = steps_in(name, tuning_seconds)
-        for rate, path in paths.items():
-            if not (path / "run.json").exists():
-                given = {**training[name], "learning_rate": rate, "seed": config.seeds[0], "max_steps": steps}
-                evaluations = {"validation": (steps, "validation", models[name]["halt_max_steps"])}
-                jobs[path.name] = partial(
-                    train_run, str(data), models[name], given, evaluations, str(path), keep_model=False
-                )
-    if tuned:
-        run_jobs("learning rates", jobs, folder, workers)
-    rates = {name: choose_rate(paths, data) for name, paths in tuned.items()}
-
-    # Every system with every seed. Evaluations after equal seconds, after equal steps, and along the way
-    steps = {name: steps_in(name, config.seconds_per_run) for name in models}
-    equal = min(steps.values())
-    has_few_blanks = read_split(data, "few_blanks") is not None
-    plan: dict[str, Any] = {"seeds": config.seeds, "equal_steps": equal, "systems": {}}
-    jobs = {}
-    for name, model in models.items():
-        segments = model["halt_max_steps"]
-        points = sorted({max(round(steps[name] * share / 5), 1) for share in range(1, 6)} | {equal})
-        rate, tried = rates.get(name, (config.rates_of(name)[0], {}))
-        plan["systems"][name] = {
-            "parameters": speeds[name]["parameters"],
-            "seconds_per_step": speeds[name]["seconds_per_step"],
-            "learning_rate": rate,
-            "tried_learning_rates": {f"{one:g}": value for one, value in tried.items()},
-            "steps": steps[name],
-            "segments": segments,
-            "points": points,
-        }
-        evaluations = {
-            "test-seconds": (steps[name], "test", 4 * segments),
-            "test-steps": (equal, "test", segments),
-            **({"few_blanks": (steps[name], "few_blanks", segments)} if has_few_blanks else {}),
-            **{f"validation-{step}": (step, "validation", segments) for step in points},
-        }
-        for seed in config.seeds:
-            path = folder / "runs" / f"{name}-{seed}"
-            if not (path / "run.json").exists():
-                given = {**training[name], "learning_rate": rate, "seed": seed, "max_steps": steps[name]}
-                jobs[path.name] = partial(train_run, str(data), model, given, evaluations, str(path))
-    write_json(folder / "plan.json", plan)
-    run_jobs("training", jobs, folder, workers, lambda: f"{len(systems)} systems, {len(config.seeds)} seeds each")
-
+    num_workers = config.num_workers or (1 if is_on_gpu(config) else num_cores())
+    with Workers(num_workers, "spawn", "Lower --num_workers. Run the same command again to resume.") as pool:
+        plan = train_all(config, folder, data, models, training, pool)
     results = {
         "settings": {name: value for name, value in config.settings().items() if name not in FREE},
         "versions": versions_of(),
@@ -476,9 +406,101 @@ def _reason(config: ReasonConfig, folder: Path) -> str:
     if best := best_run(results, folder):
         shutil.rmtree(folder / "model", ignore_errors=True)
         shutil.copytree(best / "model", folder / "model")
-        written.append(f"Model: {folder / 'model'}, {best.name}, the best HRM on the validation split")
+        written.append(f"Model: {folder / 'model'}, a copy of {best.name}, the best HRM on the validation split")
         written.append(f"Next: trl-hrm solve {folder} puzzle.txt")
     return "\n".join(["", format_results(results), "", *written])
+
+
+def train_all(
+    config: ReasonConfig,
+    folder: Path,
+    data: Path,
+    models: dict[str, dict[str, Any]],
+    training: dict[str, dict[str, Any]],
+    pool: "Workers",
+) -> dict[str, Any]:
+    """
+    Run the unfinished jobs: measure the speed of each system, choose its learning rate, and train it with every seed.
+
+    Args:
+        config ([`ReasonConfig`]):
+            Budgets, seeds and learning rates.
+        folder (`Path`), data (`Path`):
+            Folder of the study, and of the puzzles.
+        models (`dict[str, dict]`), training (`dict[str, dict]`):
+            Fields of [`~reasoning.HrmGridConfig`] and of [`~reasoning.HRMReasoningConfig`] for each system.
+        pool ([`~processes.Workers`]):
+            Processes.
+
+    Returns:
+        `dict[str, Any]`: What was trained, as written to `plan.json`.
+    """
+    from ..reasoning.study import MORE_SEGMENTS, RUN, measure_speed, read_split, run_folder, run_jobs, train_run
+
+    speed = {name: folder / "speed" / f"{name}.json" for name in models}
+    (folder / "speed").mkdir(exist_ok=True)
+    jobs = {
+        name: partial(measure_speed, str(data), models[name], training[name], str(path))
+        for name, path in speed.items()
+        if not path.exists()
+    }
+    run_jobs(pool, "speed", jobs, folder)
+    speeds = {name: read_json(path, "Delete the file and run the same command again.") for name, path in speed.items()}
+
+    def steps_in(name: str, seconds: float) -> int:
+        return max(int(seconds / speeds[name]["seconds_per_step"]), 1)
+
+    # The learning rate with the highest exact accuracy on the validation split, from shorter trainings with the first seed
+    rates = {name: config.rates_of(name) for name in models}
+    tuned = {
+        name: {rate: folder / "tuning" / f"{name}-{rate:g}" for rate in found}
+        for name, found in rates.items()
+        if len(found) > 1
+    }
+    jobs = {}
+    for name, paths in tuned.items():
+        steps = steps_in(name, config.tuning_seconds or config.seconds_per_run / 3)
+        evaluations = {"validation": (steps, "validation", models[name]["halt_max_steps"])}
+        for rate, path in paths.items():
+            given = {**training[name], "learning_rate": rate, "seed": config.seeds[0], "max_steps": steps}
+            if not (path / RUN).exists():
+                jobs[path.name] = partial(train_run, str(data), models[name], given, evaluations, str(path), False)
+    if tuned:
+        run_jobs(pool, "learning-rates", jobs, folder)
+    chosen = {name: choose_rate(paths, data) for name, paths in tuned.items()}
+
+    # Every system with every seed, evaluated after equal seconds, after equal steps, and along the way
+    steps = {name: steps_in(name, config.seconds_per_run) for name in models}
+    equal = min(steps.values())
+    plan: dict[str, Any] = {"seeds": config.seeds, "equal_steps": equal, "systems": {}}
+    jobs = {}
+    for name, model in models.items():
+        segments = model["halt_max_steps"]
+        points = sorted({max(round(steps[name] * share / 5), 1) for share in range(1, 6)} | {equal})
+        rate, tried = chosen.get(name, (rates[name][0], {}))
+        plan["systems"][name] = {
+            **speeds[name],
+            "learning_rate": rate,
+            "tried_learning_rates": {f"{one:g}": value for one, value in tried.items()},
+            "steps": steps[name],
+            "segments": segments,
+            "points": points,
+        }
+        evaluations = {
+            "test-seconds": (steps[name], "test", MORE_SEGMENTS * segments),
+            "test-steps": (equal, "test", segments),
+            **{f"validation-{step}": (step, "validation", segments) for step in points},
+        }
+        if read_split(data, "few_blanks") is not None:
+            evaluations["few_blanks"] = (steps[name], "few_blanks", segments)
+        for seed in config.seeds:
+            path = run_folder(folder, name, seed)
+            given = {**training[name], "learning_rate": rate, "seed": seed, "max_steps": steps[name]}
+            if not (path / RUN).exists():
+                jobs[path.name] = partial(train_run, str(data), model, given, evaluations, str(path))
+    write_json(folder / "plan.json", plan)
+    run_jobs(pool, "training", jobs, folder, lambda: f"{len(models)} systems, {len(config.seeds)} seeds each")
+    return plan
 
 
 def build_puzzles(config: ReasonConfig, folder: Path) -> Path:
