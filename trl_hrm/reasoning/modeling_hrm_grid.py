@@ -418,13 +418,27 @@ class HrmGridForSolving(PreTrainedModel):
         solutions = solve_boards(self, boards, rows, segments, halting, noise, votes, seed, batch_size)
         return solutions if several else solutions[0]
 
-    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs):
-        # Before the weights, because `push_to_hub=True` uploads the folder at the end of the parent's method.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **kwargs,
+    ):
+        """Save the model as `PreTrainedModel.save_pretrained` does, and the index of puzzle ids in `puzzle_ids.json`."""
+        # The parent's push only uploads files that the parent writes, so the push is a step of its own.
+        hub = {
+            name: kwargs.pop(name) for name in ("commit_message", "private", "revision", "create_pr") if name in kwargs
+        }
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process and self.config.num_puzzle_ids > 1:
-            os.makedirs(save_directory, exist_ok=True)
             with open(os.path.join(save_directory, PUZZLE_IDS_FILE), "w", encoding="utf-8") as file:
                 json.dump(self.puzzle_index, file, indent=0, ensure_ascii=False)
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if push_to_hub:
+            if kwargs.get("token") is not None:
+                hub["token"] = kwargs["token"]
+            self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **hub)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
