@@ -70,7 +70,7 @@ def test_draws_have_the_right_distribution():
 
 
 def test_draws_are_stable():
-    """Known numbers: a change of the mixing function would change resumed runs in silence."""
+    """Known numbers: resumed runs depend on the mixing function."""
 
     def reference(*keys: int) -> float:
         step, mask = 0x9E3779B97F4A7C15, 2**64 - 1

@@ -62,7 +62,7 @@ def test_softmax():
 
 
 def test_act_loss_by_hand():
-    """Three boards: one right, one with a wrong cell, one with an ignored cell; the Q losses are those of the specification."""
+    """Three boards: one right, one with a wrong cell, one with an ignored cell; with known Q losses."""
     labels = torch.tensor([[0, 1], [0, 1], [1, -100]])
     logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]], [[2.0, 0.0], [2.0, 0.0]], [[0.0, 2.0], [9.0, 9.0]]])
     q_halt, q_continue = torch.tensor([0.2, -0.4, -0.1]), torch.tensor([-0.1, 0.3, 0.5])

@@ -265,6 +265,9 @@ def test_compile(preset):
         ({"hierarchy": False}, "requires `L_cycles=1`"),
         ({"puzzle_emb_dim": 1024}, "between 0 and"),
         ({"num_puzzle_ids": 3, "puzzle_emb_dim": 0}, "would be ignored"),
+        ({"H_layers": 1.0}, "`H_layers` is 1.0. Expected an integer"),
+        ({"intermediate_size": 0}, "`intermediate_size` is 0"),
+        ({"vocab": "sudoku"}, "has a 'name' and a list"),
         ({"loss_type": "hinge"}, "`loss_type` is 'hinge'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -302,7 +305,7 @@ def test_solve_forms():
 
 
 def test_solve_is_the_model():
-    """The answers of each segment are those of `forward`, and do not depend on the batch."""
+    """`solve` returns the answers of `forward` after each segment, for any batch size."""
     model = make_model()
     board = torch.tensor([sum(sudoku_vocab(4).encode(BOARD), [])])
     z_H, z_L = model.initial_state(1)

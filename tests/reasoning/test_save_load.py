@@ -86,10 +86,13 @@ def test_puzzle_ids(tmp_path):
     model.save_pretrained(tmp_path)
     assert HrmGridForSolving.from_pretrained(tmp_path).puzzle_index == {"a": 1, "bé": 3}
     assert AutoModel.from_pretrained(tmp_path, output_loading_info=True)[0].puzzle_index == {"a": 1, "bé": 3}
-    for index in ({"a": 4}, {"a": 0}, {"a": 1, "b": 1}, ["a"], {"a": "1"}):
+    for index in ({"a": 4}, {"a": 0}, {"a": 1, "b": 1}, ["a"], {"a": "1"}, {"a": True}):
         (tmp_path / "puzzle_ids.json").write_text(json.dumps(index))
         with pytest.raises(ValueError, match="numbers from 1 to 3"):
             HrmGridForSolving.from_pretrained(tmp_path)
+    (tmp_path / "puzzle_ids.json").write_text('{"a": 1')
+    with pytest.raises(ValueError, match="puzzle_ids.json is not valid JSON"):
+        HrmGridForSolving.from_pretrained(tmp_path)
     (tmp_path / "puzzle_ids.json").unlink()
     with pytest.raises(OSError, match="puzzle_ids.json"):
         HrmGridForSolving.from_pretrained(tmp_path)

@@ -74,8 +74,11 @@ def test_decode():
 def test_dict():
     for vocab in (sudoku_vocab(6), MAZE_VOCAB, ARC_VOCAB):
         assert GridVocab.from_dict(vocab.to_dict()) == vocab
-    with pytest.raises(ValueError, match="keys 'name' and 'symbols'"):
-        GridVocab.from_dict({"name": "maze"})
+    for values in ({"name": "maze"}, {"name": "maze", "symbols": 3}, "maze", None):
+        with pytest.raises(ValueError, match="has a 'name' and a list of 'symbols'"):
+            GridVocab.from_dict(values)
+    with pytest.raises(ValueError, match="are texts"):
+        GridVocab("maze", ("<pad>", 1))
     with pytest.raises(ValueError, match="must be '<pad>'"):
         GridVocab("maze", ("#", " "))
     with pytest.raises(ValueError, match="duplicate"):

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from transformers import AutoConfig, AutoModel
 
 from .configuration_hrm_grid import HrmGridConfig
+from .grid_solving import GridSolution
 from .modeling_hrm_grid import HrmGridForSolving, HrmGridOutput
 from .vocab import ARC_VOCAB, MAZE_VOCAB, GridVocab, box_shape, sudoku_vocab
 
 
 if TYPE_CHECKING:
+    from .convert import convert_original
     from .evaluate import GridPredictions, predict
     from .optim import AdamAtan2
     from .reasoning_config import HRMReasoningConfig
@@ -32,6 +34,7 @@ _LAZY = {
     "GridPredictions": "evaluate",
     "HRMReasoningConfig": "reasoning_config",
     "HRMReasoningTrainer": "reasoning_trainer",
+    "convert_original": "convert",
     "predict": "evaluate",
 }
 
@@ -40,6 +43,7 @@ __all__ = [
     "MAZE_VOCAB",
     "AdamAtan2",
     "GridPredictions",
+    "GridSolution",
     "GridVocab",
     "HRMReasoningConfig",
     "HRMReasoningTrainer",
@@ -47,6 +51,7 @@ __all__ = [
     "HrmGridForSolving",
     "HrmGridOutput",
     "box_shape",
+    "convert_original",
     "predict",
     "sudoku_vocab",
 ]

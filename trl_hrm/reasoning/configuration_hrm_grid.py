@@ -114,14 +114,26 @@ class HrmGridConfig(PreTrainedConfig):
     loss_type: str = "stablemax"
 
     def __post_init__(self, **kwargs):
-        vocab = GridVocab.from_dict(self.vocab) if isinstance(self.vocab, dict) else self.vocab
-        self.vocab = vocab.to_dict() if vocab is not None else None
+        if hasattr(self.vocab, "to_dict"):
+            self.vocab = self.vocab.to_dict()
+        vocab = None if self.vocab is None else GridVocab.from_dict(self.vocab)
+        numbers = [
+            field.name
+            for field in fields(self)
+            if field.name in type(self).__annotations__ and field.type in (int, int | None)
+        ]
+        for name in numbers:
+            if getattr(self, name) is not None and type(getattr(self, name)) is not int:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}. Expected an integer.")
         if self.vocab_size is None:
             self.vocab_size = len(vocab) if vocab is not None else 11
         elif vocab is not None and self.vocab_size != len(vocab):
             raise ValueError(
                 f"`vocab_size` is {self.vocab_size}, but the vocabulary {vocab.name!r} has {len(vocab)} symbols. Remove `vocab_size`."
             )
+        for name in ("intermediate_size", "mixer_intermediate_size", "box_height", "box_width"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")
         least = {
             "height": 1, "width": 1, "vocab_size": 2, "hidden_size": 1, "num_attention_heads": 1, "H_layers": 0, "L_layers": 0,
             "H_cycles": 1, "L_cycles": 1, "halt_max_steps": 1, "num_prefix_tokens": 0, "num_puzzle_ids": 1,
@@ -217,7 +229,7 @@ class HrmGridConfig(PreTrainedConfig):
         return GridVocab.from_dict(self.vocab)
 
     def to_diff_dict(self) -> dict:
-        # Derived values that equal those of the default configuration must be saved too: a model of another width would derive others.
+        # The parent leaves out values that equal the default configuration. Derived values among them would be derived anew, for another width.
         own = {
             field.name: getattr(self, field.name) for field in fields(self) if field.name in type(self).__annotations__
         }
@@ -234,8 +246,8 @@ class HrmGridConfig(PreTrainedConfig):
                 block, in the same loop over segments), `"one_pass"` (this block, applied once) or `"one_pass_deep"` (one pass
                 with as many layers as one segment of HRM applies).
             overrides:
-                Fields that differ from the preset. The layers and cycles of `"loop"`, `"one_pass"` and `"one_pass_deep"` are those of the HRM
-                that they control.
+                Fields that differ from the preset. Pass the layers and cycles of the HRM to compare with to `"loop"`, `"one_pass"` and
+                `"one_pass_deep"`: the number of layers is computed from them.
 
         Returns:
             [`HrmGridConfig`]: The configuration.
@@ -260,7 +272,7 @@ class HrmGridConfig(PreTrainedConfig):
             values["H_layers"] = layers["H_cycles"] * (layers["L_cycles"] * layers["L_layers"] + layers["H_layers"])
             values["L_layers"] = 0
         if name in ("loop", "one_pass", "one_pass_deep"):
-            # The loop control calls its block once per segment, whatever the cycles of the HRM beside it.
+            # The controls call their block once per segment. The cycles of the HRM do not apply.
             values |= dict(H_cycles=1, L_cycles=1)
         return cls(**values)
 

@@ -37,8 +37,8 @@ class GridSolution:
         valid (`bool`, *optional*):
             Whether each row, column and box of a Sudoku has each digit once. `None` for other puzzles.
         votes (`int`):
-            Number of copies with this answer. With several copies, `q_halt`, `segments_used` and `segments` are those of the copy with
-            this answer and the highest logit.
+            Number of copies with this answer. `q_halt`, `segments_used` and `segments` belong to the copy with the highest logit among
+            them.
     """
 
     answer: list[str]

@@ -159,7 +159,7 @@ class HrmGridForSolving(PreTrainedModel):
 
     Attributes:
         puzzle_index (`dict[str, int]`):
-            Row of the puzzle embedding of each puzzle id, saved in `puzzle_ids.json` beside the weights. Row 0 is the blank id.
+            Row of the puzzle embedding of each puzzle id, saved in `puzzle_ids.json` next to the weights. Row 0 is the blank id.
     """
 
     config_class = HrmGridConfig
@@ -449,7 +449,14 @@ class HrmGridForSolving(PreTrainedModel):
         if model.config.num_puzzle_ids > 1:
             path = cached_file(pretrained_model_name_or_path, PUZZLE_IDS_FILE, **hub)
             with open(path, encoding="utf-8") as file:
-                model.puzzle_index = check_puzzle_index(json.load(file), model.config, path)
+                text = file.read()
+            try:
+                index = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path} is not valid JSON: {error}. Copy the file from the original model again."
+                ) from error
+            model.puzzle_index = check_puzzle_index(index, model.config, path)
         return loaded
 
 
@@ -461,9 +468,7 @@ def check_puzzle_index(index: dict[str, int], config: HrmGridConfig, where: str)
         `ValueError`: If it does not map texts to different rows of the puzzle embedding. Row 0 is the blank id.
     """
     rows = list(index.values()) if isinstance(index, dict) else [None]
-    if not all(isinstance(row, int) and 0 < row < config.num_puzzle_ids for row in rows) or len(set(rows)) != len(
-        rows
-    ):
+    if not all(type(row) is int and 0 < row < config.num_puzzle_ids for row in rows) or len(set(rows)) != len(rows):
         raise ValueError(
             f"{where} does not map each puzzle id to its own row of the puzzle embedding. Expected different numbers from 1 to "
             f"{config.num_puzzle_ids - 1}."

@@ -22,6 +22,10 @@ class GridVocab:
 
     def __post_init__(self):
         object.__setattr__(self, "symbols", tuple(self.symbols))
+        if not isinstance(self.name, str) or not all(isinstance(symbol, str) for symbol in self.symbols):
+            raise ValueError(
+                f"The name and the symbols of a vocabulary are texts, found {self.name!r} and {self.symbols!r}."
+            )
         if not self.symbols or self.symbols[0] != "<pad>":
             raise ValueError(f"The first symbol of a vocabulary must be '<pad>', found {self.symbols[:1]}.")
         if len(set(self.symbols)) != len(self.symbols):
@@ -117,8 +121,12 @@ class GridVocab:
     @classmethod
     def from_dict(cls, values: dict) -> "GridVocab":
         """Return the vocabulary of a JSON object written by `to_dict`."""
-        if not isinstance(values, dict) or set(values) != {"name", "symbols"}:
-            raise ValueError(f"A vocabulary has the keys 'name' and 'symbols', found {values!r}.")
+        if (
+            not isinstance(values, dict)
+            or set(values) != {"name", "symbols"}
+            or not isinstance(values["symbols"], list | tuple)
+        ):
+            raise ValueError(f"A vocabulary has a 'name' and a list of 'symbols', found {values!r}.")
         return cls(values["name"], tuple(values["symbols"]))
 
 
