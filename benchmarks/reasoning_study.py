@@ -131,9 +131,12 @@ NEEDS_GPU = """## What cannot be shown here
 - Whether the order of the systems changes with longer training. Each training here takes one or two minutes."""
 
 
-def run_task(task: Task, first: Task, output: Path, options: Mapping[str, Any]) -> None:
+def run_task(task: Task, first: Task, output: Path, options: Mapping[str, Any], scale: float = 1.0) -> None:
     """Run or resume a task. Without learning rates of its own, it uses those that the first task has chosen."""
     settings = {**task.options, **options}
+    for name in ("seconds_per_run", "tuning_seconds"):
+        if name in settings:
+            settings[name] *= scale
     if "learning_rates" not in settings:
         path = output / first.name / "results.json"
         if not path.exists():
@@ -374,7 +377,9 @@ def main() -> None:
         )
     output.mkdir(parents=True, exist_ok=True)
     docs = Path(args.docs) if args.docs else output
-    command = f"python benchmarks/reasoning_study.py --profile {args.profile}"
+    command = f"python benchmarks/reasoning_study.py --profile {args.profile}" + f" --scale {args.scale:g}" * (
+        args.scale != 1
+    )
     wanted = [task for task in tasks if not args.tasks or task.name in args.tasks]
     if args.only_page:
         write_page(tasks, output, docs, command)
@@ -382,7 +387,7 @@ def main() -> None:
     options = {} if args.num_workers is None else {"num_workers": args.num_workers}
     for task in wanted:
         if not (output / task.name / "results.json").exists():
-            run_task(task, tasks[0], output, options)
+            run_task(task, tasks[0], output, options, args.scale)
         write_page(tasks, output, docs, command)
 
 

@@ -57,6 +57,8 @@ SMALL = {
         "grader_workers": 1,
     },
     trl_hrm.EvaluateConfig: {"engine": "transformers", "n": [1, 2], "max_solution_tokens": 8},
+    trl_hrm.BuildGridConfig: {"num_train": 20, "num_validation": 4, "num_test": 4, "num_few_blanks": 4, "num_proc": 1},
+    trl_hrm.HRMReasoningConfig: ON_CPU,
     trl_hrm.ExportConfig: {"truncated": "wrong"},  # the tiny policy never reaches an answer
 }
 

@@ -13,6 +13,7 @@ from trl_hrm.cli import COMMANDS
 from .evaluation.benchmark_rows import process_row
 from .fakes import guarded, write_rows
 from .helpers import save_checkpoint
+from .reasoning.grids import save_grid_model
 from .scripts.commands import save_judge
 from .search.policies import KNOWN
 
@@ -27,6 +28,7 @@ LOCAL = {
     "build-prm800k": "build-prm800k phase2.jsonl --output_dir prm800k".split(),
     "build-math-shepherd": "build-math-shepherd shepherd.jsonl --output_dir shepherd".split(),
     "build-stepwise": "build-stepwise rows.jsonl --view hrm --output_dir rows".split(),
+    "build-grid": "build-grid sudoku --size 4 --num_train 4 --num_validation 2 --num_test 2 --num_few_blanks 0 --output_dir grids".split(),
     "annotate": [*"annotate --problems problems.jsonl --policy policy --output_dir run".split(), *POLICY, "# END!"],
     "judge": "judge rows.jsonl --judge judge --engine transformers --template judge.json --max_response_tokens 8 --output_dir judged".split(),
     "inspect": "inspect run --problem 0".split(),
@@ -52,6 +54,8 @@ LOCAL = {
     "benchmark": "benchmark gsm8k.jsonl --reward_model model --suite processbench --output_dir benchmark".split(),
     "quickstart": "quickstart --max_steps 2 --output_dir quickstart".split(),
     "score": "score rows.jsonl --reward_model model".split(),
+    "solve": "solve grid puzzles.txt".split(),
+    "reason": "reason --size 4 --num_train 8 --num_validation 2 --num_test 4 --systems loop hrm --seeds 0 --seconds_per_run 1 --hidden_size 16 --num_attention_heads 2 --output_dir reasoned".split(),
     "env": ["env"],
     "push-dataset": "push-dataset rows --repo_id me/rows --private --dry_run".split(),
 }
@@ -100,6 +104,8 @@ def folder(tmp_path_factory, policy) -> Path:
     write_rows(folder / "gsm8k.jsonl", [process_row(i, i % 4 - 1) for i in range(8)])
     save_checkpoint(folder / "model")
     save_judge(folder, policy)
+    save_grid_model(folder / "grid")
+    (folder / "puzzles.txt").write_text("1...\n..2.\n.3..\n...4\n")
     shutil.copytree(policy, folder / "policy")
     return folder
 

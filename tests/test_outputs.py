@@ -32,6 +32,7 @@ BUILDS = {
     "build-prm800k": ["missing.jsonl"],
     "build-math-shepherd": ["missing.jsonl"],
     "build-stepwise": ["missing.jsonl"],
+    "build-grid": ["sudoku", "--train_csv", "missing.csv"],
     "export": ["missing"],
     "select-raft": ["--candidates", "missing.jsonl", "--reward_model", "missing"],
 }
@@ -42,10 +43,15 @@ RUNS = {
     "best-of-n": ["--candidates", "missing.jsonl", "--reward_model", "missing"],
     "step-search": [*POLICY, "--reward_model", "missing", "--n", "2"],
     "benchmark": ["missing.jsonl", "--suite", "processbench", "--reward_model", "missing"],
+    "reason": ["--data", "missing"],
     "quickstart": [],
     "demo": [],
 }
-FILES = {"report": ["missing"], "score": ["missing.jsonl", "--reward_model", "missing"]}
+FILES = {
+    "report": ["missing"],
+    "solve": ["missing", "missing.txt"],
+    "score": ["missing.jsonl", "--reward_model", "missing"],
+}
 COMMANDS = BUILDS | RUNS | FILES
 ROWS = [{"prompt": f"What is {i}?", "completions": ["a", "b"], "labels": [True, False]} for i in range(8)]
 
@@ -142,7 +148,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from trl_hrm.io import claimed_file, claimed_folder, claimed_name
 
-LOCKS = {"run": ".lock", "demo": ".trl-hrm-demo.json.lock"}
+LOCKS = {"run": ".lock", "demo": ".trl-hrm-demo.json.lock", "reason": ".trl-hrm-reason.json.lock"}
 with ExitStack() as stack:
     for kind, path in map(str.split, sys.argv[1:]):
         if kind == "build":
@@ -172,7 +178,7 @@ def claimed_elsewhere(outputs: list[str]):
 
 
 def kind_of(name: str) -> str:
-    return "build" if name in BUILDS else "file" if name in FILES else "demo" if name == "demo" else "run"
+    return "build" if name in BUILDS else "file" if name in FILES else name if name in ("demo", "reason") else "run"
 
 
 def test_two_processes_on_one_output(tmp_path, capsys):

@@ -131,14 +131,15 @@ def test_learning_rates_of_the_first_task(study, tmp_path, monkeypatch):
     configs = []
     monkeypatch.setattr(study, "reason", lambda config: configs.append(config) or "done")
     first = study.Task("first", "", "", {})
-    later = study.Task("later", "", "", {"systems": ["hrm", "loop"]})
+    later = study.Task("later", "", "", {"systems": ["hrm", "loop"], "seconds_per_run": 60.0})
     with pytest.raises(SystemExit, match="needs the learning rates of first"):
         study.run_task(later, first, tmp_path, {})
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "results.json").write_text(json.dumps(results()))
-    study.run_task(later, first, tmp_path, {"num_workers": 1})
+    study.run_task(later, first, tmp_path, {"num_workers": 1}, 0.5)
     [config] = configs
     assert config.learning_rates == ["hrm=0.006", "loop=0.001"] and config.num_workers == 1
+    assert config.seconds_per_run == 30
     assert [config.rates_of(name) for name in config.systems] == [[0.006], [0.001]]
 
 

@@ -27,6 +27,7 @@ from trl_hrm.step_tree import StepTree
 from ..data.judged_runs import write_verdicts
 from ..evaluation.benchmark_rows import mistake_row, prm_row, process_row
 from ..helpers import save_checkpoint
+from ..reasoning.grids import save_grid_model
 from ..scripts.commands import save_judge
 from ..search.policies import KNOWN, SOLUTIONS, make_policy
 
@@ -38,6 +39,13 @@ points: [1, 2]
 series:
   - {label: lowest score, results: results, curve: best_of_n/min, paper: [0.5, null]}
 """
+GRIDS = """source,question,answer,rating
+a,1.34341221434.21,1234341221434321,0
+a,1234.41221434.21,1234341221434321,1
+a,.2343412214343.1,1234341221434321,2
+a,12343.122.434321,1234341221434321,3
+"""
+GRID = "build-grid sudoku --train_csv grids.csv --num_train 2 --num_validation 1 --num_test 1 --num_few_blanks 0 --output_dir OUT"
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MODEL = "--reward_model model --reward_model_max_length 512"
 PROMPT = "--prompt question --prompt_style plain --segmentation step_header --final_stops END!"
@@ -50,6 +58,9 @@ BEST_OF_N = f"{POLICY} {PROBLEMS} {MODEL} --n 1 2 --max_solution_tokens 8"
 TRAIN = (
     "--per_device_train_batch_size 1 --max_steps 1 --output_dir OUT --use_cpu true --report_to none --bf16 false "
     "--gradient_checkpointing false --save_strategy no"
+)
+TRAIN_GRID = (
+    "--per_device_train_batch_size 2 --max_steps 1 --output_dir OUT --use_cpu true --report_to none --save_strategy no"
 )
 GRPO = (
     f"{PROBLEMS} --prompt question --prompt_style plain --num_generations 2 --gradient_accumulation_steps 2 "
@@ -95,6 +106,9 @@ def make_inputs(folder: Path, write_policy: Callable[[Path], object] = train_pol
     (folder / "model").mkdir(parents=True)
     save_checkpoint(folder / "model")
     save_judge(folder, folder / "policy")
+    save_grid_model(folder / "grid")
+    (folder / "puzzles.txt").write_text("1...\n..2.\n.3..\n...4\n\n1.......2.......\n", encoding="utf-8")
+    (folder / "grids.csv").write_text(GRIDS, encoding="utf-8")
     shepherd = {"input": "1+2? Step 1: so 3 ки\nStep 2: thus 3 ки", "label": "1+2? Step 1: so 3 +\nStep 2: thus 3 -", "task": "GSM8K"}  # fmt: skip
     steps = [
         {"prompt": f"{i}+2?", "completions": ["so 3", "thus 3"], "labels": [True, False], "weight": 0.5}
@@ -128,6 +142,7 @@ def make_inputs(folder: Path, write_policy: Callable[[Path], object] = train_pol
         for line in (
             f"{ANNOTATE} --limit 2 --num_children 4 --max_depth 4 --max_step_tokens 30 --output_dir run",
             "export run --output_dir dataset --test_size 0.0",
+            GRID.replace("OUT", "grids"),
             f"best-of-n {BEST_OF_N} --output_dir results",
             f"{PARTED} --output_dir given",
             f"evaluate {EVALUATE} --output_dir evaluated",
@@ -214,6 +229,27 @@ def check_dataset(work: Path, stdout: str) -> None:
             labelled += sum(label is not None for label in row["labels"])
     assert labelled == report["labelled_steps"] or report["view"] in ("sft", "raft")
     assert "NaN" not in (work / "OUT" / "README.md").read_text(encoding="utf-8")
+
+
+def check_grids(work: Path, stdout: str) -> None:
+    """Solutions agree with the givens, and have no blanks."""
+    report = read(work / "OUT" / "build_report.json")
+    for split, expected in report["rows"].items():
+        [file] = (work / "OUT" / "data").glob(f"{split}-*.parquet")
+        rows = pq.read_table(file).to_pylist()
+        assert len(rows) == expected > 0
+        for row in rows:
+            pairs = list(zip(row["puzzle"], row["solution"], strict=True))
+            assert len(pairs) == row["height"] * row["width"] > 0
+            assert all(answer >= 2 and given in (1, answer) for given, answer in pairs)
+
+
+def check_answers(work: Path, stdout: str) -> None:
+    assert "nan" not in stdout.lower()
+    rows = lines_of(work / "answers.jsonl")
+    assert rows
+    for row in rows:
+        finite(row)
 
 
 def check_run(work: Path, stdout: str) -> None:
@@ -311,6 +347,7 @@ SETTINGS = {
     "build-prm800k": f"prm800k.jsonl {BUILD}",
     "build-math-shepherd": f"shepherd.jsonl {BUILD} --view prm",
     "build-stepwise": f"steps.jsonl {BUILD} --view hrm --max_merge 2",
+    "build-grid": GRID.partition(" ")[2],
     "annotate": f"{ANNOTATE.partition(' ')[2]} --output_dir OUT",
     "export": f"run {BUILD} --labels soft",
     "judge": f"steps.jsonl {JUDGE} --output_dir OUT",
@@ -324,6 +361,8 @@ SETTINGS = {
     "report": "results --output page.html",
     "table": "layout.yaml --runs . --output table.md",
     "score": f"steps.jsonl {MODEL} --output scores.jsonl",
+    "solve": "grid puzzles.txt --output answers.jsonl",
+    "reason": "--size 4 --systems loop hrm --output_dir OUT",
     "demo": "--profile quick --seed 1 --output_dir OUT",
     "quickstart": "--output_dir OUT --max_steps 1",
     "env": "",
@@ -405,6 +444,11 @@ def targets() -> list[Target]:
         target(f"implicit-prm --model_name_or_path policy --dataset_name outcomes {TRAIN}", "outcomes/*.parquet", check_model, 0.2, "outcomes"),
         target("score steps.jsonl --reward_model implicit --output scores.jsonl", "implicit/*.json", check_scores, 0.5, "implicit"),
         target(f"kl-self --model_name_or_path policy --dataset_name pairs {TRAIN}", "pairs/*.parquet", check_model, 0.1, "pairs"),
+        target(GRID, "grids.csv", check_grids, 2),
+        target("solve grid puzzles.txt --output answers.jsonl", "puzzles.txt", check_answers),
+        target("solve grid puzzles.txt --output answers.jsonl", "grid/*.json", check_answers, 1, "grid"),
+        target("solve grid puzzles.txt --output answers.jsonl", "grid/*.safetensors", check_answers, 1, "grid"),
+        target(f"train-grid --dataset_name grids --hidden_size 16 --num_attention_heads 2 {TRAIN_GRID}", "grids/data/train-*.parquet", check_model, 0.2, "grids"),
         target(f"grpo --model_name_or_path policy {GRPO} {MODEL} {TRAIN}", "problems.jsonl", check_model, 0.1),
         target(f"grpo --model_name_or_path policy {GRPO} {MODEL} {TRAIN}", "model/*.json", check_model, 0.1, "model"),
     ]  # fmt: skip
@@ -415,9 +459,11 @@ def targets() -> list[Target]:
         if name != "env":
             found.append(target(f"{name} --config {name}.yaml --print_config", f"{name}.yaml", check_settings, 0.3))
     runnable = [
-        name for name in SETTINGS if name not in ("demo", "quickstart", "env", "step-search", "annotate", "evaluate")
+        name
+        for name in SETTINGS
+        if name not in ("demo", "quickstart", "reason", "env", "step-search", "annotate", "evaluate")
     ]
-    checks = {"judge": check_verdicts, "score": check_scores, "report": check_page, "table": check_table, "inspect": check_page, "push-dataset": check_printed,
+    checks = {"judge": check_verdicts, "score": check_scores, "report": check_page, "table": check_table, "inspect": check_page, "push-dataset": check_printed, "build-grid": check_grids, "solve": check_answers,
               "best-of-n": check_results, "benchmark": check_benchmark}  # fmt: skip
     found += [target(f"{name} --config {name}.yaml", "", checks.get(name, check_dataset), 0.3) for name in runnable]
     found += [

@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 
-from trl_hrm.reasoning import HrmGridConfig, HRMReasoningConfig, HRMReasoningTrainer, sudoku_vocab
+from trl_hrm.reasoning import HrmGridConfig, HrmGridForSolving, HRMReasoningConfig, HRMReasoningTrainer, sudoku_vocab
 
 
 GRID = np.array([[1, 2, 3, 4], [3, 4, 1, 2], [2, 1, 4, 3], [4, 3, 2, 1]])
@@ -46,6 +47,15 @@ def grid_config(system: str = "hrm", **overrides: Any) -> HrmGridConfig:
     return HrmGridConfig.preset(system, **(defaults | overrides))
 
 
+def grid_model(system: str = "hrm", seed: int = 4, **overrides: Any) -> HrmGridForSolving:
+    """Return a model whose halting logits are random, so that puzzles halt after different numbers of segments from the first step on."""
+    torch.manual_seed(seed)
+    model = HrmGridForSolving(grid_config(system, **overrides))
+    torch.nn.init.normal_(model.q_head.weight)
+    torch.nn.init.zeros_(model.q_head.bias)
+    return model
+
+
 def grid_trainer(
     folder: Any, model: Any = None, rows: Dataset | None = None, eval_rows: Any = None, **args: Any
 ) -> HRMReasoningTrainer:
@@ -69,3 +79,8 @@ def grid_trainer(
         train_dataset=sudoku_rows(20) if rows is None else rows,
         eval_dataset=eval_rows,
     )
+
+
+def save_grid_model(folder: Any) -> None:
+    """Save a tiny model of 4x4 Sudokus with random weights."""
+    grid_model().save_pretrained(folder)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from trl_hrm.reasoning import ARC_VOCAB, HrmGridConfig, HrmGridForSolving
-from trl_hrm.reasoning.arc_score import ArcCandidate, ArcVotes, score_arc
+from trl_hrm.reasoning import ARC_VOCAB, HrmGridConfig, HrmGridForSolving, HrmGridOutput
+from trl_hrm.reasoning.arc_score import ArcCandidate, ArcVotes, evaluate_arc, score_arc
 from trl_hrm.reasoning.data.arc import SIZE, arc_rows, augment_grid, crop, pad, plan_arc, puzzle_name
-from trl_hrm.reasoning.evaluate import exact, fixed, predict
+from trl_hrm.reasoning.grid_solving import crop_arc, pad_arc
 
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "arc"
@@ -175,22 +176,58 @@ def test_ids_are_the_ids_of_the_vocabulary():
     assert [ARC_VOCAB.symbols[cell] for cell in pad(np.array([[0, 9]], np.uint8))[:4]] == ["0", "9", "<eos>", "<pad>"]
 
 
-def test_with_a_model(rows):
-    """From rows to a score: a model, with the ids of the copies and with the blank id for all of them."""
-    config = HrmGridConfig(
-        vocab=ARC_VOCAB.to_dict(), height=SIZE, width=SIZE, hidden_size=32, num_attention_heads=2, intermediate_size=32,
-        H_layers=1, L_layers=1, halt_max_steps=1, num_puzzle_ids=64,
-    )  # fmt: skip
-    model = HrmGridForSolving(config).eval()
-    index = {name: number for number, name in enumerate(sorted({row["puzzle_id"] for row in rows}), start=1)}
-    some = rows[:3] + rows[-3:]
-    found = []
-    for puzzle_index in (index, dict.fromkeys(index, 0)):
-        predictions = predict(model, some, puzzle_index=puzzle_index)
-        answers, _ = fixed(predictions)
-        votes = count(some, answers, predictions.q_halt[-1])
-        score = score_arc(votes.ranked(), some)
-        assert score.num_tasks == 2 and 0 <= score.tasks_solved <= 1
-        found.append(score)
-        assert not exact(answers, answers_of(some)).any()
-    assert len(found) == 2
+def test_solving_pads_and_crops_in_the_same_way():
+    """`solve` has its own functions, because it is pushed with the model and must run without this package."""
+    rng = np.random.default_rng(0)
+    for size in ((1, 1), (3, 5), (30, 4), (4, 30), (30, 30)):
+        grid = rng.integers(0, 10, size).astype(np.uint8)
+        assert pad_arc((grid + 2).tolist(), SIZE, SIZE) == pad(grid).reshape(SIZE, SIZE).tolist()
+        answer = np.where(rng.random((SIZE, SIZE)) < 0.8, 3, rng.integers(0, 12, (SIZE, SIZE))).astype(np.uint8)
+        found = [[cell - 2 for cell in line] for line in crop_arc(answer.tolist())]
+        assert found == crop(answer.ravel()).tolist()
+
+
+class TestWithAModel:
+    """From rows to a score. The logits of the fake model are the solutions, if it is given the right puzzle ids."""
+
+    class Model(torch.nn.Module):
+        device = torch.device("cpu")
+        config = HrmGridConfig(vocab=ARC_VOCAB.to_dict(), height=SIZE, width=SIZE, halt_max_steps=2, num_puzzle_ids=99)
+
+        def __init__(self, rows):
+            super().__init__()
+            self.puzzle_index = {name: i for i, name in enumerate(dict.fromkeys(row["puzzle_id"] for row in rows), 1)}
+            self.known = {
+                (row["puzzle"].tobytes(), self.puzzle_index[row["puzzle_id"]]): torch.tensor(row["solution"]).long()
+                for row in rows
+            }
+
+        def forward(self, boards, puzzle_ids, z_H, z_L):
+            wrong = torch.full((SIZE * SIZE,), 2)
+            answers = [
+                self.known.get((board.numpy().astype(np.uint8).tobytes(), index), wrong)
+                for board, index in zip(boards, puzzle_ids.tolist(), strict=True)
+            ]
+            logits = torch.nn.functional.one_hot(torch.stack(answers), 12).float()
+            return HrmGridOutput(logits=logits, q_halt_logits=torch.zeros(len(boards)), z_H=z_H, z_L=z_L)
+
+    def test_own_ids_and_blank_id(self, rows, monkeypatch):
+        """The parts are joined, and the blank id is passed on."""
+        monkeypatch.setattr("trl_hrm.reasoning.arc_score.ROWS_PER_PART", 10)
+        model = self.Model(rows)
+        assert evaluate_arc(model, rows, attempts=1).tasks_solved == 1
+        assert evaluate_arc(model, rows, use_blank_id=True).mean_share_of_test_inputs == 0
+
+    def test_unknown_ids(self, rows):
+        model = self.Model(rows)
+        del model.puzzle_index[rows[0]["puzzle_id"]]
+        with pytest.raises(ValueError, match="unknown to the model"):
+            evaluate_arc(model, rows)
+
+    def test_model_without_ids(self, rows):
+        config = HrmGridConfig(
+            vocab=ARC_VOCAB.to_dict(), height=SIZE, width=SIZE, hidden_size=32, num_attention_heads=2,
+            intermediate_size=32, H_layers=1, L_layers=1,
+        )  # fmt: skip
+        with pytest.raises(ValueError, match="no embedding of puzzle ids"):
+            evaluate_arc(HrmGridForSolving(config), rows)

@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tqdm import tqdm
 
 from trl_hrm.data.publish import push_dataset
 from trl_hrm.data.publish_config import PushDatasetConfig
@@ -90,25 +92,6 @@ def test_more_test_puzzles_leave_the_training_split_as_it_is(tmp_path):
     assert read(tmp_path / "few", "train") == read(tmp_path / "many", "train")
 
 
-def test_easier_puzzles(tmp_path):
-    """Puzzles with more givens are for training only."""
-    plain = {"family": "sudoku", "size": 6, "num_few_blanks": 0}
-    build(tmp_path / "plain", **plain)
-    report = build(tmp_path / "easier", easier_share=0.5, **plain)
-    pairs = list(zip(read(tmp_path / "plain", "train"), read(tmp_path / "easier", "train"), strict=True))
-    changed = 0
-    for before, after in pairs:
-        assert before["solution"] == after["solution"]
-        added = [a != b for a, b in zip(before["puzzle"], after["puzzle"], strict=True)]
-        assert all(b == s for a, b, s in zip(added, after["puzzle"], after["solution"], strict=True) if a)
-        assert after["puzzle"].count(1) >= 1
-        changed += any(added)
-    assert 8 <= changed <= 22  # of 30, each with probability 0.5
-    for split in ("validation", "test"):
-        assert read(tmp_path / "plain", split) == read(tmp_path / "easier", split)
-    assert "few_blanks" not in report["rows"]
-
-
 def test_too_few_puzzles(tmp_path):
     """There are 36 minimal 4x4 puzzles. The build must not run forever, and must leave nothing behind."""
     with pytest.raises(ValueError, match="after 3. of 50 boards"):
@@ -174,6 +157,23 @@ def test_invalid_csv(tmp_path, change, message):
     assert not (tmp_path / "read").exists()
 
 
+def test_csv_of_mazes(tmp_path):
+    """A mirrored maze in the test file is the same maze. Mazes with several shortest paths are kept: their files say which one is right."""
+    loop = ("#####" "#S  #" "# # #" "#  G#" "#####", "#####" "#Soo#" "# #o#" "#  G#" "#####")  # fmt: skip
+    straight = ("#####" "#S G#" "#####" "#####" "#####", "#####" "#SoG#" "#####" "#####" "#####")  # fmt: skip
+    mirrored = tuple(board[::-1] for board in straight)
+    train = write_csv(tmp_path / "train.csv", [loop, straight])
+    test = write_csv(tmp_path / "test.csv", [mirrored, ("#####" "#S  #" "###G#" "#####" "#####", "#####" "#Soo#" "###G#" "#####" "#####")])  # fmt: skip
+    options = {"family": "maze", "train_csv": train, "num_train": 2, "num_validation": 0, "num_test": 2}
+    report = build(tmp_path / "read", test_csv=test, **options)
+    assert report["rows"] == {"train": 2, "test": 1}
+    assert report["facts"]["test"]["equivalent to a training board, dropped"] == 1
+    assert sorted(map(as_text, read(tmp_path / "read", "train"))) == sorted([loop, straight])
+    larger = write_csv(tmp_path / "larger.csv", [("#" * 7 + "#S   G#" + "#" * 35, "#" * 7 + "#SoooG#" + "#" * 35)])
+    with pytest.raises(ValueError, match="boards of 7 rows, but .* 5 rows"):
+        build(tmp_path / "sizes", test_csv=larger, **options)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -210,3 +210,11 @@ def test_overwrite(tmp_path):
     (folder / "data" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="notes.txt"):
         build(folder, family="maze", size=7, overwrite=True)
+
+
+def test_without_progress_bars(tmp_path, monkeypatch):
+    """A disabled bar does not count. The splits must not depend on it."""
+    contents = [build(tmp_path / "shown", family="maze", size=7)["content"]]
+    monkeypatch.setattr("trl_hrm.reasoning.data.build.tqdm", partial(tqdm, disable=True))
+    contents.append(build(tmp_path / "hidden", family="maze", size=7)["content"])
+    assert contents[0] == contents[1]

@@ -1,4 +1,4 @@
-"""CSV files of the papers: what is read, and which rows are refused."""
+"""CSV files of the papers: how rows are read, and which rows raise errors."""
 
 import gzip
 from random import Random

@@ -13,6 +13,7 @@ import trl_hrm
 from trl_hrm.cli import COMMANDS
 
 from ..helpers import save_checkpoint
+from ..reasoning.grids import save_grid_model
 from ..search.policies import KNOWN
 
 
@@ -65,6 +66,15 @@ SETTINGS = {
         "merge_separator": " | ",
         "columns": {"prompt": "question"},
     },
+    "build-grid": {
+        "family": "sudoku",
+        "size": 4,
+        "num_train": 4,
+        "num_validation": 2,
+        "num_test": 2,
+        "num_few_blanks": 0,
+        "output_dir": "OUT",
+    },
     "annotate": {
         **POLICY,
         **PROBLEMS,
@@ -85,6 +95,7 @@ SETTINGS = {
     "benchmark": {"data": ["judged.jsonl"], "suite": ["processbench"], "output_dir": "OUT", "validation_size": 0.0, **REWARD_MODEL},
     "report": {"inputs": ["results"], "output": "OUT/report.html"},
     "table": {"layout": "layout.yaml", "runs": ".", "output": "OUT/table.md"},
+    "solve": {"model": "grid", "file": "puzzles.txt", "votes": 2, "output": "OUT/answers.jsonl"},
     "score": {"input": "rows.jsonl", "output": "OUT/scores.jsonl", "columns": {"prompt": "question"}, **REWARD_MODEL},
     "env": {},
 }  # fmt: skip
@@ -153,6 +164,8 @@ def make_inputs(work: Path, policy: str) -> None:
     (work / "model").mkdir()
     save_checkpoint(work / "model")
     save_judge(work, policy)
+    save_grid_model(work / "grid")
+    (work / "puzzles.txt").write_text("1...\n..2.\n.3..\n...4\n", encoding="utf-8")
     rows = [{"question": f"{i}+2?", "completions": ["so 3", "thus 3"], "labels": [True, False]} for i in range(8)]
     solutions = [
         {"prompt": "1+2?", "completion": text} for text in ("# Step 1\nso 3", "# Step 1\nso 4", "# Step 1\nx")

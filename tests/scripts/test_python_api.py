@@ -23,7 +23,7 @@ def test_python_and_command_line(name, work, monkeypatch, capsys):
     command = COMMANDS[name]
     folders = [f"{name}-{way}" for way in ("python", "line")]
     python, line = folders
-    if name in ("inspect", "report", "score", "table"):  # these write files instead of folders
+    if name in ("inspect", "report", "score", "solve", "table"):  # these write files instead of folders
         for folder in folders:
             Path(folder).mkdir()
     capsys.readouterr()
@@ -104,6 +104,5 @@ def test_two_processes_on_one_output(name, work, monkeypatch, capsys):
 
 
 def test_no_command_is_left_out():
-    assert set(SETTINGS) | {"demo", "quickstart"} == set(
-        COMMANDS
-    )  # these train for minutes and have tests of their own
+    # These train for minutes, or for a measured time, and have tests of their own
+    assert set(SETTINGS) | {"demo", "quickstart", "reason"} == set(COMMANDS)

@@ -1,17 +1,24 @@
 """
 Score answers to ARC tasks: undo the augmentations, vote, and compare the best two grids with the solution (HRM, arXiv 2506.21734).
 
-The votes are counted without the solutions. Only [`score_arc`] reads them.
+The votes are counted without the solutions. Only [`score_arc`] reads them, after the votes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from tqdm import trange
 
 from .data.arc import crop, parse_puzzle_name, undo_augmentation
+from .evaluate import predict
 
+
+if TYPE_CHECKING:
+    from .modeling_hrm_grid import HrmGridForSolving
+
+ROWS_PER_PART = 5000  # answers of all segments are in memory: 72 MB with 16 segments
 
 Grid = tuple[tuple[int, ...], ...]  # rows of colours, so that equal grids are equal keys
 TestInput = tuple[str, Grid]  # name of a task, and one of its test inputs
@@ -44,9 +51,9 @@ class ArcVotes:
     Example:
 
     ```python
+    >>> predictions = predict(model, rows, puzzle_index=model.puzzle_index)
     >>> votes = ArcVotes()
-    >>> answers, _ = fixed(predict(model, rows, puzzle_index=puzzle_index))
-    >>> votes.add(rows, answers, q_halt)
+    >>> votes.add(rows, predictions.answers[-1], predictions.q_halt[-1])
     >>> score_arc(votes.ranked(), rows).tasks_solved
     ```
     """
@@ -150,7 +157,7 @@ def score_arc(
         [`ArcScore`]: Both shares of solved tasks.
 
     Raises:
-        `ValueError`: If there are no rows, if `attempts` is below 1, if two rows have the same test input and different solutions, or if
+        `ValueError`: If `rows` is empty, if `attempts` is below 1, if two rows have the same test input and different solutions, or if
             answers and rows have different test inputs.
     """
     if attempts < 1:
@@ -186,6 +193,60 @@ def score_arc(
         unanswered=sum(not candidates for candidates in ranked.values()),
         solved=solved,
     )
+
+
+def evaluate_arc(
+    model: "HrmGridForSolving",
+    rows: Any,
+    *,
+    segments: int | None = None,
+    batch_size: int = 64,
+    attempts: int = 2,
+    use_blank_id: bool = False,
+    progress: bool = False,
+) -> ArcScore:
+    """
+    Answer the test inputs of ARC tasks and score the answers after the last segment.
+
+    Args:
+        model ([`HrmGridForSolving`]):
+            Model with an embedding for each puzzle id.
+        rows (`Dataset` or `Sequence[Mapping]`):
+            Rows of the test split of `trl-hrm build-grid arc`.
+        segments (`int`, *optional*):
+            Number of segments. See [`~reasoning.evaluate.predict`].
+        batch_size (`int`, *optional*, defaults to `64`):
+            Number of rows per batch.
+        attempts (`int`, *optional*, defaults to `2`):
+            See [`score_arc`].
+        use_blank_id (`bool`, *optional*, defaults to `False`):
+            Whether all rows get the blank id instead of their own, to measure how much the model depends on the ids. The model does not
+            know which task a row belongs to then.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a progress bar.
+
+    Returns:
+        [`ArcScore`]: Both shares of solved tasks.
+
+    Raises:
+        `ValueError`: If the model has no embedding of puzzle ids, or does not know an id. See also [`~reasoning.evaluate.predict`].
+    """
+    if model.config.num_puzzle_ids <= 1:
+        raise ValueError(
+            "The model has no embedding of puzzle ids, so it cannot tell tasks apart. Train it on rows with puzzle ids."
+        )
+    index = model.puzzle_index
+    votes = ArcVotes()
+    for start in trange(0, len(rows), ROWS_PER_PART, desc="ARC", unit="part", disable=not progress):
+        end = min(start + ROWS_PER_PART, len(rows))
+        part = rows.select(range(start, end)) if hasattr(rows, "select") else rows[start:end]
+        if use_blank_id:
+            index = {row["puzzle_id"]: 0 for row in part}
+        predictions = predict(
+            model, part, segments=segments, batch_size=batch_size, puzzle_index=index, progress=progress
+        )
+        votes.add(part, predictions.answers[-1], predictions.q_halt[-1])
+    return score_arc(votes.ranked(), rows, attempts)
 
 
 def _original(ids: Any, code: int, colours: str) -> Grid:

@@ -71,10 +71,10 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 TITLES = {
     "one_pass": "one pass",
-    "one_pass_deep": "one pass, as deep as HRM",
-    "loop": "loop control (no hierarchy)",
-    "hrm": "HRM without continue head",
-    "hrm_continue": "HRM as published (continue head)",
+    "one_pass_deep": "one pass, deep",
+    "loop": "loop control",
+    "hrm": "HRM",
+    "hrm_continue": "HRM, continue head",
     "trm": "TRM",
     "one_step": "one-step gradient",
     "last_cycle": "gradient of the last cycle",
@@ -293,8 +293,6 @@ def train_run(
         keep_model (`bool`, *optional*, defaults to `True`):
             Whether to keep the trained model, in `model/`.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
     from .modeling_hrm_grid import HrmGridForSolving
 
     folder = Path(output)
@@ -304,8 +302,8 @@ def train_run(
     clock = Clock(bool(training.get("use_cpu")), steps)
     settings = {**training, "output_dir": str(work)}
     trainer = _trainer(model, settings, read_split(data, "train"), [clock])
-    last = get_last_checkpoint(str(work))
-    trainer.train(resume_from_checkpoint=last)
+    is_resumed = any(work.glob("checkpoint-*"))
+    trainer.train(resume_from_checkpoint=True)  # the newest complete one: a process may be killed while it saves
     splits = {split: read_split(data, split) for _, split, _ in evaluations.values()}
     for name, (step, split, segments) in evaluations.items():
         found = HrmGridForSolving.from_pretrained(str(work / f"checkpoint-{step}")).to(trainer.args.device)
@@ -316,7 +314,7 @@ def train_run(
         trainer.save_model(str(folder / "model"))
     history = [one for one in trainer.state.log_history if "loss" in one]
     shutil.rmtree(work)
-    seconds = clock.times[-1] - clock.times[0] if last is None and len(clock.times) > 1 else None
+    seconds = clock.times[-1] - clock.times[0] if not is_resumed and len(clock.times) > 1 else None
     write_json(folder / RUN, {"seconds": seconds, "history": history})
 
 

@@ -24,8 +24,8 @@ _ARC = ("sources", "num_augmentations", "translation", "num_validation_tasks")
 _MADE = ("size", "clues", "loops", "endpoints", "train_csv", "test_csv", "num_train", "num_validation", "num_test")
 UNUSED = {  # options that have no effect on a family
     "sudoku": ("loops", "endpoints", *_ARC),
-    "maze": ("clues", "num_few_blanks", "easier_share", *_ARC),
-    "arc": (*_MADE, "num_few_blanks", "easier_share"),
+    "maze": ("clues", "num_few_blanks", *_ARC),
+    "arc": (*_MADE, "num_few_blanks"),
 }
 
 
@@ -72,8 +72,6 @@ class BuildGridConfig(OutputConfig):
         num_few_blanks (`int`, *optional*):
             Number of puzzles in the split `few_blanks`: solved boards with 1 to 5 cells removed, on which HRM is known to fail. Defaults to
             200 for Sudoku. Mazes have no such split.
-        easier_share (`float`, *optional*):
-            Fraction of the training puzzles of a Sudoku dataset that get a random number of further givens. Defaults to 0.
         seed (`int`, *optional*, defaults to `42`):
             Random seed. The same seed gives the same files, with any number of processes.
         num_proc (`int`, *optional*):
@@ -169,13 +167,6 @@ class BuildGridConfig(OutputConfig):
             "range": "[0, 100000]",
         },
     )
-    easier_share: float | None = field(
-        default=None,
-        metadata={
-            "help": "Fraction of the training puzzles of a Sudoku dataset that get a random number of further givens (default: 0).",
-            "range": "[0, 1]",
-        },
-    )
     seed: int = field(
         default=42,
         metadata={
@@ -225,9 +216,9 @@ def build_grid(config: BuildGridConfig) -> dict[str, Any]:
     """
     Build a dataset of grid puzzles and write it to `config.output_dir`: one Parquet file per split, a dataset card and `build_report.json`.
 
-    No two puzzles of `train`, `validation` and `test` are equivalent, which means that a symmetry of the rules turns one into the other. The report says
-    how many puzzles were dropped for this reason, and how many of the held-out puzzles have a solution grid (or, for mazes, walls) that is
-    equivalent to one of the training split. With few kinds of grids, as for 4x4 and 6x6 Sudoku, this cannot be avoided.
+    No two puzzles of `train`, `validation` and `test` are equivalent, which means that a symmetry of the rules turns one into the other.
+    The report says how many puzzles were dropped for this reason, and how many of the held-out puzzles have a solution grid (or, for mazes,
+    walls) that is equivalent to one of the training split. With few kinds of grids, as for 4x4 and 6x6 Sudoku, this cannot be avoided.
 
     Args:
         config ([`BuildGridConfig`]):
@@ -280,6 +271,11 @@ def build_grid(config: BuildGridConfig) -> dict[str, Any]:
                 ]
             for path, sizes in plan:
                 rows = sample_csv(path, config.family, sum(sizes.values()), random)
+                if path == config.test_csv and rows[0].size != maker.size:
+                    raise ValueError(
+                        f"{path} has boards of {rows[0].size} rows, but {config.train_csv} has boards of {maker.size} rows. They must have the "
+                        "same size."
+                    )
                 maker = BoardMaker(config.family, rows[0].size, config.seed)
                 filler.fill(sizes, partial(csv_board, config.family), rows)
                 for split, size in sizes.items():
@@ -293,8 +289,6 @@ def build_grid(config: BuildGridConfig) -> dict[str, Any]:
                             "different ones."
                         )
         if config.family == "sudoku":
-            if config.easier_share:
-                filler.add_givens(config.easier_share, maker)
             number = NUM_FEW_BLANKS if config.num_few_blanks is None else config.num_few_blanks
             filler.add_few_blanks(number, maker)
         report = GridReport(

@@ -75,7 +75,7 @@ def launch(name: str, argv: Sequence[str]) -> None:
 
     Args:
         name (`str`):
-            `"reward"`, `"implicit-prm"`, `"kl-self"` or `"grpo"`.
+            `"reward"`, `"implicit-prm"`, `"kl-self"`, `"train-grid"` or `"grpo"`.
         argv (`Sequence[str]`):
             Command line after the name.
 

@@ -28,7 +28,7 @@
         const isWrong = answer[i] !== data.solutions[place][i];
         const isGiven = !data.blanks.includes(data.puzzles[place][i]);
         wrong += isWrong;
-        cell.textContent = data.symbols[answer[i]];
+        cell.textContent = cell.dataset.symbol = data.symbols[answer[i]];
         cell.classList.toggle("wrong", isWrong);
         cell.classList.toggle("given", !isWrong && isGiven);
         cell.classList.toggle("right", !isWrong && !isGiven);

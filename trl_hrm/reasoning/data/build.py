@@ -141,7 +141,7 @@ def maze_board(
     height: int, width: int, puzzle: Sequence[int], solution: Sequence[int], source: str, rating: int
 ) -> Board:
     """Return the board of a maze, given as ids."""
-    board = np.array(puzzle, dtype=np.uint8)
+    board = np.frombuffer(bytes(puzzle), dtype=np.uint8)
     return Board(
         family="maze",
         height=height,
@@ -203,17 +203,6 @@ class BoardMaker:
         grid = random_grid(rules, random)
         puzzle = dig_puzzle(rules, grid, random, rules.num_cells - 1 - index % MAX_BLANKS)
         return sudoku_board(self.size, puzzle, grid, source="trl_hrm")
-
-    def make_easier(self, board: Board, index: int) -> Board:
-        """Return a Sudoku with more givens: a random number of blanks, but not all, are filled in."""
-        random = Random(f"{self.seed}/easier/{self.size}/{index}")
-        blanks = [cell for cell, symbol in enumerate(board.puzzle) if symbol == 1]
-        shown = set(random.sample(blanks, random.randrange(1, len(blanks)))) if len(blanks) > 1 else set()
-        puzzle = [
-            (right if cell in shown else given) - 1
-            for cell, (given, right) in enumerate(zip(board.puzzle, board.solution, strict=True))
-        ]
-        return sudoku_board(board.height, puzzle, [symbol - 1 for symbol in board.solution], board.source)
 
 
 def csv_board(family: str, row: CsvRow) -> Board:
@@ -355,36 +344,37 @@ class SplitFiller:
             make (`Callable[[Any], Board | str]`):
                 Function that makes a board of an item, or returns the reason for dropping it.
             items (`Iterable[Any]`):
-                Items, possibly infinitely many.
+                Items. If there are infinitely many, pass an `itertools.count`.
 
         Raises:
-            `ValueError`: If many boards in a row are dropped.
+            `ValueError`: If there are infinitely many items, and many boards in a row are dropped.
         """
         wanted = [split for split, size in sizes.items() for _ in range(size)]
         for split in sizes:
             self.splits.setdefault(split, [])
-        in_a_row = 0
+        num_found = in_a_row = 0
         if not wanted:
             return
         boards = boards_in_order(make, items, 1 if len(wanted) <= 2 * CHUNK else self.num_proc)
         with tqdm(total=len(wanted), desc=" ".join(sizes), unit="board") as bar:
             for board in boards:
                 self.num_drawn += 1
-                split = wanted[bar.n]
+                split = wanted[num_found]
                 reason = board if isinstance(board, str) else self._reason(board, split)
                 if reason is None:
                     self.splits[split].append(board)
                     self.split_of[board.group] = split
                     in_a_row = 0
+                    num_found += 1
                     bar.update()
-                    if bar.n == len(wanted):
+                    if num_found == len(wanted):
                         break
                     continue
                 self.dropped[reason] += 1
                 in_a_row += 1
-                if in_a_row == PATIENCE:
+                if in_a_row == PATIENCE and isinstance(items, count):
                     raise ValueError(
-                        f"the last {PATIENCE:,} boards were dropped ({reason}), after {bar.n:,} of {len(wanted):,} boards for "
+                        f"the last {PATIENCE:,} boards were dropped ({reason}), after {num_found:,} of {len(wanted):,} boards for "
                         f"{', '.join(sizes)} were found. There may be no more of them. Ask for fewer boards, larger boards, or another number "
                         "of clues."
                     )
@@ -410,28 +400,16 @@ class SplitFiller:
                 break
             board = maker.make_few_blanks(index)
             self.num_drawn += 1
-            if board.group in self.split_of:
-                self.dropped["equivalent to an earlier one"] += 1
-            else:
+            reason = self._reason(board, "few_blanks")
+            if reason is None:
                 boards.append(board)
-
-    def add_givens(self, share: float, maker: BoardMaker) -> None:
-        """
-        Replace a random share of the training boards by the same boards with more givens.
-
-        Args:
-            share (`float`):
-                Probability of each board.
-            maker ([`BoardMaker`]):
-                Makes the boards.
-        """
-        random = Random(f"{maker.seed}/easier")
-        for index, board in enumerate(self.splits["train"]):
-            if random.random() < share:
-                easier = maker.make_easier(board, index)
-                if easier.group not in self.split_of:  # it could be a held-out board
-                    self.splits["train"][index] = easier
-                    self.split_of[easier.group] = "train"
+                continue
+            self.dropped[reason] += 1
+            if index - len(boards) == PATIENCE:
+                raise ValueError(
+                    f"{PATIENCE:,} boards with few blanks were dropped ({reason}). Lower `num_few_blanks`, or remove solved boards from the "
+                    "training split."
+                )
 
     def facts(self) -> dict[str, Any]:
         """Return what is known about the splits, for the report and the card."""

@@ -256,15 +256,17 @@ def check_sudoku(rules: Sudoku, puzzle: Sequence[int], solution: Sequence[int] |
 
 
 @cache
-def _line_orders(box_length: int, size: int) -> np.ndarray:
-    """Return all orders of columns that keep the columns of a box together, `(num_orders, size)`."""
+def _line_orders(box_length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return all orders of columns that keep the columns of a box together, and their inverses, each `(num_orders, size)`."""
     blocks = [range(first, first + box_length) for first in range(0, size, box_length)]
-    orders = [
-        [column for block in within for column in block]
-        for order in permutations(blocks)
-        for within in product(*map(list, map(permutations, order)))
-    ]
-    return np.array(orders)
+    orders = np.array(
+        [
+            [column for block in within for column in block]
+            for order in permutations(blocks)
+            for within in product(*map(list, map(permutations, order)))
+        ]
+    )
+    return orders, np.argsort(orders, axis=1)
 
 
 def canonical_sudoku(rules: Sudoku, puzzle: Sequence[int], solution: Sequence[int]) -> tuple[bytes, bytes]:
@@ -290,8 +292,7 @@ def canonical_sudoku(rules: Sudoku, puzzle: Sequence[int], solution: Sequence[in
         `tuple[bytes, bytes]`: The canonical grid and the canonical puzzle, a digit per byte.
     """
     size, height = rules.size, rules.box_height
-    orders = _line_orders(rules.box_width, size)
-    inverse = np.argsort(orders, axis=1)
+    orders, inverse = _line_orders(rules.box_width, size)
     grid = np.asarray(solution).reshape(size, size) - 1
     given = np.asarray(puzzle).reshape(size, size) > 0
     is_square = rules.box_height == rules.box_width

@@ -1,6 +1,7 @@
 """Symmetries of Sudoku boards and mazes: random ones for augmentation, their inverses, and canonical forms of mazes."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -97,16 +98,17 @@ def augment(
     return symmetry.apply(puzzle), symmetry.apply(solution)
 
 
-def maze_symmetries(height: int, width: int) -> list[Symmetry]:
+@cache
+def maze_symmetries(height: int, width: int) -> tuple[Symmetry, ...]:
     """Return the rotations and reflections that keep the shape of a maze: 8 for a square, otherwise 4. The first one is the identity."""
     cells = np.arange(height * width).reshape(height, width)
     boards = [cells, cells.T] if height == width else [cells]
     symbols = np.arange(len(MAZE_VOCAB), dtype=np.uint8)
-    return [
+    return tuple(
         Symmetry(np.ascontiguousarray(form).ravel(), symbols)
         for board in boards
         for form in (board, board[::-1], board[:, ::-1], board[::-1, ::-1])
-    ]
+    )
 
 
 def canonical_maze(board: np.ndarray, height: int, width: int) -> bytes:

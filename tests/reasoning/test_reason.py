@@ -1,0 +1,347 @@
+"""`trl-hrm reason`: systems, jobs that resume, results, and claims."""
+
+import json
+import re
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+
+from trl_hrm import BuildGridConfig, ReasonConfig, build_grid, reason
+from trl_hrm.reasoning import HrmGridForSolving, study, sudoku_vocab
+from trl_hrm.reasoning.evaluate import GridPredictions
+from trl_hrm.reasoning.study import Answers, System, claims, collect, read_split, run_folder, train_run
+from trl_hrm.scripts.reason import choose_rate, shared_settings, training_settings
+
+
+SHARED = {
+    "vocab": sudoku_vocab(4),
+    "height": 4,
+    "width": 4,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "mixer_intermediate_size": 16,
+    "mixer": "mlp",
+    "position": "learned",
+    "H_layers": 1,
+    "L_layers": 1,
+    "num_prefix_tokens": 1,
+    "halt_max_steps": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "grids"
+    sizes = {"num_train": 24, "num_validation": 6, "num_test": 10, "num_few_blanks": 10}
+    build_grid(BuildGridConfig(family="sudoku", size=4, clues=8, num_proc=1, output_dir=str(folder), **sizes))
+    return folder
+
+
+class TestSystems:
+    def test_controls_have_the_same_parameters(self):
+        """The loop control would be no control with more or fewer parameters than the HRM beside it."""
+        count = {}
+        for name in ("one_pass", "loop", "hrm", "hrm_continue", "trm"):
+            model = HrmGridForSolving(System(name).config(SHARED, [2, 2], [2, 3]))
+            count[name] = sum(parameter.numel() for parameter in model.parameters())
+        assert count["one_pass"] == count["loop"] == count["hrm"] == count["hrm_continue"]
+        layer = count["hrm"] - count["trm"]  # TRM has one module instead of two
+        assert layer == sum(
+            p.numel() for p in HrmGridForSolving(System("hrm").config(SHARED, [2, 2], [2, 3])).H_module.parameters()
+        )
+
+    def test_the_deep_pass_is_as_deep_as_a_segment(self):
+        config = System("one_pass_deep").config(SHARED, [2, 3], [1, 1])
+        assert config.H_layers + config.L_layers == 2 * (3 * 1 + 1)
+        assert (config.halt_max_steps, config.hierarchy) == (1, False)
+
+    def test_cycles_and_switches(self):
+        hrm, trm = (System(name).config(SHARED, [2, 2], [3, 4]) for name in ("hrm", "trm+one_step+ema"))
+        assert (hrm.H_cycles, hrm.L_cycles, hrm.grad_scope, hrm.continue_head) == (2, 2, "last_step", False)
+        assert (trm.H_cycles, trm.L_cycles, trm.grad_scope, trm.tie_modules) == (3, 4, "last_step", True)
+        assert System("trm").config(SHARED, [2, 2], [3, 4]).grad_scope == "last_cycle"
+        assert System("hrm_continue").config(SHARED, [2, 2], [3, 4]).continue_head
+        assert System("trm+one_step+ema").has_ema and not System("trm").has_ema
+
+    @pytest.mark.parametrize("name", ["hrm2", "hrm+momentum", "hrm+ema+ema", "", "+ema"])
+    def test_unknown_names(self, name):
+        with pytest.raises(ValueError, match=re.escape(repr(name))):
+            System(name)
+
+
+class TestConfig:
+    def test_learning_rates(self):
+        config = ReasonConfig(systems=["hrm", "trm"], learning_rates=["1e-3", "hrm=2e-3", "hrm=4e-3"])
+        assert config.rates_of("hrm") == [2e-3, 4e-3] and config.rates_of("trm") == [1e-3]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"learning_rates": ["fast"]}, "'fast'"),
+            ({"learning_rates": ["hrm=1e-3"]}, "no rate for one_pass"),
+            ({"learning_rates": ["1e-3", "urm=1e-3"]}, "'urm' is not in `systems`"),
+            ({"seeds": [1, 1]}, "`seeds`"),
+            ({"cycles": [2]}, "H_cycles and L_cycles"),
+            ({"family": "maze", "size": 7, "clues": 3}, "`clues`"),
+            ({"data": "x", "clues": 12}, "`clues`"),
+            ({"tuning_seconds": 3}, "`tuning_seconds`"),
+            ({"halt_max_steps": 0}, "`halt_max_steps`"),
+            ({"private": True}, "`private`"),
+        ],
+    )
+    def test_bad_options(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            ReasonConfig(**options)
+
+    def test_a_study_with_other_settings_is_not_resumed(self, tmp_path, monkeypatch):
+        """Results of two settings would be mixed."""
+        monkeypatch.setattr("trl_hrm.scripts.reason._reason", lambda config, folder: "done")
+        options = {"output_dir": str(tmp_path / "run")}
+        assert reason(ReasonConfig(**options)) == "done"
+        assert reason(ReasonConfig(**options, num_workers=3)) == "done"  # does not change the results
+        with pytest.raises(ValueError, match="halt_max_steps was 8 and is 4"):
+            reason(ReasonConfig(**options, halt_max_steps=4))
+        (tmp_path / "run" / "results.json").write_text("{}")
+        assert reason(ReasonConfig(**options, halt_max_steps=4, overwrite=True)) == "done"
+        assert not (tmp_path / "run" / "results.json").exists()
+
+    def test_foreign_files_are_kept(self, tmp_path):
+        (tmp_path / "thesis.tex").write_text("years of work")
+        with pytest.raises(ValueError, match=r"thesis\.tex"):
+            reason(ReasonConfig(output_dir=str(tmp_path), overwrite=True))
+        assert (tmp_path / "thesis.tex").exists()
+
+
+class TestJobs:
+    training = {
+        **{"per_device_train_batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 2, "augment": True, "seed": 3},
+        **{
+            "use_cpu": True,
+            "save_strategy": "no",
+            "logging_steps": 2,
+            "report_to": "none",
+            "max_steps": 6,
+            "ema": 0.5,
+        },
+    }
+    evaluations = {"early": (3, "test", 2), "late": (6, "validation", 3)}
+
+    def run(self, data, output):
+        model = System("trm").config(SHARED, [1, 1], [2, 1]).to_dict()
+        train_run(str(data), model, self.training, self.evaluations, str(output))
+
+    def test_an_interrupted_training_ends_with_the_same_bytes(self, data, tmp_path, monkeypatch):
+        """A killed study would give other results than one that was not killed."""
+        self.run(data, tmp_path / "whole")
+        end = study.Clock.on_step_end
+
+        def stop(self, args, state, control, **kwargs):
+            end(self, args, state, control, **kwargs)
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(study.Clock, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            self.run(data, tmp_path / "parts")
+        assert not (tmp_path / "parts" / "run.json").exists()
+        monkeypatch.undo()
+        self.run(data, tmp_path / "parts")
+        for name in ("early.npz", "late.npz"):
+            whole, parts = (np.load(tmp_path / part / name) for part in ("whole", "parts"))
+            assert whole["answers"].tobytes() == parts["answers"].tobytes()
+            assert whole["q_halt"].tobytes() == parts["q_halt"].tobytes()
+        whole, parts = ((tmp_path / part / "model" / "model.safetensors").read_bytes() for part in ("whole", "parts"))
+        assert whole == parts
+        assert json.loads((tmp_path / "parts" / "run.json").read_text())["seconds"] is None  # unknown
+        assert not (tmp_path / "whole" / "training").exists()
+
+    def test_a_checkpoint_equals_a_shorter_training(self, data, tmp_path):
+        """The comparison after equal steps takes checkpoints of longer trainings, which a decaying learning rate would spoil."""
+        self.run(data, tmp_path / "long")
+        model = System("trm").config(SHARED, [1, 1], [2, 1]).to_dict()
+        short = {**self.training, "max_steps": 3}
+        train_run(str(data), model, short, {"early": (3, "test", 2)}, str(tmp_path / "short"))
+        long, short = (np.load(tmp_path / part / "early.npz") for part in ("long", "short"))
+        assert long["q_halt"].tobytes() == short["q_halt"].tobytes()
+
+
+def answers_of(right, segments):
+    """Return answers to puzzles of one cell whose solution is 2, from the outcome of each segment, seed and puzzle."""
+    right = np.asarray(right)  # (segments, seeds, puzzles)
+    assert len(right) == segments
+    predictions = [
+        GridPredictions(np.where(one, 2, 1).astype(np.uint8)[..., None], np.where(one, 1.0, -1.0).astype(np.float32))
+        for one in right.transpose(1, 0, 2)
+    ]
+    return Answers(predictions, np.full((right.shape[2], 1), 2, np.uint8))
+
+
+class TestClaims:
+    def claims_of(self, accuracies, seeds=3, puzzles=200):
+        """Claims for systems with an accuracy in the trained segment and one in 4 times as many."""
+        answers, segments = {}, {}
+        for name, (usual, more) in accuracies.items():
+            shares = [usual, more, more, more]
+            right = np.arange(puzzles) < puzzles * np.array(shares)[:, None, None] + np.zeros((4, seeds, 1))
+            answers[name] = dict.fromkeys(("seconds", "steps"), answers_of(right, 4))
+            segments[name] = 1
+        return {claim["claim"]: claim for claim in claims(segments, answers)}
+
+    def test_verdicts(self):
+        found = self.claims_of(
+            {"one_pass": (0.1, 0.1), "loop": (0.9, 0.95), "hrm": (0.6, 0.4), "hrm_continue": (0.58, 0.58)}
+        )
+        verdicts = {claim: one["seconds"]["verdict"] for claim, one in found.items()}
+        assert verdicts["Recurrence beats one pass"] == "holds"
+        assert verdicts["The hierarchy beats the same blocks in one loop"] == "does not hold"
+        assert verdicts["The continue head helps"] in ("does not hold", "open")
+        assert verdicts["More segments at test help (loop control: 4 instead of 1)"] == "holds"
+        assert verdicts["More segments at test help (HRM: 4 instead of 1)"] == "does not hold"
+        [part] = found["The hierarchy beats the same blocks in one loop"]["steps"]["parts"].values()
+        assert part["mean"] == pytest.approx(-0.3)
+        assert not any("TRM" in claim for claim in found)  # not trained
+
+    def test_two_seeds_settle_nothing(self):
+        found = self.claims_of({"one_pass": (0.0, 0.0), "loop": (1.0, 1.0), "hrm": (0.5, 0.5)}, seeds=2)
+        assert {claim["seconds"]["verdict"] for claim in found.values()} == {"open"}
+
+    def test_one_part_that_is_open_leaves_the_claim_open(self):
+        accuracies = {"one_pass": (0.0, 0.0), "one_pass_deep": (0.5, 0.5), "hrm": (0.5, 0.5)}
+        claim = self.claims_of(accuracies)["Recurrence beats one pass"]
+        assert claim["seconds"]["verdict"] == "open" and len(claim["seconds"]["parts"]) == 2
+
+    def test_suffices_allows_a_small_loss(self):
+        """ "The one-step gradient suffices" is settled by an interval above minus 5 points, not above 0."""
+        name = "The one-step gradient suffices (TRM)"
+        same = self.claims_of({"trm": (0.9, 0.9), "trm+one_step": (0.9, 0.9)})[name]
+        worse = self.claims_of({"trm": (0.9, 0.9), "trm+one_step": (0.5, 0.5)})[name]
+        assert (same["seconds"]["verdict"], worse["seconds"]["verdict"]) == ("holds", "does not hold")
+
+
+class TestCollect:
+    @pytest.fixture
+    def run(self, data, tmp_path):
+        """A study of two systems whose answers are known: the loop solves the first 6 of 10 test puzzles in the second of 2 segments."""
+        plan = {"seeds": [0, 1, 2], "equal_steps": 1, "systems": {}}
+        for name, segments in (("loop", 2), ("one_pass", 1)):
+            plan["systems"][name] = {
+                **{"parameters": 10, "seconds_per_step": 0.01, "learning_rate": 1e-3, "tried_learning_rates": {}},
+                **{"steps": 2, "segments": segments, "points": [1, 2]},
+            }
+            for seed in plan["seeds"]:
+                folder = run_folder(tmp_path, name, seed)
+                folder.mkdir(parents=True)
+                (folder / "run.json").write_text('{"seconds": 1.0, "history": []}')
+                sizes = {"test-seconds": ("test", 4 * segments), "test-steps": ("test", segments)}
+                sizes |= {"few_blanks": ("few_blanks", segments)}
+                sizes |= {f"validation-{step}": ("validation", segments) for step in (1, 2)}
+                for file, (split, number) in sizes.items():
+                    rows = read_split(data, split)
+                    solution = np.array(rows["solution"], np.uint8)
+                    answers = np.repeat(np.array(rows["puzzle"], np.uint8)[None], number, 0)
+                    if name == "loop":
+                        answers[1:, :6] = solution[:6]
+                    q_halt = np.where((answers == solution).all(-1), 1.0, -1.0).astype(np.float32)
+                    np.savez(folder / f"{file}.npz", answers=answers, q_halt=q_halt)
+        return tmp_path, plan
+
+    def test_numbers(self, run, data):
+        found = collect(*run, data)
+        loop, one_pass = found["systems"]["loop"], found["systems"]["one_pass"]
+        assert [point["mean"] for point in loop["by_segment"]] == [0, *[pytest.approx(0.6)] * 7]
+        assert one_pass["exact"]["seconds"]["mean"] == 0 and len(one_pass["by_segment"]) == 4
+        assert loop["exact"]["steps"]["seeds"] == (0.6, 0.6, 0.6)
+        assert loop["cell"]["seconds"]["mean"] == pytest.approx(0.6 + 0.4 * 8 / 16)
+        halted = loop["strategies"]["seconds"]["first_halt, 2 segments"]
+        assert (halted["mean"], halted["mean_segments"]) == (pytest.approx(0.6), 2)
+        assert loop["strategies"]["seconds"]["first_halt, 8 segments"]["mean_segments"] == pytest.approx(
+            0.6 * 2 + 0.4 * 8
+        )
+        assert list(loop["few_blanks"]) == ["1", "2", "3", "4", "5"]
+        assert list(found["boards"]["answers"]) == ["loop"]
+        total = sum(len(values) for values in np.split(np.arange(10), []))
+        assert total == 10
+
+    def test_groups_add_up(self, run, data):
+        """A group that is left out, or counted twice, would not show in a table of means."""
+        loop = collect(*run, data)["systems"]["loop"]
+        rows = read_split(data, "few_blanks")
+        blanks = (np.array(rows["puzzle"]) != np.array(rows["solution"])).sum(1)
+        mean = sum(one["mean"] * (blanks == int(name)).sum() for name, one in loop["few_blanks"].items()) / len(blanks)
+        assert mean == pytest.approx(0.6)
+
+    def test_answers_of_other_puzzles_are_refused(self, run, data):
+        folder, plan = run
+        path = run_folder(folder, "loop", 1) / "test-seconds.npz"
+        np.savez(path, answers=np.zeros((8, 9, 16), np.uint8), q_halt=np.zeros((8, 9), np.float32))
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            collect(folder, plan, data)
+
+
+def test_the_learning_rate_is_chosen_on_the_validation_split(data, tmp_path):
+    """With equal exact accuracy, which is often 0 after short trainings, cell accuracy decides."""
+    rows = read_split(data, "validation")
+    solution, puzzle = (np.array(rows[name], np.uint8) for name in ("solution", "puzzle"))
+    wrong = np.where(solution == 2, 3, 2).astype(np.uint8)
+    for rate, answers in ((1e-3, wrong), (3e-3, puzzle)):
+        (tmp_path / f"{rate:g}").mkdir()
+        np.savez(tmp_path / f"{rate:g}" / "validation.npz", answers=answers[None], q_halt=np.zeros((1, 6)))
+    paths = {rate: tmp_path / f"{rate:g}" for rate in (1e-3, 3e-3)}
+    assert choose_rate(paths, data) == (3e-3, {1e-3: 0.0, 3e-3: 0.0})
+
+
+def test_shared_settings(data):
+    config = ReasonConfig(ema_decay=0.9)
+    shared = shared_settings(config, data)
+    assert (shared["height"], shared["vocab"], shared["H_layers"]) == (4, sudoku_vocab(4), 1)
+    assert training_settings(config, System("hrm+ema"))["ema"] == 0.9
+    assert training_settings(config, System("hrm"))["ema"] is None
+
+
+def test_missing_split(data, tmp_path):
+    (tmp_path / "data").mkdir()
+    for file in data.glob("data/train-*"):
+        shutil.copy(file, tmp_path / "data")
+    with pytest.raises(FileNotFoundError, match="`validation`"):
+        shared_settings(ReasonConfig(), tmp_path)
+    assert read_split(tmp_path, "few_blanks") is None  # mazes have none
+
+
+@pytest.mark.slow
+def test_a_study_from_end_to_end(tmp_path):
+    """Also that it resumes: the second call finds everything but one training, and gives the same results."""
+    config = partial(
+        ReasonConfig,
+        **{
+            "output_dir": str(tmp_path / "run"),
+            "size": 4,
+            "clues": 8,
+            "num_train": 40,
+            "num_validation": 10,
+            "num_test": 20,
+        },
+        **{
+            "systems": ["one_pass", "hrm"],
+            "seeds": [0],
+            "seconds_per_run": 1.0,
+            "hidden_size": 16,
+            "halt_max_steps": 2,
+        },
+        **{"learning_rates": ["1e-3", "hrm=1e-3", "hrm=3e-3"], "num_workers": 2},
+    )
+    text = reason(config())
+    folder = tmp_path / "run"
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results["systems"]) == {"one_pass", "hrm"}
+    assert set(results["systems"]["hrm"]["tried_learning_rates"]) == {"0.001", "0.003"}
+    assert "Exact accuracy" in text and "After equal steps" in text
+    assert (folder / "report.html").exists() and (folder / "model" / "config.json").exists()
+    shutil.rmtree(folder / "runs" / "hrm-0")
+    assert reason(config()) == text
+    again = json.loads((folder / "results.json").read_text())
+    for found in (results, again):
+        found["systems"]["hrm"].pop("run_seconds")
+    assert again == results
