@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from trl_hrm import BuildGridConfig, ReasonConfig, build_grid, reason
 from trl_hrm.reasoning import HrmGridForSolving, study, sudoku_vocab
 from trl_hrm.reasoning.evaluate import GridPredictions
 from trl_hrm.reasoning.study import Answers, System, claims, collect, read_split, run_folder, train_run
-from trl_hrm.scripts.reason import choose_rate, shared_settings, training_settings
+from trl_hrm.scripts.reason import choose_rate, push_model, shared_settings, training_settings
 
 
 SHARED = {
@@ -131,7 +132,7 @@ class TestJobs:
 
     def run(self, data, output):
         model = System("trm").config(SHARED, [1, 1], [2, 1]).to_dict()
-        train_run(str(data), model, self.training, self.evaluations, str(output))
+        train_run(str(data), model, self.training, self.evaluations, str(output), "trm-sudoku-4x4")
 
     def test_an_interrupted_training_ends_with_the_same_bytes(self, data, tmp_path, monkeypatch):
         """A killed study would give other results than one that was not killed."""
@@ -153,6 +154,7 @@ class TestJobs:
             whole, parts = (np.load(tmp_path / part / name) for part in ("whole", "parts"))
             assert whole["answers"].tobytes() == parts["answers"].tobytes()
             assert whole["q_halt"].tobytes() == parts["q_halt"].tobytes()
+        assert "model_name: trm-sudoku-4x4" in (tmp_path / "whole" / "model" / "README.md").read_text()
         whole, parts = ((tmp_path / part / "model" / "model.safetensors").read_bytes() for part in ("whole", "parts"))
         assert whole == parts
         assert json.loads((tmp_path / "parts" / "run.json").read_text())["seconds"] is None  # unknown
@@ -164,6 +166,7 @@ class TestJobs:
         model = System("trm").config(SHARED, [1, 1], [2, 1]).to_dict()
         short = {**self.training, "max_steps": 3}
         train_run(str(data), model, short, {"early": (3, "test", 2)}, str(tmp_path / "short"))
+        assert not (tmp_path / "short" / "model").exists()
         long, short = (np.load(tmp_path / part / "early.npz") for part in ("long", "short"))
         assert long["q_halt"].tobytes() == short["q_halt"].tobytes()
 
@@ -308,6 +311,38 @@ def test_missing_split(data, tmp_path):
     with pytest.raises(FileNotFoundError, match="`validation`"):
         shared_settings(ReasonConfig(), tmp_path)
     assert read_split(tmp_path, "few_blanks") is None  # mazes have none
+
+
+@pytest.mark.parametrize(("private", "is_private"), [(False, False), (True, True), (True, False)])
+def test_push_of_the_model(tmp_path, monkeypatch, private, is_private):
+    """The code in the card must load the pushed model, and a private model must not end up in a public repository."""
+    (tmp_path / "README.md").write_text('---\nmodel_name: hrm-sudoku-4x4\n---\nfrom_pretrained("hrm-sudoku-4x4")\n')
+    calls = []
+
+    class Api:
+        def create_repo(self, repo_id, **options):
+            calls.append(("create", repo_id, options))
+            return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+        def model_info(self, repo_id):
+            return SimpleNamespace(private=is_private)
+
+        def upload_folder(self, **options):
+            calls.append(("upload", options["repo_id"], options["ignore_patterns"]))
+            return SimpleNamespace(repo_url="https://hub/me/hrm")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    if private and not is_private:
+        with pytest.raises(ValueError, match="exists and is public"):
+            push_model(tmp_path, "hrm", private)
+        assert len(calls) == 1
+        return
+    assert push_model(tmp_path, "hrm", private) == "https://hub/me/hrm"
+    assert calls == [
+        ("create", "hrm", {"private": private or None, "exist_ok": True}),
+        ("upload", "me/hrm", ["training_args.bin"]),
+    ]
+    assert (tmp_path / "README.md").read_text() == '---\nmodel_name: me/hrm\n---\nfrom_pretrained("me/hrm")\n'
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..pages.numbers import percent, points_between
@@ -71,11 +72,17 @@ def with_interval(found: Mapping[str, Any]) -> str:
 def accuracy_table(results: Mapping[str, Any], budget: str) -> Table:
     """Return the main table: every system after equal seconds or after equal steps."""
     head = [
-        "System", "Exact accuracy (95 % interval)", "Each seed", "Cell accuracy", "Parameters", "Steps", "ms per step", "Learning rate",
+        "System", "Exact accuracy (95 % interval)", "Each seed", "Cell accuracy", "Parameters", "Steps", "Seconds", "ms per step",
+        "Learning rate",
     ]  # fmt: skip
     rows = []
     for found in results["systems"].values():
         exact = found["exact"][budget]
+        steps = found["steps"] if budget == "seconds" else results["equal_steps"]
+        measured = [
+            seconds for seconds in found["run_seconds"] if seconds is not None
+        ]  # unknown after an interruption
+        seconds = f"{fmean(measured) * steps / found['steps']:.0f}" if measured else "–"
         rows.append(
             [
                 found["title"],
@@ -83,7 +90,8 @@ def accuracy_table(results: Mapping[str, Any], budget: str) -> Table:
                 " / ".join(f"{100 * value:.1f}" for value in exact["seeds"]),
                 percent(found["cell"][budget]["mean"]),
                 f"{found['parameters']:,}",
-                f"{found['steps'] if budget == 'seconds' else results['equal_steps']:,}",
+                f"{steps:,}",
+                seconds,
                 f"{1000 * found['seconds_per_step']:.1f}",
                 f"{found['learning_rate']:g}",
             ]
@@ -173,7 +181,7 @@ def format_results(results: Mapping[str, Any]) -> str:
     parts = []
     for budget, words in BUDGETS.items():
         table = accuracy_table(results, budget)
-        columns = [0, 1, 3, 4, 5, 6]
+        columns = [0, 1, 3, 4, 5, 6, 7]
         short = Table([table.head[i] for i in columns], [[row[i] for i in columns] for row in table.rows])
         parts.append(f"After {words}, {num_test} test puzzles, {seeds}:\n\n{short.markdown(is_aligned=True)}")
     if "few_blanks" in results["data"]["splits"]:

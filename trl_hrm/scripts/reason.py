@@ -390,6 +390,10 @@ def _reason(config: ReasonConfig, folder: Path) -> str:
     from ..reasoning.study_report import format_results, versions_of, write_report
 
     systems = [System(name) for name in config.systems]  # refuses unknown names before any work
+    if config.push_to_hub is not None and not any(one.is_recurrent for one in systems):
+        raise ValueError(
+            "`push_to_hub` pushes the best recurrent model, but `systems` has none. Add hrm, or remove `push_to_hub`."
+        )
     data = build_puzzles(config, folder)
     shared = shared_settings(config, data)
     models = {one.name: one.config(shared, config.cycles, config.trm_cycles).to_dict() for one in systems}
@@ -411,8 +415,51 @@ def _reason(config: ReasonConfig, folder: Path) -> str:
         shutil.rmtree(folder / "model", ignore_errors=True)
         shutil.copytree(best / "model", folder / "model")
         written.append(f"Model: {folder / 'model'}, a copy of {best.name}, the best HRM on the validation split")
+    if config.push_to_hub is not None:
+        written.append(f"Model on the Hub: {push_model(folder / 'model', config.push_to_hub, config.private)}")
+    if config.push_dataset is not None:
+        from ..data.publish import push_dataset
+        from ..data.publish_config import PushDatasetConfig
+
+        private = config.private or None  # the Hub decides
+        push = PushDatasetConfig(inputs=[str(data)], repo_id=config.push_dataset, private=private)
+        written.append(str(push_dataset(push)))
+    if best:
         written.append(f"Next: trl-hrm solve {folder} puzzle.txt")
     return "\n".join(["", format_results(results), "", *written])
+
+
+def push_model(folder: Path, repo_id: str, private: bool) -> str:
+    """
+    Push a model to the Hub in one commit, and return its address.
+
+    Raises:
+        [`~hub.PushError`]: If the push failed.
+        `ValueError`: If the repository must be private, but exists and is public. Nothing is uploaded then.
+    """
+    import re
+
+    from huggingface_hub import HfApi
+
+    from ..hub import pushing
+
+    api = HfApi()
+    with pushing(repo_id):
+        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+        if private and not api.model_info(repo_id).private:
+            raise ValueError(
+                f"{repo_id} exists and is public, but `private` is set. Choose another `push_to_hub`, or remove `private`."
+            )
+        card = folder / "README.md"
+        text = card.read_text(encoding="utf-8")
+        [name] = re.findall(r"^model_name: (.+)$", text, re.MULTILINE)
+        card.write_text(
+            text.replace(name, repo_id), encoding="utf-8"
+        )  # the code in the card loads the model from there
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, ignore_patterns=["training_args.bin"], commit_message="Add the model"
+        )
+    return str(commit.repo_url)
 
 
 def train_all(
@@ -468,7 +515,7 @@ def train_all(
         for rate, path in paths.items():
             given = {**training[name], "learning_rate": rate, "seed": config.seeds[0], "max_steps": steps}
             if not (path / RUN).exists():
-                jobs[path.name] = partial(train_run, str(data), models[name], given, evaluations, str(path), False)
+                jobs[path.name] = partial(train_run, str(data), models[name], given, evaluations, str(path))
     if tuned:
         run_jobs(pool, "learning-rates", jobs, folder)
     chosen = {name: choose_rate(paths, data) for name, paths in tuned.items()}
@@ -480,6 +527,7 @@ def train_all(
     jobs = {}
     for name, model in models.items():
         segments = model["halt_max_steps"]
+        model_name = f"{name.replace('+', '-')}-{model['vocab']['name']}-{model['height']}x{model['width']}"
         points = sorted({max(round(steps[name] * share / 5), 1) for share in range(1, 6)} | {equal})
         rate, tried = chosen.get(name, (rates[name][0], {}))
         plan["systems"][name] = {
@@ -501,7 +549,7 @@ def train_all(
             path = run_folder(folder, name, seed)
             given = {**training[name], "learning_rate": rate, "seed": seed, "max_steps": steps[name]}
             if not (path / RUN).exists():
-                jobs[path.name] = partial(train_run, str(data), model, given, evaluations, str(path))
+                jobs[path.name] = partial(train_run, str(data), model, given, evaluations, str(path), model_name)
     write_json(folder / "plan.json", plan)
     run_jobs(pool, "training", jobs, folder, lambda: f"{len(models)} systems, {len(config.seeds)} seeds each")
     return plan
