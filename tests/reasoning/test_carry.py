@@ -59,7 +59,7 @@ def test_only_halted_slots_change():
 
 def follow(indices: list[list[int]], rounds: int = 6) -> dict[int, list]:
     """Return what each slot sees. When it halts depends on its puzzle and its segments only."""
-    slots = make_slots(indices, 8, transform=lambda row, puzzle, solution, rng: (puzzle + rng.integers(5), solution))
+    slots = make_slots(indices, 8, transform=lambda puzzle, solution, rng: (puzzle + rng.integers(5), solution))
     seen: dict[int, list] = {slot: [] for part in indices for slot in part}
     for _ in range(rounds):
         for part in range(len(indices)):

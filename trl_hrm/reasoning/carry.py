@@ -13,7 +13,7 @@ IGNORED = -100  # label of padding cells
 _ORDER, _ROW = 0, 1
 
 # Changes a puzzle and its solution before they are trained on, with a generator that depends on the seed, the slot and the refill
-Transform = Callable[[int, np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 class RowStreams:
@@ -111,8 +111,7 @@ class Slots:
         seed (`int`, *optional*, defaults to `0`):
             Seed of the order of the rows, and of `transform`.
         transform (`Callable`, *optional*):
-            Function that is called with the number of a row, its puzzle, its solution and a generator, and returns the puzzle and the
-            solution to train on.
+            Function that is called with a puzzle, its solution and a generator, and returns the puzzle and the solution to train on.
         device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
             Device of the tensors.
     """
@@ -182,7 +181,7 @@ class Slots:
             row = self.streams.row(slot, refill)
             pair = self._puzzles[row], self._solutions[row]
             if self._transform is not None:
-                pair = self._transform(row, *pair, np.random.default_rng([self._seed, _ROW, slot, refill]))
+                pair = self._transform(*pair, np.random.default_rng([self._seed, _ROW, slot, refill]))
             pairs.append(pair)
             rows.append(row)
         puzzles, solutions = (

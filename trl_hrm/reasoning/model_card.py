@@ -26,7 +26,7 @@ def save_grid_model_card(
     model, config = trainer.model, trainer.model.config
     table = 0 if trainer._table is None else trainer._table.numel()
     puzzle = None
-    if config.vocab is not None and config.grid_vocab.name != "arc":  # a board of 30 x 30 cells is no example to read
+    if config.vocab is not None and config.grid_vocab.name != "arc":  # 30 x 30 cells are too many for an example
         puzzle = "\n".join(config.grid_vocab.decode(trainer.rows.puzzles[0].tolist(), config.height, config.width))
     save_card(
         trainer,

@@ -55,14 +55,14 @@ class GridRows:
             Ids of the vocabulary, `uint8`, shape `(N, L)`.
         puzzle_ids (`np.ndarray`):
             Index of the puzzle id of each row, `int64`, shape `(N,)`.
-        families (`list[str]`):
-            Family of each row.
+        family (`str`):
+            Family of the puzzles.
     """
 
     puzzles: np.ndarray
     solutions: np.ndarray
     puzzle_ids: np.ndarray
-    families: list[str]
+    family: str
 
     @classmethod
     def read(cls, dataset: Dataset, config: HrmGridConfig, puzzle_index: dict[str, int], name: str) -> "GridRows":
@@ -94,14 +94,19 @@ class GridRows:
             raise ValueError(
                 f"`{name}` has no column {shown(missing[0])}. It needs {', '.join(COLUMNS)}. Build it with `trl-hrm build-grid`."
             )
-        families = dataset["family"][:]
-        family = None if config.vocab is None else config.grid_vocab.name
-        for row, found in enumerate(families):
-            if family is not None and found != family:
-                raise ValueError(
-                    f"`{name}`, row {row}: found a puzzle of the family {shown(found)}, but the vocabulary of the model is for "
-                    f"{shown(family)}. Use a model for these puzzles."
-                )
+        families = dataset.unique("family")
+        family = families[0] if config.vocab is None else config.grid_vocab.name
+        if families != [family]:
+            found = next(one for one in families if one != family)
+            expected = (
+                f"the vocabulary of the model is for {shown(family)}"
+                if config.vocab
+                else f"others are {shown(family)}"
+            )
+            raise ValueError(
+                f"`{name}`, row {dataset['family'][:].index(found)}: found a puzzle of the family {shown(found)}, but {expected}. A model is "
+                "for one family of puzzles."
+            )
         sizes = np.stack([_column(dataset, "height"), _column(dataset, "width")], axis=1)
         wrong = np.flatnonzero((sizes != (config.height, config.width)).any(1))
         if len(wrong):
@@ -138,17 +143,22 @@ class GridRows:
         else:
             ids = np.zeros(len(names), np.int64)
         cls._refuse_conflicts(puzzles, solutions, names, name)
-        return cls(puzzles, solutions, ids, families)
+        return cls(puzzles, solutions, ids, family)
 
     @staticmethod
     def _refuse_conflicts(puzzles: np.ndarray, solutions: np.ndarray, names: list[str], name: str) -> None:
         """Raise if a puzzle occurs twice with the same id and different solutions."""
-        seen: dict[tuple[str, bytes], int] = {}
-        for row, (puzzle_id, puzzle) in enumerate(zip(names, puzzles, strict=True)):
-            first = seen.setdefault((puzzle_id, puzzle.tobytes()), row)
-            if first != row and not np.array_equal(solutions[first], solutions[row]):
+        pairs = zip(names, puzzles, strict=True)
+        hashes = np.fromiter(
+            (hash((puzzle_id, puzzle.tobytes())) for puzzle_id, puzzle in pairs), np.int64, len(names)
+        )
+        order = np.argsort(hashes, kind="stable")
+        equal = np.diff(hashes[order]) == 0
+        for first, second in zip(order[:-1][equal], order[1:][equal], strict=True):
+            is_same = names[first] == names[second] and np.array_equal(puzzles[first], puzzles[second])
+            if is_same and not np.array_equal(solutions[first], solutions[second]):
                 raise ValueError(
-                    f"`{name}`, rows {first} and {row}: found the same puzzle with different solutions. Remove one of them."
+                    f"`{name}`, rows {first} and {second}: found the same puzzle with different solutions. Remove one of them."
                 )
 
 
@@ -268,24 +278,20 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         args = HRMReasoningConfig("hrm-reasoning") if args is None else args
         if not isinstance(args, HRMReasoningConfig):
             raise TypeError(f"`args` is a `{type(args).__name__}`. It must be an `HRMReasoningConfig`.")
-        if train_dataset is None:
-            raise TypeError("`train_dataset` is missing.")
         self._train_data, self._eval_data = train_dataset, eval_dataset
         model = self._load_model(model, args, train_dataset)
         config, index = model.config, getattr(model, "puzzle_index", None) or {}
         self.rows = GridRows.read(train_dataset, config, index, "train_dataset")
-        if config.num_puzzle_ids == 1 and any(train_dataset["puzzle_id"][:]):
+        if config.num_puzzle_ids == 1 and any(train_dataset.unique("puzzle_id")):
             logger.warning(
                 "`train_dataset` has puzzle ids, but the model has no embedding for them, so they are not used."
             )
-        if args.easier_share and set(self.rows.families) != {"sudoku"}:
+        if args.easier_share and self.rows.family != "sudoku":
             raise ValueError(
                 f"`easier_share` is {args.easier_share}, but only Sudoku puzzles can be made easier. Set it to 0."
             )
         self._table = model.puzzle_emb.weight if config.puzzle_emb_dim else None
         if self._table is not None:
-            # A gradient of the whole table would be as large as the table. `_keep_rows` computes it for the rows in the batch
-            self._table.requires_grad_(False)
             model.puzzle_emb.register_forward_hook(self._keep_rows)
         self._leaves: list[tuple[torch.Tensor, torch.Tensor]] | None = None
         self.slots: Slots | None = None
@@ -315,9 +321,9 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         if isinstance(model, str):
             model = HrmGridForSolving.from_pretrained(model)
         elif isinstance(model, HrmGridConfig):
-            names = (
-                sorted(set(train_dataset["puzzle_id"][:]) - {""}) if "puzzle_id" in train_dataset.column_names else []
-            )
+            names = []
+            if isinstance(train_dataset, Dataset) and "puzzle_id" in train_dataset.column_names:
+                names = sorted({*train_dataset.unique("puzzle_id")} - {""})
             with_ids = names and model.num_puzzle_ids == 1 and model.puzzle_emb_dim
             if with_ids:
                 model = HrmGridConfig.from_dict(model.to_dict() | {"num_puzzle_ids": len(names) + 1})
@@ -508,10 +514,10 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._counting_since is not None:
             refills = sum(number for batch in self.slots.parts for number in batch.refills)
-            counts = torch.cat([self._counts, self._counts.new_tensor([self._segments, refills])]).double().cpu()
-            lm, q_halt, q_continue, halted, right, cells, steps, segments, rows = (
-                torch.tensor(gather_object([counts.tolist()])).sum(0).tolist()
-            )
+            mine = [*self._counts.tolist(), self._segments, refills]
+            lm, q_halt, q_continue, halted, right, cells, steps, segments, rows = np.sum(
+                gather_object([mine]), axis=0
+            ).tolist()
             logs["lm_loss"] = lm / segments
             logs["q_halt_loss"] = q_halt / segments
             if self.model.config.continue_head:
@@ -599,9 +605,15 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         if self.args.ema is not None:
             self._ema = EMA(self.args.ema)
             self.add_callback(self._ema)
+        if self._table is not None:
+            # A gradient of the whole table would be as large as the table. `_keep_rows` computes it for the rows in the batch
+            self._table.requires_grad_(False)
         try:
             return super().train(*args, **kwargs)
         finally:
+            self._leaves = None
+            if self._table is not None:
+                self._table.requires_grad_(True)
             if self._ema is not None:  # after an error
                 self.remove_callback(self._ema)
                 self._ema = None
@@ -633,13 +645,13 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         return prepared
 
     def _transform(
-        self, row: int, puzzle: np.ndarray, solution: np.ndarray, rng: np.random.Generator
+        self, puzzle: np.ndarray, solution: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         if self.args.augment:
             from .data.symmetry import augment
 
             config = self.model.config
-            puzzle, solution = augment(self.rows.families[row], puzzle, solution, config.height, config.width, rng)
+            puzzle, solution = augment(self.rows.family, puzzle, solution, config.height, config.width, rng)
         if self.args.easier_share and rng.random() < self.args.easier_share:
             blanks = np.flatnonzero(puzzle == BLANK)
             if len(blanks) > 1:  # at least one stays

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any, Literal
 
 from ..config import PROCESSES, SEED, OutputConfig
-from ..io import shell_word, shown
+from ..io import check_regular, shell_word, shown
 
 
 NUM_FEW_BLANKS = 200
@@ -249,6 +249,8 @@ def build_grid(config: BuildGridConfig) -> dict[str, Any]:
     held_out = {"validation": config.num_validation, "test": config.num_test}
     inputs = [path for path in (config.train_csv, config.test_csv) if path is not None]
     with claimed_output(config, inputs) as output:
+        for path in inputs:
+            check_regular(path)  # before any progress bar
         filler = SplitFiller(config.num_proc or cores)
         warnings = []
         if config.train_csv is None:

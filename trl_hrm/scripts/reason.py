@@ -352,6 +352,10 @@ def reason(config: ReasonConfig) -> str:
     folder = Path(config.output_dir)
     lock = f"{MARK}.lock"
     with claimed_folder(folder, "output_dir", (MARK, "plan.json", "results.json", "report.html"), lock):
+        if config.data is not None and not Path(config.data, "build_report.json").exists():
+            raise FileNotFoundError(
+                f"{config.data} has no build_report.json. Expected a folder of `trl-hrm build-grid` as `data`."
+            )
         _begin(folder, settings, config.overwrite, lock)
         return _reason(config, folder)
 

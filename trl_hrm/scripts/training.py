@@ -11,7 +11,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from importlib import resources
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -196,8 +196,9 @@ def short_help(module: ModuleType, prog: str) -> str:
     """
     from ..command_parser import ConfigParser
 
-    config_module = f"trl_hrm.{trl_hrm._NAMES[module.CONFIG]}"
-    source = ast.parse(find_spec(config_module).loader.get_source(config_module))
+    config_module = trl_hrm._NAMES[module.CONFIG]
+    path = resources.files("trl_hrm").joinpath(*config_module.split("."))
+    source = ast.parse(path.with_suffix(".py").read_text(encoding="utf-8"))
     [config] = [node for node in source.body if isinstance(node, ast.ClassDef) and node.name == module.CONFIG]
     parameters = ast.get_docstring(config).partition("Parameters:\n")[2]
     parameters = re.sub(r"^    (\w+) \(", r"    --\1 (", parameters, flags=re.MULTILINE)
