@@ -96,9 +96,13 @@ def page(results):
 
 def test_text_for_the_terminal(results):
     text = format_results(results)
-    assert "| <HRM> of this test | 62.5 % (52.5 to 72.5)          | 75.0 %        | 98,498     | 100   | 2       | 40.0" in text
     assert (
-        "| <HRM> of this test | 42.5 % (32.5 to 52.5)          | 70.0 %        | 98,498     | 80 " in text
+        "| <HRM> of this test | 62.5 % (52.5 to 72.5)          | 62.5 %      | 75.0 %        | 98,498     | 100   | 2       | 40.0"
+        in text
+    )
+    assert (
+        "| <HRM> of this test | 42.5 % (32.5 to 52.5)          | 62.5 %      | 70.0 %        | 98,498     | 80 "
+        in text
     )  # equal steps
     assert "does not hold | −25.0 points (−35.0 to −15.0)" in text
     assert "Boards with few blanks" in text
