@@ -83,20 +83,19 @@ FULL = [
     Task(
         "sudoku_6x6_minimal",
         "Sudoku 6x6, minimal",
-        "No given can be removed. The learning rates are those of the main task.",
+        "No given can be removed.",
         {"size": 6, "systems": BASIC, "seconds_per_run": 45.0},
     ),
     Task(
         "sudoku_9x9",
         "Sudoku 9x9 with 36 givens",
-        "The size of the papers, but much easier puzzles. The learning rates are those of the main task.",
+        "The size of the papers, but much easier puzzles.",
         {"size": 9, "clues": 36, "systems": BASIC, "seconds_per_run": 80.0},
     ),
     Task(
         "maze_7x7",
         "Mazes of 7x7 characters",
-        "Mazes with 9 rooms and one path. Depth-first search makes only about 800 different mazes of this size, and most of them are used. The "
-        "learning rates are those of the main task.",
+        "Mazes with 9 rooms and one path. Depth-first search makes only about 800 different mazes of this size, and most of them are used.",
         {
             "family": "maze",
             "size": 7,
@@ -110,7 +109,7 @@ FULL = [
     Task(
         "maze_9x9",
         "Mazes of 9x9 characters",
-        "Mazes with 16 rooms and one path. The learning rates are those of the main task.",
+        "Mazes with 16 rooms and one path.",
         {"family": "maze", "size": 9, "num_train": 5000, "systems": BASIC, "seconds_per_run": 100.0},
     ),
 ]
@@ -322,6 +321,8 @@ def describe(results: Mapping[str, Any]) -> str:
         f"mixing by {'an MLP over positions' if settings['mixer'] == 'mlp' else 'attention'}, {settings['position']} positions, "
         f"M = {settings['halt_max_steps']} segments, batch size {settings['batch_size']}, {settings['seconds_per_run']:g} seconds per training."
     ]
+    if not any(one["tried_learning_rates"] for one in results["systems"].values()):
+        words.append("The learning rates were not chosen on this task.")
     # how many test puzzles resemble training puzzles, in the words of the builder
     facts = ((data.get("build") or {}).get("facts") or {}).get("test", {})
     counted = [f"{name}: {value:,}" for name, value in facts.items() if name.startswith(("equivalent", "kept"))]

@@ -128,7 +128,7 @@ def test_written_page(study, tmp_path):
 
 
 def test_learning_rates_of_the_first_task(study, tmp_path, monkeypatch):
-    """A later task with other learning rates than those that were chosen would compare systems that nobody tuned."""
+    """A later task with the wrong learning rates would compare untuned systems."""
     configs = []
     monkeypatch.setattr(study, "reason", lambda config: configs.append(config) or "done")
     first = study.Task("first", "", "", {})
