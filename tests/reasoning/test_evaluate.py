@@ -60,7 +60,7 @@ def predictions(answers, q_halt):
 
 class TestPredict:
     def test_states_are_carried_and_the_batch_size_does_not_matter(self):
-        # a batch whose states go on into the next batch, or a state that starts anew in each segment
+        # catches states that leak into the next batch, and states that are reset in each segment
         model = CountingModel()
         found = predict(model, ROWS, segments=3, batch_size=2)
         assert model.batch_sizes == [2, 2, 2, 1, 1, 1]
@@ -99,7 +99,7 @@ class TestPredict:
     @pytest.mark.parametrize(
         ("rows", "options", "message"),
         [
-            ([], {}, "no puzzles"),
+            ([], {}, "`rows` is empty"),
             ([{"puzzle": [1, 2]}], {}, "Row 0 has a puzzle of 2 cells"),
             ([ROWS[0], {"puzzle": [1, 2, 5]}], {}, "Row 1 has the symbol id 5"),
             (ROWS, {"segments": 0}, "`segments` is 0"),

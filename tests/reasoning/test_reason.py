@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 
 class TestSystems:
     def test_controls_have_the_same_parameters(self):
-        """The loop control would be no control with more or fewer parameters than the HRM beside it."""
+        """A loop control with more or fewer parameters than HRM controls nothing."""
         count = {}
         for name in ("one_pass", "loop", "hrm", "hrm_continue", "trm"):
             model = HrmGridForSolving(System(name).config(SHARED, [2, 2], [2, 3]))

@@ -85,7 +85,7 @@ def predict(
         [`GridPredictions`]: Answers and halting logits of each segment.
 
     Raises:
-        `ValueError`: If there are no rows, if a puzzle does not have the size of the model or has a symbol outside of its vocabulary, or
+        `ValueError`: If `rows` is empty, if a puzzle does not have the size of the model or has a symbol outside of its vocabulary, or
             if a puzzle id is unknown.
     """
     import torch
@@ -97,7 +97,7 @@ def predict(
     if batch_size < 1:
         raise ValueError(f"`batch_size` is {batch_size}. It must be at least 1.")
     if not len(rows):
-        raise ValueError("There are no puzzles to evaluate. Expected at least one row.")
+        raise ValueError("`rows` is empty. Pass at least one puzzle.")
     puzzles = [row["puzzle"] for row in rows]
     for i, puzzle in enumerate(puzzles):
         if len(puzzle) != config.seq_len:

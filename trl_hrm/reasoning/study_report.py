@@ -72,7 +72,7 @@ def with_interval(found: Mapping[str, Any]) -> str:
 def accuracy_table(results: Mapping[str, Any], budget: str) -> Table:
     """Return the main table: every system after equal seconds or after equal steps."""
     head = [
-        "System", "Exact accuracy (95 % interval)", "Each seed", "Cell accuracy", "Parameters", "Steps", "Seconds", "ms per step",
+        "System", "Exact accuracy (95 % interval)", "Each seed", "Chosen by q", "Cell accuracy", "Parameters", "Steps", "Seconds", "ms per step",
         "Learning rate",
     ]  # fmt: skip
     rows = []
@@ -88,6 +88,7 @@ def accuracy_table(results: Mapping[str, Any], budget: str) -> Table:
                 found["title"],
                 with_interval(exact),
                 " / ".join(f"{100 * value:.1f}" for value in exact["seeds"]),
+                percent(found["strategies"][budget][f"choose_by_q, {found['segments']} segments"]["mean"]),
                 percent(found["cell"][budget]["mean"]),
                 f"{found['parameters']:,}",
                 f"{steps:,}",
@@ -181,13 +182,15 @@ def format_results(results: Mapping[str, Any]) -> str:
     parts = []
     for budget, words in BUDGETS.items():
         table = accuracy_table(results, budget)
-        columns = [0, 1, 3, 4, 5, 6, 7]
+        columns = [0, 1, 3, 4, 5, 6, 7, 8]
         short = Table([table.head[i] for i in columns], [[row[i] for i in columns] for row in table.rows])
         parts.append(f"After {words}, {num_test} test puzzles, {seeds}:\n\n{short.markdown(is_aligned=True)}")
     if "few_blanks" in results["data"]["splits"]:
         few = groups_table(results, "few_blanks", "number of blanks")
         short = Table(few.head, [[row[0], *(cell.partition(" (")[0] for cell in row[1:])] for row in few.rows])
-        parts.append(f"Known failure: boards with few blanks. Exact accuracy:\n\n{short.markdown(is_aligned=True)}")
+        parts.append(
+            f"Boards with few blanks, on which HRM is known to fail. Exact accuracy:\n\n{short.markdown(is_aligned=True)}"
+        )
     lines = []
     for claim in claims_table(results):
         for verdict in claim["verdicts"]:

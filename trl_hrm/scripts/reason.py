@@ -309,7 +309,7 @@ class ReasonConfig(Config):
 
     def rates_of(self, system: str) -> list[float]:
         """
-        Return the learning rates to try for a system: its own, or otherwise those of all systems.
+        Return the learning rates to try for a system: its own rates, or otherwise the rates for all systems.
 
         Raises:
             `ValueError`: If there are none, or one is not a number greater than 0.

@@ -282,7 +282,7 @@ def read_puzzles(text: str, file: str, config: "HrmGridConfig") -> list[Puzzle]:
             Configuration of the model: kind and size of the boards. Spaces are ignored in Sudoku only.
 
     Raises:
-        `ValueError`: If there are no boards.
+        `ValueError`: If the text has no boards.
     """
     puzzles: list[Puzzle] = []
     block: list[str] = []
