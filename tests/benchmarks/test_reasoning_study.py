@@ -37,8 +37,8 @@ def system(title: str, seconds: float, steps: float, segments: int, rate: float 
             "seconds": {f"first_halt, {segments} segments": {**estimate(seconds), "mean_segments": 1.5}},
             "steps": {},
         },
-        "by_blanks": {"24": estimate(seconds)},
-        "by_rating": {"0": estimate(seconds)},
+        "by_blanks": {"24": estimate(seconds)},  # one group: no table
+        "by_rating": {"0": estimate(seconds), "1 to 4": estimate(steps)},
         "few_blanks": {"1": estimate(0.0625)},
         "validation": [{"step": 1000, **estimate(0.5)}, {"step": 2000, **estimate(seconds)}],
     }
@@ -94,6 +94,7 @@ def test_page(study):
     assert "Test puzzles, kept, but with a known grid: 321." in text
     assert "| HRM | 0.006 | 0.001: 25.0 %, 0.003: 50.0 % |" in text
     assert text.index("## Kept\n\nby hand") < text.index("## Numbers of the papers")
+    assert "### By rating" in text and "### By number of blanks" not in text
     assert "![" in text and f"](images/reasoning/{tasks[0].name}_segments.png)" in text
     # one pass has no segments to choose between
     assert "| one pass |" not in text[text.index("### By segment") : text.index("### Few blanks")]
@@ -127,7 +128,7 @@ def test_written_page(study, tmp_path):
 
 
 def test_learning_rates_of_the_first_task(study, tmp_path, monkeypatch):
-    """A later task with other learning rates than those that were chosen would compare systems that nobody tuned."""
+    """A later task with the wrong learning rates would compare untuned systems."""
     configs = []
     monkeypatch.setattr(study, "reason", lambda config: configs.append(config) or "done")
     first = study.Task("first", "", "", {})
