@@ -63,6 +63,7 @@ format: install
 bench: install
 	$(BIN)/python benchmarks/tree_training.py
 	$(BIN)/python benchmarks/builders.py
+	$(BIN)/python benchmarks/grid_builders.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/engine.py
@@ -71,6 +72,7 @@ bench: install
 	$(BIN)/python benchmarks/step_search.py
 	$(BIN)/python benchmarks/kl_memory.py
 	$(BIN)/python benchmarks/lambda_study.py
+	$(BIN)/python benchmarks/reasoning_speed.py
 
 clean:
 	rm -rf $(VENV) $(VENV_LOWEST) outputs data runs build site *.egg-info .pytest_cache .ruff_cache

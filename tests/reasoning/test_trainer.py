@@ -168,6 +168,9 @@ def test_metrics(tmp_path):
     assert metrics["eval_a_cell_accuracy"] == pytest.approx(right.mean())
     assert metrics["eval_b_cell_accuracy"] == pytest.approx(right[:3].mean())
     assert trainer.evaluate("b")["eval_cell_accuracy"] == pytest.approx(right[:3].mean())
+    output = trainer.predict(rows)
+    assert np.array_equal(output.predictions, answers) and np.array_equal(output.label_ids, rows["solution"][:])
+    assert output.metrics["test_cell_accuracy"] == pytest.approx(right.mean())
 
 
 def test_ema(tmp_path):

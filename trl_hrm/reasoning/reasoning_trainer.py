@@ -16,7 +16,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, set_seed
-from transformers.trainer_utils import speed_metrics
+from transformers.trainer_utils import PredictionOutput, speed_metrics
 
 from .._compat import BaseTrainer
 from ..io import shown
@@ -567,36 +567,59 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
             for name, rows in data.items():
                 metrics |= self.evaluate(rows, metric_key_prefix=f"{metric_key_prefix}_{name}")
             return metrics
-        model, start, clock = self.model, time.time(), time.perf_counter()
-        index = getattr(model, "puzzle_index", None)
-        rows = GridRows.read(data, model.config, index or {}, "eval_dataset")
-        mine = range(self.accelerator.process_index, len(data), self.accelerator.num_processes)
-        found: list[list[float]] = []
-        with ExitStack() as stack:
-            if self._ema is not None:
-                stack.enter_context(self._ema.swapped(model))
-            stack.enter_context(self.compute_loss_context_manager())
-            if mine:
-                predictions = predict(
-                    model,
-                    data.select_columns(["puzzle", "puzzle_id"]).select(mine),
-                    segments=self.args.eval_segments,
-                    batch_size=self.args.per_device_eval_batch_size,
-                    puzzle_index={"": 0, **(index or {})},
-                )
-                solutions = rows.solutions[mine.start :: mine.step]
-                answers, chosen = fixed(predictions)[0], choose_by_q(predictions)[0]
-                columns = exact(answers, solutions), cell_accuracy(answers, solutions), exact(chosen, solutions)
-                found = np.stack(columns, axis=1).astype(float).tolist()
-        means = np.mean(gather_object(found), axis=0).tolist()
-        names = ("exact_accuracy", "cell_accuracy", "exact_accuracy_choose_by_q")
-        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in zip(names, means, strict=True)}
+        start, clock = time.time(), time.perf_counter()
+        _, _, found = self._answer(data)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         metrics |= speed_metrics(metric_key_prefix, start, num_samples=len(data))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self._counting_since is not None:  # training is timed without evaluations
             self._counting_since += time.perf_counter() - clock
         return metrics
+
+    def predict(
+        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """
+        Return the answers after the last segment, shape `(N, L)`, the solutions, and the metrics of [`HRMReasoningTrainer.evaluate`].
+        [`~reasoning.predict`] returns the answers of all segments.
+        """
+        answers, solutions, found = self._answer(test_dataset)
+        return PredictionOutput(
+            answers, solutions, {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        )
+
+    def _answer(self, data: Dataset) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+        """Return answers, solutions and metrics. Each process answers a share of the rows."""
+        model, accelerator = self.model, self.accelerator
+        index = getattr(model, "puzzle_index", None) or {}
+        solutions = GridRows.read(data, model.config, index, "eval_dataset").solutions
+        answers, chosen = np.zeros_like(solutions), np.zeros_like(solutions)
+        mine = range(accelerator.process_index, len(data), accelerator.num_processes)
+        found = None
+        if mine:
+            with ExitStack() as stack:
+                if self._ema is not None:
+                    stack.enter_context(self._ema.swapped(model))
+                stack.enter_context(self.compute_loss_context_manager())
+                predictions = predict(
+                    model,
+                    data.select_columns(["puzzle", "puzzle_id"]).select(mine),
+                    segments=self.args.eval_segments,
+                    batch_size=self.args.per_device_eval_batch_size,
+                    puzzle_index={"": 0, **index},
+                )
+            found = fixed(predictions)[0], choose_by_q(predictions)[0]
+        for rank, share in enumerate(gather_object([found])):
+            if share is not None:
+                places = slice(rank, None, accelerator.num_processes)
+                answers[places], chosen[places] = share
+        metrics = {
+            "exact_accuracy": exact(answers, solutions),
+            "cell_accuracy": cell_accuracy(answers, solutions),
+            "exact_accuracy_choose_by_q": exact(chosen, solutions),
+        }
+        return answers, solutions, {name: float(values.mean()) for name, values in metrics.items()}
 
     # Training, checkpoints
 
