@@ -88,6 +88,7 @@ class TestConfig:
             ({"cycles": [2]}, "H_cycles and L_cycles"),
             ({"family": "maze", "size": 7, "clues": 3}, "`clues`"),
             ({"data": "x", "clues": 12}, "`clues`"),
+            ({"data": "x", "num_train": 12}, "`num_train` has no effect with `data`"),
             ({"tuning_seconds": 3}, "`tuning_seconds`"),
             ({"halt_max_steps": 0}, "`halt_max_steps`"),
             ({"private": True}, "`private`"),
@@ -108,6 +109,16 @@ class TestConfig:
         (tmp_path / "run" / "results.json").write_text("{}")
         assert reason(ReasonConfig(**options, halt_max_steps=4, overwrite=True)) == "done"
         assert not (tmp_path / "run" / "results.json").exists()
+
+    def test_a_study_of_other_puzzles_is_not_resumed(self, tmp_path, monkeypatch):
+        """Answers to the old test puzzles would be compared with the solutions of the new ones."""
+        monkeypatch.setattr("trl_hrm.scripts.reason._reason", lambda config, folder: "done")
+        config = ReasonConfig(data=str(tmp_path), output_dir=str(tmp_path / "run"))
+        (tmp_path / "build_report.json").write_text('{"content": "before"}')
+        assert reason(config) == reason(config) == "done"
+        (tmp_path / "build_report.json").write_text('{"content": "after"}')
+        with pytest.raises(ValueError, match='data_content was "before" and is "after"'):
+            reason(config)
 
     def test_foreign_files_are_kept(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("years of work")
