@@ -24,6 +24,7 @@ class ScriptArguments(TrainingScriptArguments):
     Args:
         dataset_test_split (`str`, *optional*, defaults to `"validation"`): Split to evaluate on, if `eval_strategy` is set. Keep the test
             split for the end.
+        plan (`bool`, *optional*, defaults to `False`): Whether to print the number of optimizer steps and the size of the model, and exit.
         system (`str`, *optional*): Preset: `"hrm"`, `"trm"`, `"trm_mlp"`, `"loop"`, `"one_pass"` or `"one_pass_deep"`. Defaults to
             `"hrm"`.
         model_name_or_path (`str`, *optional*): Path or Hub id of a model to train further, instead of `system`.
@@ -35,6 +36,10 @@ class ScriptArguments(TrainingScriptArguments):
     dataset_test_split: str = field(
         default="validation",
         metadata={"help": "Split to evaluate on, if `eval_strategy` is set. Keep the test split for the end."},
+    )
+    plan: bool = field(
+        default=False,
+        metadata={"help": "Print the number of optimizer steps and the size of the model, and exit."},
     )
     system: Literal["hrm", "trm", "trm_mlp", "loop", "one_pass", "one_pass_deep"] | None = field(
         default=None, metadata={"help": "Preset of the model. Defaults to hrm."}
