@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURES = "images/reasoning"
 KEPT = ("Mazes: what was tried",)  # sections that are written by hand
 BASIC = ["one_pass", "one_pass_deep", "loop", "hrm", "hrm_continue", "trm"]
-ABLATIONS = ["trm+one_step", "hrm+ema", "loop+ema", "trm+ema"]
+ABLATIONS = ["trm+one_step", "hrm+ema", "trm+ema"]
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,21 @@ FULL = [
             "clues": 12,
             "systems": [*BASIC, *ABLATIONS],
             "learning_rates": ["1e-3", "3e-3", "6e-3"],
-            "seconds_per_run": 90.0,
-            "tuning_seconds": 25.0,
+            "seconds_per_run": 80.0,
+            "tuning_seconds": 20.0,
         },
     ),
     Task(
         "sudoku_6x6_minimal",
         "Sudoku 6x6, minimal",
         "No given can be removed.",
-        {"size": 6, "systems": BASIC, "seconds_per_run": 45.0},
+        {"size": 6, "systems": BASIC, "seconds_per_run": 40.0},
     ),
     Task(
         "sudoku_9x9",
-        "Sudoku 9x9 with 36 givens",
-        "The size of the papers, but much easier puzzles.",
-        {"size": 9, "clues": 36, "systems": BASIC, "seconds_per_run": 80.0},
+        "Sudoku 9x9 with 50 givens",
+        "The size of the papers, but much easier puzzles: with 36 givens, no system solved more than 1 % of the puzzles in this time.",
+        {"size": 9, "clues": 50, "systems": BASIC, "seconds_per_run": 60.0},
     ),
     Task(
         "maze_7x7",
@@ -105,12 +105,6 @@ FULL = [
             "systems": BASIC,
             "seconds_per_run": 40.0,
         },
-    ),
-    Task(
-        "maze_9x9",
-        "Mazes of 9x9 characters",
-        "Mazes with 16 rooms and one path.",
-        {"family": "maze", "size": 9, "num_train": 5000, "systems": BASIC, "seconds_per_run": 100.0},
     ),
 ]
 QUICK = [
