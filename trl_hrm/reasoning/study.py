@@ -418,7 +418,7 @@ def collect(folder: Path, plan: Mapping[str, Any], data: str | Path) -> dict[str
             Folder of the dataset.
 
     Returns:
-        `dict[str, Any]`: Results for each system, and the claims. Estimates are dictionaries with the fields of [`Estimate`].
+        `dict[str, Any]`: Results for each system, and the claims. Estimates are dictionaries with the fields of [`~reasoning.evaluate.Estimate`].
     """
     splits = {name: rows for name in SPLITS[1:] if (rows := read_split(data, name)) is not None}
     solutions = {name: np.array(rows["solution"], dtype=np.uint8) for name, rows in splits.items()}
