@@ -26,6 +26,7 @@ from real_model import find_section
 from trl_hrm.pages.numbers import percent
 from trl_hrm.pages.page import Table
 from trl_hrm.reasoning.study_report import (
+    BLANKS,
     PAPERS,
     accuracy_table,
     difference_words,
@@ -282,7 +283,7 @@ def section(task: Task, results: Mapping[str, Any], pictures: Mapping[str, Seque
             "are a known failure of HRM ([arXiv 2601.10679](https://huggingface.co/papers/2601.10679)).",
             groups_table(results, "few_blanks", "number of blanks").markdown(),
         ]
-    for key, words in (("by_blanks", "number of blanks"), ("by_rating", "rating")):
+    for key, words in (("by_blanks", BLANKS[results["data"]["family"]]), ("by_rating", "rating")):
         if any(len(one[key]) > 1 for one in results["systems"].values()):
             parts += [f"### By {words}", groups_table(results, key, words).markdown()]
     parts += [
