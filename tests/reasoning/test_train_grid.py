@@ -98,7 +98,10 @@ def test_boards_come_from_the_dataset():
         # ignored cycles, or one pass that would be the loop under another name
         with pytest.raises(ValueError, match=f"`{name}` is ., but the system {system} is a control with `{name}=1`"):
             ScriptArguments("data", system=system, **options).make_config(rows)
-    assert ScriptArguments("data", system="one_pass_deep", H_cycles=3, halt_max_steps=1).make_config(rows).H_layers == 3 * 12
+    assert (
+        ScriptArguments("data", system="one_pass_deep", H_cycles=3, halt_max_steps=1).make_config(rows).H_layers
+        == 3 * 12
+    )
     with pytest.raises(ValueError, match="`hidden_size` would have no effect"):
         ScriptArguments("data", model_name_or_path="model", hidden_size=64).make_config(rows)
 
