@@ -2,10 +2,20 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
-from trl_hrm.reasoning import ARC_VOCAB, MAZE_VOCAB, HrmGridConfig, HrmGridForSolving, HrmGridOutput, sudoku_vocab
+from trl_hrm.reasoning import (
+    ARC_VOCAB,
+    MAZE_VOCAB,
+    HrmGridConfig,
+    HrmGridForSolving,
+    HrmGridOutput,
+    predict,
+    sudoku_vocab,
+)
+from trl_hrm.reasoning.evaluate import first_halt
 
 
 SMALL = dict(hidden_size=32, num_attention_heads=2, intermediate_size=32, H_layers=1, L_layers=1, halt_max_steps=3)
@@ -270,6 +280,7 @@ def test_compile(preset, tmp_path, monkeypatch):
         ({"intermediate_size": 0}, "`intermediate_size` is 0"),
         ({"vocab": "sudoku"}, "has a 'name' and a list"),
         ({"loss_type": "hinge"}, "`loss_type` is 'hinge'"),
+        ({"vocab_size": 257}, "`vocab_size` is 257. It must be at most 256"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -282,6 +293,24 @@ def test_bad_configuration(options, message):
 def test_bad_preset():
     with pytest.raises(ValueError, match="Unknown preset 'big'"):
         HrmGridConfig.preset("big")
+    # a configuration keeps unknown fields, as all of transformers do, so a typing error would have no effect
+    with pytest.raises(ValueError, match="`H_cycle` is not a field of `HrmGridConfig`. Expected one of .*H_cycles"):
+        HrmGridConfig.preset("hrm", H_cycle=3)
+
+
+def test_unknown_inputs_are_refused():
+    """A misspelled state would be ignored, and the segment computed from the initial state."""
+    with pytest.raises(TypeError, match="z_h"):
+        make_model()(torch.ones(1, 16, dtype=torch.long), z_h=torch.zeros(1, 17, 32))
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor], ids=["numpy", "torch"])
+def test_boards_as_arrays(make):
+    """Rows of an array were taken for puzzles, because their numbers are not `int`."""
+    model, numbers = make_model(), [[1, 0, 0, 4], [0, 0, 1, 0], [0, 3, 0, 0], [4, 0, 0, 1]]
+    board, expected = make(numbers), model.solve(numbers)
+    assert model.solve(board) == model.solve([*board]) == expected
+    assert model.solve([board, board]) == model.solve(make([numbers, numbers])) == model.solve([numbers, numbers])
     with pytest.raises(ValueError, match="no vocabulary"):
         HrmGridConfig().grid_vocab  # noqa: B018
 
@@ -346,6 +375,36 @@ def test_solve_halting(monkeypatch):
     assert [model.solve(BOARD, halting=halting).ids[0][0] for halting in used] == [5, 2, 3]
     logits.update({2: -0.5, 3: -0.1, 4: -0.2})
     assert model.solve(BOARD, halting="q").segments_used == 5
+
+
+def test_halting_agrees_with_evaluation(monkeypatch):
+    """`solve` and `first_halt` must halt by one rule, also with a continue head: two rules would give two accuracies for one model."""
+    model = make_model("hrm", halt_max_steps=3)
+
+    def forward(input_ids, puzzle_ids=None, z_H=None, z_L=None):
+        z_H, z_L = model.initial_state(len(input_ids)) if z_H is None else (z_H, z_L)
+        segment = int(z_H.flatten()[0])
+        q_halt = torch.full((len(input_ids),), [0.5, 2.0, -1.0][segment])
+        q_continue = torch.full((len(input_ids),), [1.0, 1.0, -9.0][segment])
+        logits = torch.nn.functional.one_hot(torch.full_like(input_ids, segment + 2), 6).float()
+        return HrmGridOutput(None, logits, q_halt, q_continue, torch.full_like(z_H, segment + 1), z_L)
+
+    monkeypatch.setattr(model, "forward", forward)
+    model.z_H_init.zero_()
+    answers, segments = first_halt(predict(model, [{"puzzle": [1] * 16}]))
+    solution = model.solve(BOARD, halting="q")
+    assert solution.segments_used == segments[0] == 1
+    assert solution.ids == answers[0].reshape(4, 4).tolist()
+
+
+def test_halting_does_not_depend_on_the_other_boards(monkeypatch):
+    """A board that halts first is computed until its batch is done. What it answers afterwards is not part of its solution."""
+    model = make_model("trm", halt_max_steps=5)
+    Scripted.install(model, lambda ids, s: (ids, torch.where(ids[:, 0] == 2, s - 1.5, s - 3.5)), monkeypatch)
+    other = "2..4\n..2.\n.3..\n4..2"
+    together, alone = model.solve([BOARD, other], halting="q"), model.solve(BOARD, halting="q")
+    assert together[0] == alone and len(alone.q_halt) == len(alone.segments) == alone.segments_used == 2
+    assert together[1].segments_used == len(together[1].segments) == 4
 
 
 def solver_4x4(ids: torch.Tensor, segment: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -478,6 +537,9 @@ def test_arc(monkeypatch):
         ("....\n....\n..2.\n...2", {}, "twice in the box at row 3, column 3"),
         ([], {}, "Expected text, rows"),
         ([1, 2], {}, "Expected text, rows"),
+        (np.array([1, 2]), {}, "Expected text, rows"),
+        (None, {}, "Found the puzzle 'None'. Expected text, rows"),
+        ({"puzzle": [1, 2]}, {}, "Expected text, rows"),
         (BOARD, {"segments": 0}, "`segments` is 0"),
         (BOARD, {"votes": 0}, "`votes` is 0"),
         (BOARD, {"halting": "first"}, "Expected 'fixed', 'q' or 'choose'"),
@@ -485,7 +547,7 @@ def test_arc(monkeypatch):
         (BOARD, {"puzzle_id": "a"}, "has no puzzle ids"),
         ([BOARD, BOARD], {"puzzle_id": ["a"]}, "1 puzzle ids for 2 puzzles"),
     ],
-    ids=range(14),
+    ids=range(17),
 )
 def test_bad_puzzles(puzzle, options, message):
     """A puzzle or option that cannot be right is refused before the model runs."""

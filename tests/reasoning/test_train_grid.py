@@ -89,6 +89,19 @@ def test_boards_come_from_the_dataset():
     ]:
         with pytest.raises(ValueError, match=message):
             ScriptArguments("data").make_config(data)
+    for system, options, name in [
+        ("loop", {"H_cycles": 3}, "H_cycles"),
+        ("loop", {"L_cycles": 8}, "L_cycles"),
+        ("one_pass", {"halt_max_steps": 8}, "halt_max_steps"),
+        ("one_pass_deep", {"H_cycles": 2, "halt_max_steps": 8}, "halt_max_steps"),
+    ]:
+        # ignored cycles, or one pass that would be the loop under another name
+        with pytest.raises(ValueError, match=f"`{name}` is ., but the system {system} is a control with `{name}=1`"):
+            ScriptArguments("data", system=system, **options).make_config(rows)
+    assert (
+        ScriptArguments("data", system="one_pass_deep", H_cycles=3, halt_max_steps=1).make_config(rows).H_layers
+        == 3 * 12
+    )
     with pytest.raises(ValueError, match="`hidden_size` would have no effect"):
         ScriptArguments("data", model_name_or_path="model", hidden_size=64).make_config(rows)
 

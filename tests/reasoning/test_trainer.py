@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from trl_hrm.reasoning import HrmGridForSolving, HRMReasoningConfig, HRMReasoningTrainer, predict
+from trl_hrm.reasoning import MAZE_VOCAB, HrmGridForSolving, HRMReasoningConfig, HRMReasoningTrainer, predict
 from trl_hrm.reasoning.halting import continue_target, exploration_minimum, halt
 from trl_hrm.reasoning.losses import act_loss
 from trl_hrm.reasoning.optim import AdamAtan2
@@ -257,7 +257,8 @@ def test_rows_that_are_refused(tmp_path):
         (changed(rows, 2, puzzle=[1] * 9), "row 2: found 9 cells in `puzzle`, expected 16"),
         (changed(rows, 1, puzzle=[9] * 16), r"row 1: found an id from 9 to 9 in `puzzle`.*0 to 5"),
         (changed(rows, 0, solution=[0] * 16), "row 0: the solution has only padding"),
-        (changed(rows, 2, solution=wrong), f"row 2: the solution contradicts the given digit in row {given // 4 + 1}, column {given % 4 + 1}"),
+        (changed(rows, 2, solution=wrong), f"row 2: the solution contradicts the given cell in row {given // 4 + 1}, column {given % 4 + 1}"),
+        (changed(rows, 1, puzzle=[1] * 16, solution=[1, *solution[1:]]), "row 1: the solution leaves a blank at the cell in row 1, column 1"),
         (
             changed(changed(rows, 2, puzzle=[1] * 16), 3, puzzle=[1] * 16, solution=other),
             "rows 2 and 3: found the same puzzle with different solutions",
@@ -292,9 +293,51 @@ def test_arguments_that_are_refused(tmp_path):
     ]:
         with pytest.raises(error, match=message):
             grid_trainer(tmp_path, model)
-    maze = [row | {"family": "maze"} for row in rows]
+    maze = [row | {"family": "maze", "puzzle": row["solution"]} for row in rows]
     with pytest.raises(ValueError, match="only Sudoku puzzles can be made easier"):
         grid_trainer(tmp_path, grid_config(vocab=None, vocab_size=6), Dataset.from_list(maze), easier_share=0.1)
+
+
+def test_solutions_that_move_walls_are_refused(tmp_path):
+    """The answer of another maze would be trained on. Paths only replace free cells."""
+    puzzle, solution = (MAZE_VOCAB.encode(text) for text in ("S  G\n####\n####\n####", "SooG\n####\n####\n####"))
+    row = {"height": 4, "width": 4, "family": "maze", "puzzle_id": ""}
+    row |= {"puzzle": sum(puzzle, []), "solution": sum(solution, [])}
+    config = grid_config(vocab=MAZE_VOCAB)
+    assert grid_trainer(tmp_path, config, Dataset.from_list([row])).rows.family == "maze"
+    wrong = [*row["solution"]]
+    wrong[6] = 5
+    with pytest.raises(ValueError, match="row 0: the solution contradicts the given cell in row 2, column 3"):
+        grid_trainer(tmp_path, config, Dataset.from_list([row | {"solution": wrong}]))
+
+
+def test_an_optimizer_before_the_training(tmp_path):
+    """Outside of `train`, the puzzle embedding requires a gradient, and would be in two groups."""
+    trainer = grid_trainer(tmp_path)
+    optimizer = trainer.create_optimizer()
+    assert [len(group["params"]) for group in optimizer.param_groups][1:] == [1]
+    trainer.train()
+    expected = grid_trainer(tmp_path / "usual")
+    expected.train()
+    assert_close(weights(trainer), weights(expected), 0)
+
+
+def test_cell_accuracy_without_labels(tmp_path):
+    """A slot without labels has no accuracy, and must not make that of all slots NaN."""
+    trainer = grid_trainer(tmp_path, max_steps=3, model=grid_config(halt_max_steps=1))
+    trainer.rows.solutions[0] = 0
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert all(0 <= log["cell_accuracy"] <= 1 for log in logs)
+
+
+def test_warm_up_longer_than_the_training(tmp_path, caplog):
+    """The default of the papers is 2,000 steps: a short training would only use a small part of the learning rate."""
+    grid_trainer(tmp_path, max_steps=3, warmup_steps=2000).train()
+    assert "The warm-up of 2,000 steps is not shorter than the training of 3 steps" in caplog.text
+    caplog.clear()
+    grid_trainer(tmp_path / "short", max_steps=3, warmup_steps=2).train()
+    assert "warm-up" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -310,6 +353,10 @@ def test_arguments_that_are_refused(tmp_path):
         ({"eval_strategy": "epoch"}, "`eval_strategy` is epoch"),
         ({"gradient_checkpointing": True}, "not supported"),
         ({"fp16": True}, "not supported"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is not supported"),
+        ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` is not supported"),
+        ({"optim_args": "eps=1"}, "`optim_args` is not supported"),
+        ({"bf16_full_eval": True}, "`bf16_full_eval` is not supported"),
         ({"auto_find_batch_size": True}, "not supported"),
     ],
 )

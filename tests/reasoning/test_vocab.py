@@ -48,12 +48,24 @@ def test_spaces_of_a_maze_are_cells():
         (sudoku_vocab(4), "1..4\n...\n....\n....", "row 2 has 3 cells, but row 1 has 4"),
         (sudoku_vocab(4), "", "is empty"),
         (sudoku_vocab(4), [], "is empty"),
+        (sudoku_vocab(4), [1, 2, 3, 4], "row 1 is the number 1. Expected a list of rows"),
         (MAZE_VOCAB, "S.G", "row 1, column 2 is '.'"),
         (MAZE_VOCAB, "S0G", "row 1, column 2 is '0'"),
         (ARC_VOCAB, [[1, 10]], "row 1, column 2 is '10'"),
         (ARC_VOCAB, [[1, -1]], "row 1, column 2 is '-1'"),
     ],
-    ids=["letter", "digit", "row", "empty text", "empty list", "maze dot", "maze zero", "arc 10", "arc negative"],
+    ids=[
+        "letter",
+        "digit",
+        "row",
+        "empty text",
+        "empty list",
+        "flat",
+        "maze dot",
+        "maze zero",
+        "arc 10",
+        "arc negative",
+    ],
 )
 def test_bad_boards(vocab, board, message):
     """The message names the board, the row and the column."""

@@ -141,6 +141,10 @@ class HrmGridConfig(PreTrainedConfig):
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least {minimum}.")
+        if self.vocab_size > 256:
+            raise ValueError(
+                f"`vocab_size` is {self.vocab_size}. It must be at most 256, because boards are stored as bytes."
+            )
         if vocab is not None and vocab.name == "sudoku":
             if not self.height == self.width == len(vocab) - 2:
                 raise ValueError(
@@ -266,6 +270,11 @@ class HrmGridConfig(PreTrainedConfig):
         }
         if name not in presets:
             raise ValueError(f"Unknown preset {name!r}. Expected one of {list(presets)}.")
+        unknown = sorted(overrides.keys() - {field.name for field in fields(cls)} - {"attn_implementation"})
+        if unknown:
+            raise ValueError(
+                f"`{unknown[0]}` is not a field of `HrmGridConfig`. Expected one of {', '.join(sorted(cls.__annotations__))}."
+            )
         values = {**presets[name], **overrides}
         if name == "one_pass_deep":
             layers = {field.name: field.default for field in fields(cls)} | overrides

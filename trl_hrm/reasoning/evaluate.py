@@ -231,7 +231,12 @@ def fixed(predictions: GridPredictions, segments: int | None = None) -> tuple[np
 
 
 def first_halt(predictions: GridPredictions) -> tuple[np.ndarray, np.ndarray]:
-    """Answer after the first segment with a halting logit above 0, or else after the last one. See [`fixed`] for the result."""
+    """
+    Answer after the first segment with a halting logit above 0, or else after the last one. See [`fixed`] for the result.
+
+    The rule is the same for models with a continue head, which halt in training if the halting logit is above the one for continuing: above
+    0, an answer is more probably right than wrong, so systems with and without this head can be compared.
+    """
     halts = predictions.q_halt > 0
     return _at(predictions, np.where(halts.any(0), halts.argmax(0), len(halts) - 1))
 

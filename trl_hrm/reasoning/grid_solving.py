@@ -71,7 +71,11 @@ def read_boards(puzzle: str | Sequence, config: HrmGridConfig) -> tuple[list[lis
     vocab = config.grid_vocab
     several = False
     if not isinstance(puzzle, str):
-        if not len(puzzle) or isinstance(puzzle[0], int) or not len(puzzle[0]):
+        # Arrays, and lists of arrays: their integers are of another type
+        puzzle = puzzle.tolist() if hasattr(puzzle, "tolist") else puzzle
+        if isinstance(puzzle, list | tuple):
+            puzzle = [part.tolist() if hasattr(part, "tolist") else part for part in puzzle]
+        if not isinstance(puzzle, list) or not puzzle or not isinstance(puzzle[0], Sequence) or not puzzle[0]:
             raise ValueError(f"Found the puzzle {str(puzzle)[:60]!r}. Expected text, rows, or a list of puzzles.")
         first = puzzle[0]
         if isinstance(first, str):
@@ -237,8 +241,8 @@ def solve_boards(
             answer = symbols[vote].argsort(1).gather(1, output.logits.argmax(-1))
             answers.append(torch.empty_like(answer).scatter_(1, cells[vote], answer))
             q_halts.append(output.q_halt_logits)
-            continues = output.q_continue_logits if config.continue_head else None
-            halted = halt(torch.full_like(chunk, segment), output.q_halt_logits, continues, segments)
+            # Also for models with a continue head: q_halt > 0 means "more probably right than wrong" for all models.
+            halted = halt(torch.full_like(chunk, segment), output.q_halt_logits, None, segments)
             first_halt = torch.where((first_halt == 0) & halted, segment, first_halt)
             if halting == "q" and first_halt.all():
                 break
@@ -276,8 +280,11 @@ def solve_boards(
                 given == index or (given == blank and index == path)
                 for given, index in zip(puzzle, answer, strict=True)
             )
-        shown = [text(ids) for ids in answers[copy]]
+        # Boards that halt early are computed until all boards of their batch have halted. The rest depends on the other boards
+        end = used[copy] if halting == "q" else segments
+        shown = [text(ids) for ids in answers[copy][:end]]
+        q_halt = q_halts[copy][:end]
         solutions.append(
-            GridSolution(shown[used[copy] - 1], grid, q_halts[copy], used[copy], shown, agrees, valid, len(counted))
+            GridSolution(shown[used[copy] - 1], grid, q_halt, used[copy], shown, agrees, valid, len(counted))
         )
     return solutions

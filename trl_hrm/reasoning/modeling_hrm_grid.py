@@ -282,7 +282,6 @@ class HrmGridForSolving(PreTrainedModel):
         z_H: torch.Tensor | None = None,
         z_L: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
     ) -> HrmGridOutput:
         """
         Compute one segment: `z_L <- L(z_L; z_H + x)`, `L_cycles` times, then `z_H <- H(z_H; z_L)`, repeated `H_cycles` times
@@ -361,8 +360,9 @@ class HrmGridForSolving(PreTrainedModel):
             segments (`int`, *optional*):
                 Number of segments. Defaults to `halt_max_steps`.
             halting (`str`, *optional*, defaults to `"fixed"`):
-                Segment of the answer: `"fixed"` (the last one), `"q"` (the first one in which the model would halt in training) or
-                `"choose"` (the one with the highest halting logit).
+                Segment of the answer: `"fixed"` (the last one), `"q"` (the first one with a halting logit above 0, that is, an answer
+                that is more probably right than wrong according to the model) or `"choose"` (the one with the highest halting logit).
+                With `"q"`, the segments after it are not part of the solution.
             noise (`float`, *optional*, defaults to `0.0`):
                 Standard deviation of Gaussian noise on the initial states.
             votes (`int`, *optional*, defaults to `1`):

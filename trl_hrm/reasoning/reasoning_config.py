@@ -213,6 +213,14 @@ class HRMReasoningConfig(ResumeConfig, BaseConfig):
             raise ValueError(
                 "`gradient_checkpointing` is not supported, because the backward pass only covers the last calls of a segment. Remove it."
             )
+        for name in ("label_smoothing_factor", "neftune_noise_alpha", "optim_args", "optim_target_modules"):
+            if getattr(self, name):
+                raise ValueError(f"`{name}` is not supported, so it would have no effect. Remove it.")
+        for name in ("bf16_full_eval", "fp16_full_eval"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}` is not supported: an evaluation has the precision of the training. Remove it."
+                )
         if self.fp16:
             raise ValueError("`fp16` is not supported. Use `bf16`, or float32.")
         if self.auto_find_batch_size:

@@ -42,7 +42,7 @@ logger = get_logger(__name__)
 COLUMNS = ("puzzle", "solution", "height", "width", "family", "puzzle_id")
 SLOTS_NAME = "slots_{}.safetensors"  # states of the slots of one process
 WEIGHTS_NAME = "raw_weights.safetensors"  # trained weights, if the model of a checkpoint has their average
-BLANK = 1  # id of an empty cell of a Sudoku
+BLANKS = {"sudoku": 1, "maze": 2}  # id of a cell that the solution fills or keeps
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,19 @@ class GridRows:
             raise ValueError(
                 f"`{name}`, row {empty[0]}: the solution has only padding cells, so there is nothing to learn."
             )
-        if family == "sudoku":
-            wrong, places = ((puzzles > BLANK) & (puzzles != solutions)).nonzero()
-            if len(wrong):
-                row, column = divmod(int(places[0]), config.width)
-                raise ValueError(
-                    f"`{name}`, row {wrong[0]}: the solution contradicts the given digit in row {row + 1}, column {column + 1} of the "
-                    "board. Correct or remove the row."
-                )
+        if family in BLANKS:
+            givens = (puzzles != BLANKS[family]) & (puzzles != 0)
+            faults = [("contradicts the given", givens & (puzzles != solutions))]
+            if family == "sudoku":
+                faults.append(("leaves a blank at the", solutions == BLANKS[family]))
+            for fault, cells in faults:
+                wrong, places = cells.nonzero()
+                if len(wrong):
+                    row, column = divmod(int(places[0]), config.width)
+                    raise ValueError(
+                        f"`{name}`, row {wrong[0]}: the solution {fault} cell in row {row + 1}, column {column + 1} of the board. Correct "
+                        "or remove the row."
+                    )
         names = dataset["puzzle_id"][:]
         if config.num_puzzle_ids > 1:
             known = {"": 0, **puzzle_index}
@@ -394,6 +399,11 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
 
     def set_initial_training_values(self, args, dataloader):
         steps = self.num_steps
+        if args.get_warmup_steps(steps) >= steps > 1:
+            logger.warning(
+                f"The warm-up of {args.get_warmup_steps(steps):,} steps is not shorter than the training of {steps:,} steps, so the learning "
+                "rate never reaches `learning_rate`. Lower `warmup_steps`."
+            )
         return (
             *(1, steps, len(self.rows.puzzles), steps * self.num_slots, self.num_slots),
             *(steps * args.gradient_accumulation_steps, steps),
@@ -413,7 +423,9 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             args = self.args
-            groups: list[dict[str, Any]] = [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
+            # The table only requires a gradient outside of `train`
+            params = [p for p in self.model.parameters() if p.requires_grad and p is not self._table]
+            groups: list[dict[str, Any]] = [{"params": params}]
             if self._table is not None:
                 lr, decay = args.puzzle_learning_rate, args.puzzle_weight_decay
                 groups.append(
@@ -495,7 +507,7 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
                     losses.q_continue_loss.sum(),
                     halted.sum(),
                     (halted & losses.exact).sum(),
-                    (halted * losses.right_cells / losses.labelled_cells).sum(),
+                    (halted * losses.right_cells / losses.labelled_cells.clamp(min=1)).sum(),
                     (halted * batch.steps).sum(),
                 ]
             ).to(self._counts)
@@ -676,7 +688,7 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
             config = self.model.config
             puzzle, solution = augment(self.rows.family, puzzle, solution, config.height, config.width, rng)
         if self.args.easier_share and rng.random() < self.args.easier_share:
-            blanks = np.flatnonzero(puzzle == BLANK)
+            blanks = np.flatnonzero(puzzle == BLANKS["sudoku"])
             if len(blanks) > 1:  # at least one stays
                 filled = rng.choice(blanks, rng.integers(1, len(blanks)), replace=False)
                 puzzle = puzzle.copy()

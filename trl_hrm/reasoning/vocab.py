@@ -64,6 +64,10 @@ class GridVocab:
                 rows = [rows[0][start : start + side] for start in range(0, side * side, side)]
         elif sudoku:
             rows = ["".join(row.split()) if isinstance(row, str) else row for row in rows]
+        if len(rows) and isinstance(rows[0], int):
+            raise ValueError(
+                f"{where}: row 1 is the number {rows[0]}. Expected a list of rows, each with one symbol per cell."
+            )
         if not len(rows) or not len(rows[0]):
             raise ValueError(f"{where} is empty. Expected rows of the symbols {self.shown}.")
         ids = {symbol: index for index, symbol in enumerate(self.symbols)}

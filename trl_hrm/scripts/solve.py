@@ -53,8 +53,8 @@ class SolveConfig(Config):
         segments (`int`, *optional*):
             Number of segments. Defaults to the number of the training.
         halting (`str`, *optional*, defaults to `"fixed"`):
-            Segment of the answer: `"fixed"` (the last one), `"q"` (the first one in which the model would halt in training) or `"choose"`
-            (the one with the highest halting logit).
+            Segment of the answer: `"fixed"` (the last one), `"q"` (the first one with a halting logit above 0) or `"choose"` (the one with
+            the highest halting logit).
         votes (`int`, *optional*, defaults to `1`):
             Number of symmetric or noisy copies of each puzzle. The most frequent answer wins.
         noise (`float`, *optional*, defaults to `0.0`):
@@ -96,8 +96,8 @@ class SolveConfig(Config):
     halting: Literal["fixed", "q", "choose"] = field(
         default="fixed",
         metadata={
-            "help": "Segment of the answer: fixed (the last one), q (the first one in which the model would halt in training) or choose "
-            "(the one with the highest halting logit)."
+            "help": "Segment of the answer: fixed (the last one), q (the first one with a halting logit above 0) or choose (the one with "
+            "the highest halting logit)."
         },
     )
     votes: int = field(

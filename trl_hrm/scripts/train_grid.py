@@ -106,10 +106,20 @@ class ScriptArguments(TrainingScriptArguments):
         first = rows[0]
         if first["family"] not in ("sudoku", "maze", "arc"):
             raise ValueError(f"The family of the puzzles is {first['family']!r}. Expected sudoku, maze or arc.")
+        system = changed.pop("system", "hrm")
+        # The cycles of `one_pass_deep` are those of the HRM that it has as many layers as
+        once = {
+            "loop": ("H_cycles", "L_cycles"),
+            "one_pass": ("H_cycles", "L_cycles", "halt_max_steps"),
+            "one_pass_deep": ("halt_max_steps",),
+        }
+        for name in once.get(system, ()):
+            if changed.get(name, 1) != 1:
+                raise ValueError(
+                    f"`{name}` is {changed[name]}, but the system {system} is a control with `{name}=1`. Pass `--{name} 1`, or use another system."
+                )
         vocab = {"maze": MAZE_VOCAB, "arc": ARC_VOCAB}.get(first["family"]) or sudoku_vocab(first["height"])
-        return HrmGridConfig.preset(
-            changed.pop("system", "hrm"), vocab=vocab, height=first["height"], width=first["width"], **changed
-        )
+        return HrmGridConfig.preset(system, vocab=vocab, height=first["height"], width=first["width"], **changed)
 
 
 def main(script_args, training_args):
