@@ -129,7 +129,8 @@ How to read it:
 - *Equal seconds*: each training gets the same seconds of processor time, in which fast systems take more steps. *Equal steps*: each system is
   evaluated after the number of steps of the slowest one. Both are from the same trainings, because the learning rate is constant after the warm-up.
 - Intervals are 95 % intervals over test puzzles and seeds. A claim holds if its interval is above 0, does not hold if it is below 0, and is open
-  otherwise. Claims that something "suffices" or "loses nothing" allow a loss of 5 points.
+  otherwise. Claims that something "suffices" or "loses nothing" allow a loss of 5 points, and are open if the compared system solves no more than
+  5 %.
 - The loop control has the same layers as HRM in one block, and applies it once per segment. *One pass* applies this block once, and *one pass, as
   deep as HRM* applies as many different layers as a segment of HRM."""
 NEEDS_GPU = """## What cannot be shown here
