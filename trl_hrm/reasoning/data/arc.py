@@ -535,8 +535,8 @@ def plan_arc(
             )
         if held and not task.pairs["train"]:
             raise ValueError(
-                f"{task.source}/{task.name}: all demonstrations are equal to held-out pairs, so nothing is left to learn the task from. "
-                "Use one source that contains it."
+                f"{task.source}/{task.name}: all demonstrations are equal to held-out pairs, or copies of those of another task, so nothing is left "
+                "to learn the task from. Remove this task, or the source with the other one."
             )
     tasks = [task for task in planned.values() if task.pairs["train"]]
     counts["tasks"] = len(tasks)
