@@ -8,7 +8,7 @@ Two accuracies are reported, always under these names: *exact accuracy* is the s
 accuracy* is the share of cells that are right, givens included.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -251,13 +251,6 @@ def choose_by_q(predictions: GridPredictions) -> tuple[np.ndarray, np.ndarray]:
 
 def _at(predictions: GridPredictions, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return predictions.answers[places, np.arange(len(places))], places + 1
-
-
-STRATEGIES: dict[str, Callable[[GridPredictions], tuple[np.ndarray, np.ndarray]]] = {
-    "fixed": fixed,
-    "first halt": first_halt,
-    "choose by q": choose_by_q,
-}
 
 
 def vote(answers: np.ndarray, q_halt: np.ndarray) -> np.ndarray:
