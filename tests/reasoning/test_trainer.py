@@ -331,6 +331,15 @@ def test_cell_accuracy_without_labels(tmp_path):
     assert all(0 <= log["cell_accuracy"] <= 1 for log in logs)
 
 
+def test_shared_puzzles_are_named(tmp_path, caplog):
+    """A split by hand may have puzzles of the training among those that the accuracy is measured on."""
+    rows = sudoku_rows(12)
+    grid_trainer(tmp_path, rows=rows.select(range(8)), eval_rows={"new": rows.select(range(8, 12))})
+    assert "also in `train_dataset`" not in caplog.text
+    grid_trainer(tmp_path, rows=rows.select(range(8)), eval_rows={"new": rows.select(range(5, 12))})
+    assert "`eval_dataset['new']` has 3 puzzles that are also in `train_dataset`" in caplog.text
+
+
 def test_warm_up_longer_than_the_training(tmp_path, caplog):
     """The default of the papers is 2,000 steps: a short training would only use a small part of the learning rate."""
     grid_trainer(tmp_path, max_steps=3, warmup_steps=2000).train()

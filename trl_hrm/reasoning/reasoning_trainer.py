@@ -150,6 +150,12 @@ class GridRows:
         cls._refuse_conflicts(puzzles, solutions, names, name)
         return cls(puzzles, solutions, ids, family)
 
+    def num_in(self, other: "GridRows") -> int:
+        """Return the number of different puzzles that other rows have, too, with the same solution."""
+        mine, others = (zip(rows.puzzles, rows.solutions, strict=True) for rows in (self, other))
+        found = {puzzle.tobytes() + solution.tobytes() for puzzle, solution in mine}
+        return len(found.intersection(puzzle.tobytes() + solution.tobytes() for puzzle, solution in others))
+
     @staticmethod
     def _refuse_conflicts(puzzles: np.ndarray, solutions: np.ndarray, names: list[str], name: str) -> None:
         """Raise if a puzzle occurs twice with the same id and different solutions."""
@@ -304,7 +310,12 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
             model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, callbacks=callbacks
         )
         for name, rows in self._named(eval_dataset):
-            GridRows.read(rows, config, index, f"eval_dataset[{shown(name)}]" if name else "eval_dataset")
+            shown_as = f"eval_dataset[{shown(name)}]" if name else "eval_dataset"
+            num_shared = GridRows.read(rows, config, index, shown_as).num_in(self.rows)
+            if num_shared:
+                logger.warning(
+                    f"`{shown_as}` has {num_shared:,} puzzles that are also in `train_dataset`, so its accuracy is not that of new puzzles."
+                )
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"{type(self).__name__} does not support `nn.DataParallel`, which `Trainer` uses when several GPUs are visible to a "

@@ -314,7 +314,7 @@ class SafeTrainingMixin:
             for line in changes.get(name, ()):
                 schedule = settings["lr_scheduler_type"]
                 # A warm-up below 1 is a share of the length. A longer one can lower the learning rate again
-                is_endless = schedule in ENDLESS_SCHEDULES and not 0 < settings["warmup_steps"] < 1
+                is_endless = schedule in ENDLESS_SCHEDULES and not 0 < settings.get("warmup_steps", 0) < 1
                 effect = "" if is_endless else f" The `{schedule}` schedule now spans the new length."
                 logger.warning(f"{line}.{effect}")
         may_change = {*accepts, *LENGTH_ARGUMENTS}
