@@ -168,6 +168,8 @@ def test_metrics(tmp_path):
     assert metrics["eval_a_cell_accuracy"] == pytest.approx(right.mean())
     assert metrics["eval_b_cell_accuracy"] == pytest.approx(right[:3].mean())
     assert trainer.evaluate("b")["eval_cell_accuracy"] == pytest.approx(right[:3].mean())
+    with pytest.raises(ValueError, match="no evaluation dataset 'c'. The names are 'a', 'b'"):
+        trainer.evaluate("c")
     output = trainer.predict(rows)
     assert np.array_equal(output.predictions, answers) and np.array_equal(output.label_ids, rows["solution"][:])
     assert output.metrics["test_cell_accuracy"] == pytest.approx(right.mean())
@@ -255,6 +257,9 @@ def test_rows_that_are_refused(tmp_path):
         (changed(rows, 1, family="maze"), "row 1: found a puzzle of the family 'maze', but the vocabulary of the model is for 'sudoku'"),
         (changed(rows, 3, height=2, width=8), "row 3: found a board of 2 x 8 cells"),
         (changed(rows, 2, puzzle=[1] * 9), "row 2: found 9 cells in `puzzle`, expected 16"),
+        (changed(rows, 2, puzzle=[None, *rows[2]["puzzle"][1:]]), "has missing values in the column `puzzle`"),
+        (changed(rows, 2, puzzle=[1.5, *rows[2]["puzzle"][1:]]), r"its type list<.*double> is not that of a list of integers"),
+        (Dataset.from_list([row | {"solution": [*map(str, row["solution"])]} for row in rows]), "type list<.*string> is not"),
         (changed(rows, 1, puzzle=[9] * 16), r"row 1: found an id from 9 to 9 in `puzzle`.*0 to 5"),
         (changed(rows, 0, solution=[0] * 16), "row 0: the solution has only padding"),
         (changed(rows, 2, solution=wrong), f"row 2: the solution contradicts the given cell in row {given // 4 + 1}, column {given % 4 + 1}"),
