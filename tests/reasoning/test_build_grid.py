@@ -138,6 +138,17 @@ def test_csv(tmp_path):
         build(tmp_path / "empty", num_train=30, num_validation=0, num_test=5, **options)
 
 
+def test_equivalent_rows_of_a_csv_file_are_replaced(tmp_path):
+    """A file with enough different puzzles must fill the splits, although some of the sampled rows are dropped."""
+    build(tmp_path / "made", family="sudoku", size=6, num_train=60)
+    rows = [as_text(row) for row in read(tmp_path / "made", "train")]
+    rows += [tuple(board.translate(str.maketrans("123456", "234561")) for board in row) for row in rows[:15]]
+    options = {"family": "sudoku", "train_csv": write_csv(tmp_path / "train.csv", rows), "num_few_blanks": 0}
+    report = build(tmp_path / "read", num_train=40, num_validation=5, num_test=5, **options)
+    assert report["rows"] == {"train": 40, "validation": 5, "test": 5} and report["warnings"] == []
+    assert report["dropped"]["equivalent to an earlier one"] == report["drawn"] - 50 > 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -185,6 +196,8 @@ def test_csv_of_mazes(tmp_path):
         ({"family": "maze", "clues": 12}, "`clues` has no effect"),
         ({"family": "maze", "num_few_blanks": 12}, "`num_few_blanks` has no effect"),
         ({"family": "sudoku", "test_csv": "a.csv"}, "without `train_csv`"),
+        ({"family": "sudoku", "test_csv": "a.csv", "train_csv": "./a.csv"}, "are the same file"),
+        ({"family": "sudoku", "test_csv": "a.csv", "train_csv": "b.csv", "num_test": 0}, "`num_test` is 0"),
         ({"family": "sudoku", "train_csv": "a.csv", "clues": 3}, "`clues` is for puzzles that are made"),
         ({"family": "sudoku", "num_train": 0}, "`num_train` is 0"),
     ],

@@ -1,12 +1,15 @@
 """`trl-hrm solve`: boards of a file, what is said about the answers, and input that does not fit."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from trl_hrm import SolveConfig, solve
 from trl_hrm.reasoning import MAZE_VOCAB, HrmGridConfig, HrmGridForSolving, sudoku_vocab
+from trl_hrm.reasoning.grid_solving import read_boards
+from trl_hrm.scripts.reason import MARK
 from trl_hrm.scripts.solve import read_puzzles
 
 
@@ -103,13 +106,44 @@ def test_bad_boards(model, write, text, message):
     assert str(error.value).startswith(file)
 
 
+@pytest.mark.parametrize(
+    ("maze", "message"),
+    [
+        ("S  #G", None),
+        ("S   #", "0 cells with 'G', expected 1"),
+        ("SS G#", "2 cells with 'S', expected 1"),
+        ("SooG#", "2 cells with 'o', expected 0"),
+    ],
+)
+def test_mazes_need_a_start_and_a_goal(maze, message):
+    """The model would answer such a maze like any other, and the answer would look like a path."""
+    config = HrmGridConfig.preset("loop", vocab=MAZE_VOCAB, height=1, width=5, hidden_size=16, num_attention_heads=2)
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        read_boards(maze.splitlines(), config)
+
+
+def test_unusable_device(model, write):
+    """PyTorch's own errors would be reported as a bug of this package."""
+    with pytest.raises(ValueError, match="`device` is 'gpu0', which cannot be used: .* Set it to auto or cpu"):
+        solve(SolveConfig(model=str(model), file=write("\n".join(SOLVED)), device="gpu0"))
+
+
+def test_seed_without_effect():
+    with pytest.raises(ValueError, match="`seed` has no effect"):
+        SolveConfig(model="m", file="f", seed=3)
+    SolveConfig(model="m", file="f", seed=3, votes=2)
+
+
 def test_folder_of_a_study(model, write, tmp_path):
     # the command is used with the folder of `trl-hrm reason`, whose model is in a folder
     run = tmp_path / "run"
     run.mkdir()
-    (run / "plan.json").write_text("{}")
+    (run / MARK).write_text("{}")  # the first file of a study
     file = write("\n".join(SOLVED))
     with pytest.raises(ValueError, match="not finished"):
+        solve(SolveConfig(model=str(run), file=file))
+    (run / "results.json").write_text("{}")  # of a study with only `one_pass`, which is finished
+    with pytest.raises(ValueError, match="has no model, because none of its systems is recurrent"):
         solve(SolveConfig(model=str(run), file=file))
     (run / "model").symlink_to(model)
     assert solve(SolveConfig(model=str(run), file=file)).solutions[0].answer == SOLVED

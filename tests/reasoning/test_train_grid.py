@@ -9,7 +9,7 @@ import yaml
 from datasets import Dataset
 
 from trl_hrm.reasoning import HrmGridForSolving
-from trl_hrm.scripts.train_grid import ModelArguments, main, make_parser
+from trl_hrm.scripts.train_grid import ScriptArguments, main, make_parser
 from trl_hrm.scripts.training import short_help
 
 from .grids import sudoku_rows
@@ -74,13 +74,13 @@ def test_models_of_the_recipes(path, weights):
 
     rows = Dataset.from_list([{"family": "sudoku", "height": 9, "width": 9}])
     with torch.device("meta"):
-        model = HrmGridForSolving(parse("--config", str(path), *ON_CPU)[2].make_config(rows))
+        model = HrmGridForSolving(parse("--config", str(path), *ON_CPU)[0].make_config(rows))
     assert sum(p.numel() for name, p in model.named_parameters() if not name.startswith("puzzle_emb")) == weights
 
 
 def test_boards_come_from_the_dataset():
     rows = Dataset.from_list([{"family": "maze", "height": 7, "width": 9}])
-    config = ModelArguments(system="trm", hidden_size=32, L_cycles=4).make_config(rows)
+    config = ScriptArguments("data", system="trm", hidden_size=32, L_cycles=4).make_config(rows)
     assert (config.height, config.width, config.vocab["name"], config.vocab_size) == (7, 9, "maze", 6)
     assert (config.tie_modules, config.H_cycles, config.L_cycles, config.hidden_size) == (True, 3, 4, 32)
     for data, message in [
@@ -88,7 +88,7 @@ def test_boards_come_from_the_dataset():
         (Dataset.from_list([{"family": "chess", "height": 8, "width": 8}]), "family of the puzzles is 'chess'"),
     ]:
         with pytest.raises(ValueError, match=message):
-            ModelArguments().make_config(data)
+            ScriptArguments("data").make_config(data)
     for system, options, name in [
         ("loop", {"H_cycles": 3}, "H_cycles"),
         ("loop", {"L_cycles": 8}, "L_cycles"),
@@ -97,10 +97,13 @@ def test_boards_come_from_the_dataset():
     ]:
         # ignored cycles, or one pass that would be the loop under another name
         with pytest.raises(ValueError, match=f"`{name}` is ., but the system {system} is a control with `{name}=1`"):
-            ModelArguments(system=system, **options).make_config(rows)
-    assert ModelArguments(system="one_pass_deep", H_cycles=3, halt_max_steps=1).make_config(rows).H_layers == 3 * 12
+            ScriptArguments("data", system=system, **options).make_config(rows)
+    assert (
+        ScriptArguments("data", system="one_pass_deep", H_cycles=3, halt_max_steps=1).make_config(rows).H_layers
+        == 3 * 12
+    )
     with pytest.raises(ValueError, match="`hidden_size` would have no effect"):
-        ModelArguments(model_name_or_path="model", hidden_size=64).make_config(rows)
+        ScriptArguments("data", model_name_or_path="model", hidden_size=64).make_config(rows)
 
 
 def test_plan(folder, capsys):
@@ -154,4 +157,4 @@ def test_short_help():
     import trl_hrm.scripts.train_grid as module
 
     text = short_help(module, "trl-hrm train-grid")
-    assert "--halt_exploration_prob" in text and "--dataset_name" in text
+    assert "--halt_exploration_prob" in text and "--dataset_name" in text and "--system" in text

@@ -66,7 +66,7 @@ def read_boards(puzzle: str | Sequence, config: HrmGridConfig) -> tuple[list[lis
 
     Raises:
         `ValueError`: If a board has another size or a symbol outside the vocabulary, or if a Sudoku has a digit twice in a row,
-            column or box.
+            column or box, or a maze has not one start and one goal.
     """
     vocab = config.grid_vocab
     several = False
@@ -104,7 +104,15 @@ def read_boards(puzzle: str | Sequence, config: HrmGridConfig) -> tuple[list[lis
                     raise ValueError(
                         f"{where} has no solution: the digit {vocab.symbols[twice[0]]} is given twice in {name}. Correct the givens."
                     )
-        boards.append([index for row in rows for index in row])
+        board = [index for row in rows for index in row]
+        if vocab.name == "maze":
+            for symbol, expected in (("S", 1), ("G", 1), ("o", 0)):
+                found = board.count(vocab.symbols.index(symbol))
+                if found != expected:
+                    raise ValueError(
+                        f"{where} has {found} cells with {symbol!r}, expected {expected}: a maze has one start S, one goal G, and no path o."
+                    )
+        boards.append(board)
     return boards, several
 
 

@@ -524,8 +524,8 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
                     losses.q_continue_loss.sum(),
                     halted.sum(),
                     (halted & losses.exact).sum(),
-                    (losses.right_cells / losses.labelled_cells.clamp(min=1))[halted].sum(),
-                    batch.steps[halted].sum(),
+                    (halted * losses.right_cells / losses.labelled_cells.clamp(min=1)).sum(),
+                    (halted * batch.steps).sum(),
                 ]
             ).to(self._counts)
             self._segments += len(halted)

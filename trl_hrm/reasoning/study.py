@@ -418,7 +418,7 @@ def collect(folder: Path, plan: Mapping[str, Any], data: str | Path) -> dict[str
             Folder of the dataset.
 
     Returns:
-        `dict[str, Any]`: Results for each system, and the claims. Estimates are dictionaries with the fields of [`Estimate`].
+        `dict[str, Any]`: Results for each system, and the claims. Estimates are dictionaries with the fields of [`~reasoning.evaluate.Estimate`].
     """
     splits = {name: rows for name in SPLITS[1:] if (rows := read_split(data, name)) is not None}
     solutions = {name: np.array(rows["solution"], dtype=np.uint8) for name, rows in splits.items()}
@@ -526,7 +526,9 @@ def claims(segments: Mapping[str, int], answers: Mapping[str, Mapping[str, Answe
 
     A claim holds if its interval is above 0, and does not hold if its interval is below 0. With a margin ("suffices", "loses nothing"),
     it holds if the interval is above minus `MARGIN`, and does not hold if the interval is below minus `MARGIN`. It is open otherwise,
-    with less than three seeds, or if one part is open. Each claim is judged after equal seconds and after equal steps.
+    with less than three seeds, or if there is nothing to lose, because the system to compare with has an accuracy of at most `MARGIN`. A
+    claim with several parts does not hold if one part does not hold, and is open if one part is open. Each claim is judged after equal
+    seconds and after equal steps.
 
     Args:
         segments (`Mapping[str, int]`):
@@ -540,29 +542,15 @@ def claims(segments: Mapping[str, int], answers: Mapping[str, Mapping[str, Answe
     """
     found = []
 
-    def difference(budget: str, one: str, other: str) -> Any:
-        pair = [answers[name][budget].exact(segments[name]).astype(float) for name in (one, other)]
-        return estimate(pair[0] - pair[1], is_difference=True)
-
-    def add(claim: str, parts: Mapping[str, Callable[[str], Any]], margin: float = 0.0) -> None:
+    def compare(claim: str, one: str, others: Sequence[str], margin: float = 0.0) -> None:
+        if one not in answers or not all(other in answers for other in others):
+            return
         judged = {}
         for budget in BUDGETS:
-            estimates = {name: part(budget) for name, part in parts.items()}
-            verdicts = {one.above(-margin) for one in estimates.values()}
-            verdict = next((answer for answer in ("does not hold", "open", "holds") if answer in verdicts), "open")
-            judged[budget] = {"verdict": verdict, "parts": {name: asdict(one) for name, one in estimates.items()}}
+            right, *controls = (answers[name][budget].exact(segments[name]) for name in (one, *others))
+            titles = [f"{System(one).title} − {System(other).title}" for other in others]
+            judged[budget] = judge(dict(zip(titles, ((right, control) for control in controls), strict=True)), margin)
         found.append({"claim": claim, "margin": margin, **judged})
-
-    def compare(claim: str, one: str, others: Sequence[str], margin: float = 0.0) -> None:
-        if one in answers and all(other in answers for other in others):
-            add(
-                claim,
-                {
-                    f"{System(one).title} − {System(other).title}": partial(difference, one=one, other=other)
-                    for other in others
-                },
-                margin,
-            )
 
     passes = [name for name in ("one_pass", "one_pass_deep") if name in answers]
     hrm = next((name for name in ("hrm", "hrm_continue") if name in answers), None)
@@ -588,12 +576,21 @@ def add_within(found: list[dict[str, Any]], name: str, segments: int, answers: M
     title = System(name).title
     whole = answers["seconds"]
     more = len(whole.predictions[0].answers)
-    usual = whole.exact(segments).astype(float)
+    usual = whole.exact(segments)
     halted, needed = whole.exact_by(first_halt, segments)
-    for claim, margin, values in (
-        (f"More segments at test help ({title}: {more} instead of {segments})", 0.0, whole.exact(more) - usual),
-        (f"Halting by q loses nothing ({title}: {needed:.1f} segments on average)", MARGIN, halted - usual),
+    for claim, margin, right in (
+        (f"More segments at test help ({title}: {more} instead of {segments})", 0.0, whole.exact(more)),
+        (f"Halting by q loses nothing ({title}: {needed:.1f} segments on average)", MARGIN, halted),
     ):
-        one = estimate(values, is_difference=True)
-        part = {"verdict": one.above(-margin), "parts": {title: asdict(one)}}
-        found.append({"claim": claim, "margin": margin, "seconds": part})
+        found.append({"claim": claim, "margin": margin, "seconds": judge({title: (right, usual)}, margin)})
+
+
+def judge(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], margin: float) -> dict[str, Any]:
+    """Return the verdict of a claim, from whether each answer of a system and of its control is right. See [`claims`]."""
+    estimates = {name: estimate(1.0 * one - other, is_difference=True) for name, (one, other) in parts.items()}
+    verdicts = {
+        "open" if margin and other.mean() <= margin else estimates[name].above(-margin)
+        for name, (_, other) in parts.items()
+    }
+    verdict = next(answer for answer in ("does not hold", "open", "holds") if answer in verdicts)
+    return {"verdict": verdict, "parts": {name: asdict(one) for name, one in estimates.items()}}

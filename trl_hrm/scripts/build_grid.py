@@ -189,8 +189,16 @@ class BuildGridConfig(OutputConfig):
         for name in UNUSED[self.family]:
             if getattr(self, name) != defaults[name]:
                 raise ValueError(f"`{name}` has no effect on the family {self.family!r}. Remove it.")
-        if self.test_csv is not None and self.train_csv is None:
-            raise ValueError("`test_csv` is set without `train_csv`. Set both, or remove `test_csv`.")
+        if self.test_csv is not None:
+            if self.train_csv is None:
+                raise ValueError("`test_csv` is set without `train_csv`. Set both, or remove `test_csv`.")
+            if os.path.realpath(self.test_csv) == os.path.realpath(self.train_csv):
+                raise ValueError(
+                    f"`train_csv` and `test_csv` are the same file, {self.test_csv}. Remove `test_csv`: the test split is then taken from "
+                    "`train_csv`."
+                )
+            if not self.num_test:
+                raise ValueError("`num_test` is 0, so `test_csv` has no effect. Remove one of them.")
         if self.train_csv is not None:
             for name in ("size", "clues", "loops", "endpoints"):
                 if getattr(self, name) is not None:
@@ -272,7 +280,8 @@ def build_grid(config: BuildGridConfig) -> dict[str, Any]:
                     (config.test_csv, {"test": config.num_test}),
                 ]
             for path, sizes in plan:
-                rows = sample_csv(path, config.family, sum(sizes.values()), random)
+                # More rows than boards, because some may be dropped
+                rows = sample_csv(path, config.family, 2 * sum(sizes.values()), random)
                 if path == config.test_csv and rows[0].size != maker.size:
                     raise ValueError(
                         f"{path} has boards of {rows[0].size} rows, but {config.train_csv} has boards of {maker.size} rows. They must have the "
@@ -283,12 +292,13 @@ def build_grid(config: BuildGridConfig) -> dict[str, Any]:
                 for split, size in sizes.items():
                     if size and not filler.splits[split]:
                         raise ValueError(
-                            f"the split {split} is empty: {path} has too few different puzzles. Lower `num_train`, or set `num_{split}` to 0."
+                            f"the split {split} is empty: {len(rows):,} random rows of {path} have too few different puzzles. Lower `num_train`, "
+                            f"or set `num_{split}` to 0."
                         )
                     if len(filler.splits[split]) < size:
                         warnings.append(
-                            f"the split {split} has {len(filler.splits[split]):,} puzzles instead of {size:,}, because {path} has too few "
-                            "different ones."
+                            f"the split {split} has {len(filler.splits[split]):,} puzzles instead of {size:,}, because {len(rows):,} random rows of "
+                            f"{path} have too few different ones."
                         )
         if config.family == "sudoku":
             number = NUM_FEW_BLANKS if config.num_few_blanks is None else config.num_few_blanks

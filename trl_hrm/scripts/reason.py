@@ -11,13 +11,13 @@ If the command is interrupted, the same command resumes it, and the results are 
 """
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import COUNT, PROCESSES, SEED, Config
-from ..io import claimed_folder, read_json, shown, write_json
+from ..io import claimed_folder, read_json, shell_word, shown, write_json
 from ..processes import num_cores
 
 
@@ -287,8 +287,10 @@ class ReasonConfig(Config):
         for name in ("cycles", "trm_cycles"):
             if len(getattr(self, name)) != 2:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. It must be two numbers: H_cycles and L_cycles.")
-        if self.data is not None and self.clues is not None:
-            raise ValueError("`clues` has no effect with `data`. Remove one of them.")
+        defaults = {one.name: one.default for one in fields(self)}
+        for name in ("family", "size", "clues", "num_train", "num_validation", "num_test", "seed"):
+            if self.data is not None and getattr(self, name) != defaults[name]:
+                raise ValueError(f"`{name}` has no effect with `data`. Remove one of them.")
         if self.family == "maze" and self.clues is not None:
             raise ValueError("`clues` has no effect with mazes. Remove it.")
         if self.private and self.push_to_hub is None and self.push_dataset is None:
@@ -352,10 +354,14 @@ def reason(config: ReasonConfig) -> str:
     folder = Path(config.output_dir)
     lock = f"{MARK}.lock"
     with claimed_folder(folder, "output_dir", (MARK, "plan.json", "results.json", "report.html"), lock):
-        if config.data is not None and not Path(config.data, "build_report.json").exists():
-            raise FileNotFoundError(
-                f"{config.data} has no build_report.json. Expected a folder of `trl-hrm build-grid` as `data`."
-            )
+        if config.data is not None:
+            report = Path(config.data, "build_report.json")
+            if not report.exists():
+                raise FileNotFoundError(
+                    f"{config.data} has no build_report.json. Expected a folder of `trl-hrm build-grid` as `data`."
+                )
+            # The path says nothing about the content. Stored answers would be compared with the solutions of other puzzles
+            settings["data_content"] = read_json(report, "Build the dataset again.")["content"]
         _begin(folder, settings, config.overwrite, lock)
         return _reason(config, folder)
 
@@ -425,7 +431,7 @@ def _reason(config: ReasonConfig, folder: Path) -> str:
         push = PushDatasetConfig(inputs=[str(data)], repo_id=config.push_dataset, private=private)
         written.append(str(push_dataset(push)))
     if best:
-        written.append(f"Next: trl-hrm solve {folder} puzzle.txt")
+        written.append(f"Next: trl-hrm solve {shell_word(str(folder))} puzzle.txt")
     return "\n".join(["", format_results(results), "", *written])
 
 

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..config import COUNT, SEED, Config
-from ..io import claimed_file, dump_json, parse_json, read_text, write_or_keep
+from ..io import claimed_file, dump_json, parse_json, read_text, shown, write_or_keep
 from ..terminal import plain
+from .reason import MARK
 
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ class SolveConfig(Config):
             raise ValueError(
                 "`allow_blank_id` is for puzzles without a known id, but `puzzle_id` is set. Remove one of them."
             )
+        if self.seed and self.votes == 1 and not self.noise:
+            raise ValueError("`seed` has no effect without `votes` or `noise`. Remove it, or set one of them.")
 
 
 class Puzzle(NamedTuple):
@@ -226,7 +229,13 @@ def _solve(config: SolveConfig) -> SolveResults:
     puzzles = read_puzzles(text, config.file, model.config)
     check_puzzles(puzzles, model)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    solutions = model.to(device).solve(
+    try:
+        model = model.to(device)
+    except (AssertionError, RuntimeError) as error:  # PyTorch's messages for unknown and missing devices
+        raise ValueError(
+            f"`device` is {shown(device)}, which cannot be used: {str(error).splitlines()[0]} Set it to auto or cpu."
+        ) from None
+    solutions = model.solve(
         [puzzle.rows for puzzle in puzzles],
         segments=config.segments,
         halting=config.halting,
@@ -253,7 +262,12 @@ def load_model(config: SolveConfig) -> "HrmGridForSolving":
     name, folder = config.model, Path(config.model)
     if (folder / "model" / "config.json").is_file() and not (folder / "config.json").exists():
         name = str(folder / "model")
-    elif (folder / "plan.json").is_file():
+    elif (folder / "results.json").is_file() and (folder / MARK).is_file():
+        raise ValueError(
+            f"{config.model}: this run of `trl-hrm reason` has no model, because none of its systems is recurrent. Add one, such as hrm, "
+            "or pass the folder of a model."
+        )
+    elif (folder / MARK).is_file():
         raise ValueError(
             f"{config.model}: this run of `trl-hrm reason` is not finished. Run its command again, or pass the folder of a model."
         )

@@ -18,34 +18,29 @@ CONFIG = "HRMReasoningConfig"
 @dataclass
 class ScriptArguments(TrainingScriptArguments):
     """
-    Arguments of this script, next to [`HRMReasoningConfig`] and `ModelArguments`.
+    Arguments of this script, next to [`HRMReasoningConfig`]: the dataset, and the model as a preset with changed fields, or a model to
+    train further. The size of the boards and the vocabulary come from the dataset. [`~reasoning.HrmGridConfig`] describes the fields.
 
     Args:
         dataset_test_split (`str`, *optional*, defaults to `"validation"`): Split to evaluate on, if `eval_strategy` is set. Keep the test
             split for the end.
-    """
-
-    dataset_test_split: str = field(
-        default="validation",
-        metadata={"help": "Split to evaluate on, if `eval_strategy` is set. Keep the test split for the end."},
-    )
-
-
-@dataclass
-class ModelArguments:
-    """
-    Model to train: a preset with changed fields, or a model to train further. The size of the boards and the vocabulary come from the
-    dataset. The fields are described in [`~reasoning.HrmGridConfig`].
-
-    Args:
-        system (`str`, *optional*, defaults to `"hrm"`): Preset: `"hrm"`, `"trm"`, `"trm_mlp"`, `"loop"`, `"one_pass"` or
-            `"one_pass_deep"`.
+        plan (`bool`, *optional*, defaults to `False`): Whether to print the number of optimizer steps and the size of the model, and exit.
+        system (`str`, *optional*): Preset: `"hrm"`, `"trm"`, `"trm_mlp"`, `"loop"`, `"one_pass"` or `"one_pass_deep"`. Defaults to
+            `"hrm"`.
         model_name_or_path (`str`, *optional*): Path or Hub id of a model to train further, instead of `system`.
         hidden_size, num_attention_heads, intermediate_size, mixer_intermediate_size, H_layers, L_layers, H_cycles, L_cycles,
             halt_max_steps, continue_head, tie_modules, grad_scope, mixer, position, num_prefix_tokens, puzzle_emb_dim, loss_type
             (*optional*): Fields that differ from the preset.
     """
 
+    dataset_test_split: str = field(
+        default="validation",
+        metadata={"help": "Split to evaluate on, if `eval_strategy` is set. Keep the test split for the end."},
+    )
+    plan: bool = field(
+        default=False,
+        metadata={"help": "Print the number of optimizer steps and the size of the model, and exit."},
+    )
     system: Literal["hrm", "trm", "trm_mlp", "loop", "one_pass", "one_pass_deep"] | None = field(
         default=None, metadata={"help": "Preset of the model. Defaults to hrm."}
     )
@@ -94,7 +89,8 @@ class ModelArguments:
         """
         from ..reasoning import ARC_VOCAB, MAZE_VOCAB, HrmGridConfig, sudoku_vocab
 
-        changed = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) is not None}
+        names = {one.name for one in fields(self)} - {one.name for one in fields(TrainingScriptArguments)}
+        changed = {name: getattr(self, name) for name in sorted(names) if getattr(self, name) is not None}
         if changed.pop("model_name_or_path", None) is not None:
             if changed:
                 raise ValueError(
@@ -126,14 +122,14 @@ class ModelArguments:
         return HrmGridConfig.preset(system, vocab=vocab, height=first["height"], width=first["width"], **changed)
 
 
-def main(script_args, training_args, model_args):
+def main(script_args, training_args):
     from trl_hrm.reasoning import HRMReasoningTrainer
 
-    check_inputs(script_args, training_args, model_args)
+    check_inputs(script_args, training_args, script_args)
     train_dataset, eval_dataset = load_splits(script_args, training_args)
-    config = model_args.make_config(train_dataset)
+    config = script_args.make_config(train_dataset)
     trainer = HRMReasoningTrainer(
-        model_args.model_name_or_path if config is None else config,
+        script_args.model_name_or_path if config is None else config,
         training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
@@ -151,7 +147,7 @@ def make_parser(prog: str | None = None):
 
     from trl_hrm.reasoning import HRMReasoningConfig
 
-    return TrlParser((ScriptArguments, HRMReasoningConfig, ModelArguments), prog=prog, usage=USAGE)
+    return TrlParser((ScriptArguments, HRMReasoningConfig), prog=prog, usage=USAGE)
 
 
 if __name__ == "__main__":

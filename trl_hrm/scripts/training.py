@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 LAUNCHER = "TRL_HRM_LAUNCHER"  # environment variable with the process id of the launcher, such as `trl-hrm reward`
 USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
 MORE_OPTIONS = """\
-The options of `transformers.TrainingArguments` and `trl.ModelConfig` are also accepted, kl-self accepts the options of
-`trl.SFTConfig`, grpo the options of `trl.GRPOConfig`, and implicit-prm the options of `HRMRewardConfig` (`trl-hrm reward --help`). `--help_all` lists all of them. All other options are passed to
+The options of `transformers.TrainingArguments` are also accepted. All commands except train-grid accept the options of
+`trl.ModelConfig`, kl-self accepts the options of `trl.SFTConfig`, grpo the options of `trl.GRPOConfig`, and implicit-prm the options of `HRMRewardConfig` (`trl-hrm reward --help`). `--help_all` lists all of them. All other options are passed to
 `accelerate launch`, for example `--num_processes 2`, or `--cpu` to train on CPUs."""
 
 
