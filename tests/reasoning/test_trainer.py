@@ -360,6 +360,7 @@ def test_warm_up_longer_than_the_training(tmp_path, caplog):
         ({"halt_exploration_prob": 1.5}, "from 0 to 1"),
         ({"easier_share": -0.1}, "from 0 to 1"),
         ({"eval_segments": 0}, "at least 1"),
+        ({"data_seed": -1}, "`data_seed` is -1. It must be at least 0"),
         ({"optim": "sgd"}, "must be one of adam_atan2, adamw"),
         ({"atan2_scale": 0.0}, "greater than 0"),
         ({"ema": 1.0}, "less than 1"),

@@ -107,8 +107,8 @@ def predict(
             )
         if not 0 <= min(puzzle) <= max(puzzle) < config.vocab_size:
             raise ValueError(
-                f"Row {i} has the symbol id {max(puzzle)}, but the vocabulary of the model has {config.vocab_size} symbols. Use a model "
-                "of this kind of puzzles."
+                f"Row {i} has symbol ids from {min(puzzle)} to {max(puzzle)}, but the vocabulary of the model has the ids 0 to "
+                f"{config.vocab_size - 1}. Use a model of this kind of puzzles."
             )
     ids = None
     if config.num_puzzle_ids > 1:
@@ -124,7 +124,12 @@ def predict(
                 "not trained on."
             )
         ids = torch.tensor([puzzle_index[name] for name in names], device=model.device)
-    boards = torch.tensor(np.asarray(puzzles, dtype=np.int64), device=model.device)
+    cells = np.asarray(puzzles)
+    if cells.dtype.kind not in "iu":
+        raise ValueError(
+            f"The cells of the puzzles are of the type {cells.dtype}. Expected integers, the ids of the vocabulary."
+        )
+    boards = torch.tensor(cells.astype(np.int64), device=model.device)
     answers = np.empty((segments, len(boards), config.seq_len), np.uint8)
     q_halt = np.empty((segments, len(boards)), np.float32)
     starts: Any = range(0, len(boards), batch_size)
