@@ -26,6 +26,7 @@ from real_model import find_section
 from trl_hrm.pages.numbers import percent
 from trl_hrm.pages.page import Table
 from trl_hrm.reasoning.study_report import (
+    BLANKS,
     PAPERS,
     accuracy_table,
     difference_words,
@@ -128,7 +129,8 @@ How to read it:
 - *Equal seconds*: each training gets the same seconds of processor time, in which fast systems take more steps. *Equal steps*: each system is
   evaluated after the number of steps of the slowest one. Both are from the same trainings, because the learning rate is constant after the warm-up.
 - Intervals are 95 % intervals over test puzzles and seeds. A claim holds if its interval is above 0, does not hold if it is below 0, and is open
-  otherwise. Claims that something "suffices" or "loses nothing" allow a loss of 5 points.
+  otherwise. Claims that something "suffices" or "loses nothing" allow a loss of 5 points, and are open if the compared system solves no more than
+  5 %.
 - The loop control has the same layers as HRM in one block, and applies it once per segment. *One pass* applies this block once, and *one pass, as
   deep as HRM* applies as many different layers as a segment of HRM."""
 NEEDS_GPU = """## What cannot be shown here
@@ -282,7 +284,7 @@ def section(task: Task, results: Mapping[str, Any], pictures: Mapping[str, Seque
             "are a known failure of HRM ([arXiv 2601.10679](https://huggingface.co/papers/2601.10679)).",
             groups_table(results, "few_blanks", "number of blanks").markdown(),
         ]
-    for key, words in (("by_blanks", "number of blanks"), ("by_rating", "rating")):
+    for key, words in (("by_blanks", BLANKS[results["data"]["family"]]), ("by_rating", "rating")):
         if any(len(one[key]) > 1 for one in results["systems"].values()):
             parts += [f"### By {words}", groups_table(results, key, words).markdown()]
     parts += [

@@ -30,12 +30,16 @@ def system(title: str, seconds: float, steps: float, segments: int, rate: float 
         "steps": 2000,
         "segments": segments,
         "points": [1000, 2000],
+        "run_seconds": [60.0, 62.0],
         "exact": {"seconds": estimate(seconds), "steps": estimate(steps)},
         "cell": {"seconds": estimate(0.875), "steps": estimate(0.875)},
         "by_segment": [estimate(seconds)] * (4 * segments),
         "strategies": {
-            "seconds": {f"first_halt, {segments} segments": {**estimate(seconds), "mean_segments": 1.5}},
-            "steps": {},
+            budget: {
+                f"{name}, {segments} segments": {**estimate(seconds), "mean_segments": 1.5}
+                for name in ("first_halt", "choose_by_q")
+            }
+            for budget in ("seconds", "steps")
         },
         "by_blanks": {"24": estimate(seconds)},  # one group: no table
         "by_rating": {"0": estimate(seconds), "1 to 4": estimate(steps)},

@@ -134,6 +134,7 @@ def test_csv(tmp_path):
     options = {"family": "sudoku", "train_csv": train, "num_few_blanks": 0}
     report = build(tmp_path / "one", num_train=20, num_validation=4, num_test=6, **options)
     assert report["rows"] == {"train": 20, "validation": 4, "test": 6}
+    assert "few_blanks" not in (tmp_path / "one" / "README.md").read_text().partition("## Rebuild")[0]
     with pytest.raises(ValueError, match="the split test is empty"):
         build(tmp_path / "empty", num_train=30, num_validation=0, num_test=5, **options)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from functools import partial
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from trl_hrm import BuildGridConfig, ReasonConfig, build_grid, reason
+from trl_hrm import BuildGridConfig, ReasonConfig, SolveConfig, build_grid, reason, solve
 from trl_hrm.reasoning import HrmGridForSolving, study, sudoku_vocab
 from trl_hrm.reasoning.evaluate import GridPredictions
 from trl_hrm.reasoning.study import Answers, System, claims, collect, read_split, run_folder, train_run
@@ -394,6 +395,9 @@ def test_a_study_from_end_to_end(tmp_path):
     assert set(results["systems"]["hrm"]["tried_learning_rates"]) == {"0.001", "0.003"}
     assert "Exact accuracy" in text and "After equal steps" in text
     assert (folder / "report.html").exists() and (folder / "model" / "config.json").exists()
+    # The last line is a command that works
+    command = shlex.split(text.splitlines()[-1].removeprefix("Next: trl-hrm solve "))
+    assert len(solve(SolveConfig(model=command[0], file=command[1])).solutions) == 3
     shutil.rmtree(folder / "runs" / "hrm-0")
     reason(config())
     again = json.loads((folder / "results.json").read_text())

@@ -159,8 +159,11 @@ def test_results_of_mazes_have_no_few_blanks(results):
     for one in maze["systems"].values():
         one.pop("few_blanks")
     maze["boards"] |= {"answers": {"hrm": [[[1] * 16]] * 8}, "puzzles": [[1] * 16], "solutions": [[1] * 16]}
-    assert "few-blanks" not in render_report(maze, make_pictures(maze))
+    page = render_report(maze, make_pictures(maze))
+    assert "few-blanks" not in page
     assert "with few blanks" not in format_results(maze)
+    assert "by cells of the path" in page and "by number of blanks" not in page  # a maze has no blanks
+    assert "number of guesses" not in page
 
 
 class TestInTheBrowser:

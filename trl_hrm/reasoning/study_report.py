@@ -35,6 +35,8 @@ PAPERS = Table(
     ],
 )
 ANSWERS = {"holds": "held", "does not hold": "failed", "open": ""}  # CSS classes
+# Cells that the solution fills in, by family
+BLANKS = {"sudoku": "number of blanks", "maze": "cells of the path"}
 STRATEGY_WORDS = {"first_halt": "first halt (q > 0)", "choose_by_q": "choose by q"}
 
 
@@ -296,7 +298,7 @@ def render_report(results: Mapping[str, Any], pictures: Mapping[str, list[Pictur
         segments=segments_table(results),
         strategies=strategies_table(results),
         groups=[
-            groups_table(results, "by_blanks", "number of blanks"),
+            groups_table(results, "by_blanks", BLANKS[data["family"]]),
             groups_table(results, "by_rating", "rating"),
         ],
         few=groups_table(results, "few_blanks", "number of blanks") if "few_blanks" in data["splits"] else None,

@@ -383,9 +383,10 @@ def _about(config: BuildGridConfig, size: int) -> dict[str, str]:
     if config.family == "sudoku":
         title = f"Sudoku {size}x{size}"
         description = (
-            f"Sudoku puzzles of {size} rows and columns. Each puzzle has exactly one solution. `.` is a blank cell. The split `few_blanks` has "
-            "solved boards with 1 to 5 cells removed."
+            f"Sudoku puzzles of {size} rows and columns. Each puzzle has exactly one solution. `.` is a blank cell."
         )
+        if config.num_few_blanks != 0:
+            description += " The split `few_blanks` has solved boards with 1 to 5 cells removed."
         rating = "number of guesses that the solver of trl_hrm needs beyond naked and hidden singles"
     else:
         title = f"Mazes {size}x{size}"

@@ -32,6 +32,7 @@ OUTPUTS = {
     "logs",
     "model",
     "plan.json",
+    "puzzles.txt",
     "report.html",
     "report_files",
     "results.json",
@@ -392,7 +393,7 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool, lock: str) -
 
 def _reason(config: ReasonConfig, folder: Path) -> str:
     from ..processes import Workers
-    from ..reasoning.study import System, collect
+    from ..reasoning.study import System, collect, read_split
     from ..reasoning.study_report import format_results, versions_of, write_report
 
     systems = [System(name) for name in config.systems]  # refuses unknown names before any work
@@ -431,7 +432,10 @@ def _reason(config: ReasonConfig, folder: Path) -> str:
         push = PushDatasetConfig(inputs=[str(data)], repo_id=config.push_dataset, private=private)
         written.append(str(push_dataset(push)))
     if best:
-        written.append(f"Next: trl-hrm solve {shell_word(str(folder))} puzzle.txt")
+        # Something to solve at once, in the format of the command
+        boards = [text.partition("\n\n")[0] for text in read_split(data, "test")["text"][:3]]
+        (folder / "puzzles.txt").write_text("\n\n".join(boards) + "\n", encoding="utf-8")
+        written.append(f"Next: trl-hrm solve {shell_word(str(folder))} {shell_word(str(folder / 'puzzles.txt'))}")
     return "\n".join(["", format_results(results), "", *written])
 
 
