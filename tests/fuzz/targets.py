@@ -40,10 +40,10 @@ series:
   - {label: lowest score, results: results, curve: best_of_n/min, paper: [0.5, null]}
 """
 GRIDS = """source,question,answer,rating
-a,1.34341221434.21,1234341221434321,0
-a,1234.41221434.21,1234341221434321,1
-a,.2343412214343.1,1234341221434321,2
-a,12343.122.434321,1234341221434321,3
+a,..3....2.1....4.,1234341241232341,0
+a,.......4.3.1.2..,3412213443211243,1
+a,......43....13..,3412214342311324,2
+a,...3..122....3..,1243341221344321,3
 """
 GRID = "build-grid sudoku --train_csv grids.csv --num_train 2 --num_validation 1 --num_test 1 --num_few_blanks 0 --output_dir OUT"
 FIXTURES = Path(__file__).parents[1] / "fixtures"

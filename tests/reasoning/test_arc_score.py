@@ -118,6 +118,10 @@ class TestVotes:
         [
             ({"q_halt": [np.nan]}, "row 0 is not a number"),
             ({"rows": [{"puzzle_id": "a|9|0123456789", "puzzle": pad(np.ones((1, 1), np.uint8))}]}, "expected `task`"),
+            (
+                {"rows": [{"puzzle_id": puzzle_name("a"), "puzzle": pad(np.ones((1, 1), np.uint8), 3, 3)}]},
+                "`puzzle` of a row with the id a.* has no grid in its upper left corner",
+            ),
             ({"q_halt": [0.0, 0.0]}, "zip"),
             ({"rows": []}, "zip"),
         ],

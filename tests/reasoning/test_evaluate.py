@@ -101,7 +101,9 @@ class TestPredict:
         [
             ([], {}, "`rows` is empty"),
             ([{"puzzle": [1, 2]}], {}, "Row 0 has a puzzle of 2 cells"),
-            ([ROWS[0], {"puzzle": [1, 2, 5]}], {}, "Row 1 has the symbol id 5"),
+            ([ROWS[0], {"puzzle": [1, 2, 5]}], {}, "Row 1 has symbol ids from 1 to 5"),
+            ([ROWS[0], {"puzzle": [1, 2, -1]}], {}, "Row 1 has symbol ids from -1 to 2"),
+            ([ROWS[0], {"puzzle": [1, 2, 2.5]}], {}, "of the type float64. Expected integers"),
             (ROWS, {"segments": 0}, "`segments` is 0"),
             (ROWS, {"batch_size": 0}, "`batch_size` is 0"),
         ],

@@ -168,6 +168,8 @@ def test_metrics(tmp_path):
     assert metrics["eval_a_cell_accuracy"] == pytest.approx(right.mean())
     assert metrics["eval_b_cell_accuracy"] == pytest.approx(right[:3].mean())
     assert trainer.evaluate("b")["eval_cell_accuracy"] == pytest.approx(right[:3].mean())
+    with pytest.raises(ValueError, match="no evaluation dataset 'c'. The names are 'a', 'b'"):
+        trainer.evaluate("c")
     output = trainer.predict(rows)
     assert np.array_equal(output.predictions, answers) and np.array_equal(output.label_ids, rows["solution"][:])
     assert output.metrics["test_cell_accuracy"] == pytest.approx(right.mean())
@@ -255,6 +257,9 @@ def test_rows_that_are_refused(tmp_path):
         (changed(rows, 1, family="maze"), "row 1: found a puzzle of the family 'maze', but the vocabulary of the model is for 'sudoku'"),
         (changed(rows, 3, height=2, width=8), "row 3: found a board of 2 x 8 cells"),
         (changed(rows, 2, puzzle=[1] * 9), "row 2: found 9 cells in `puzzle`, expected 16"),
+        (changed(rows, 2, puzzle=[None, *rows[2]["puzzle"][1:]]), "has missing values in the column `puzzle`"),
+        (changed(rows, 2, puzzle=[1.5, *rows[2]["puzzle"][1:]]), r"its type list<.*double> is not that of a list of integers"),
+        (Dataset.from_list([row | {"solution": [*map(str, row["solution"])]} for row in rows]), "type list<.*string> is not"),
         (changed(rows, 1, puzzle=[9] * 16), r"row 1: found an id from 9 to 9 in `puzzle`.*0 to 5"),
         (changed(rows, 0, solution=[0] * 16), "row 0: the solution has only padding"),
         (changed(rows, 2, solution=wrong), f"row 2: the solution contradicts the given cell in row {given // 4 + 1}, column {given % 4 + 1}"),
@@ -331,6 +336,15 @@ def test_cell_accuracy_without_labels(tmp_path):
     assert all(0 <= log["cell_accuracy"] <= 1 for log in logs)
 
 
+def test_shared_puzzles_are_named(tmp_path, caplog):
+    """A split by hand may have puzzles of the training among those that the accuracy is measured on."""
+    rows = sudoku_rows(12)
+    grid_trainer(tmp_path, rows=rows.select(range(8)), eval_rows={"new": rows.select(range(8, 12))})
+    assert "also in `train_dataset`" not in caplog.text
+    grid_trainer(tmp_path, rows=rows.select(range(8)), eval_rows={"new": rows.select(range(5, 12))})
+    assert "`eval_dataset['new']` has 3 puzzles that are also in `train_dataset`" in caplog.text
+
+
 def test_warm_up_longer_than_the_training(tmp_path, caplog):
     """The default of the papers is 2,000 steps: a short training would only use a small part of the learning rate."""
     grid_trainer(tmp_path, max_steps=3, warmup_steps=2000).train()
@@ -346,6 +360,7 @@ def test_warm_up_longer_than_the_training(tmp_path, caplog):
         ({"halt_exploration_prob": 1.5}, "from 0 to 1"),
         ({"easier_share": -0.1}, "from 0 to 1"),
         ({"eval_segments": 0}, "at least 1"),
+        ({"data_seed": -1}, "`data_seed` is -1. It must be at least 0"),
         ({"optim": "sgd"}, "must be one of adam_atan2, adamw"),
         ({"atan2_scale": 0.0}, "greater than 0"),
         ({"ema": 1.0}, "less than 1"),

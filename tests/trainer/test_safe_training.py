@@ -730,10 +730,20 @@ class TestAcceptChanges:
         assert trainer._resolve(True)[0] == str(copied / "checkpoint-4")
 
 
-@pytest.mark.parametrize(("schedule", "is_said"), [("linear", True), ("constant", False)])
-def test_a_longer_training_is_logged(tmp_path, trees, caplog, schedule, is_said):
-    make_hrm(tmp_path, trees, lr_scheduler_type=schedule).train()
-    trainer = make_hrm(tmp_path, trees, lr_scheduler_type=schedule, num_train_epochs=2)
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "is_said"),
+    [
+        ("linear", 0, True),
+        ("constant", 0, False),
+        ("constant_with_warmup", 1, False),
+        ("constant_with_warmup", 0.5, True),
+    ],
+)
+def test_a_longer_training_is_logged(tmp_path, trees, caplog, schedule, warmup, is_said):
+    """A warm-up of half of the steps lasts longer in a longer training, which lowers the learning rate again."""
+    options = {"lr_scheduler_type": schedule, "warmup_steps": warmup}
+    make_hrm(tmp_path, trees, **options).train()
+    trainer = make_hrm(tmp_path, trees, num_train_epochs=2, **options)
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 8

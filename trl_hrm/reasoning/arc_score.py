@@ -75,8 +75,8 @@ class ArcVotes:
                 Halting logits of the answers, shape `(rows,)`.
 
         Raises:
-            `ValueError`: If a puzzle id is not one of an ARC task, if a halting logit is not finite, or if the numbers of rows, answers
-                and logits differ.
+            `ValueError`: If a puzzle id is not one of an ARC task, if a puzzle has no grid in its upper left corner, if a halting logit is
+                not finite, or if the numbers of rows, answers and logits differ.
         """
         probabilities = 1 / (1 + np.exp(-np.clip(np.asarray(q_halt, np.float64), -50, 50)))
         if not np.isfinite(probabilities).all():
@@ -84,8 +84,8 @@ class ArcVotes:
                 f"The halting logit of row {np.flatnonzero(~np.isfinite(probabilities))[0]} is not a number."
             )
         for row, answer, probability in zip(rows, np.asarray(answers, np.uint8), probabilities.tolist(), strict=True):
-            task, code, colours = parse_puzzle_name(row["puzzle_id"])
-            place = self._probabilities.setdefault((task, _original(row["puzzle"], code, colours)), {})
+            _, code, colours = parse_puzzle_name(row["puzzle_id"])
+            place = self._probabilities.setdefault(_of_row(row, "puzzle"), {})
             grid = _original(answer, code, colours)
             if grid:
                 place.setdefault(grid, []).append(probability)
@@ -164,9 +164,8 @@ def score_arc(
         raise ValueError(f"`attempts` is {attempts}. It must be at least 1.")
     solutions: dict[TestInput, Grid] = {}
     for row in rows:
-        task, code, colours = parse_puzzle_name(row["puzzle_id"])
-        solution = _original(row["solution"], code, colours)
-        if solutions.setdefault((task, _original(row["puzzle"], code, colours)), solution) != solution:
+        task, solution = _of_row(row, "solution")
+        if solutions.setdefault(_of_row(row, "puzzle"), solution) != solution:
             raise ValueError(
                 f"Two rows of the same test input of task {task} have different solutions, the second one with the id {row['puzzle_id']}. "
                 "Build the dataset again."
@@ -253,3 +252,15 @@ def _original(ids: Any, code: int, colours: str) -> Grid:
     """Return the grid of a padded board or an answer as a tuple, without the augmentation. It is empty if the answer is not a grid."""
     grid = undo_augmentation(crop(np.asarray(ids, np.uint8)), code, colours)
     return tuple(map(tuple, grid.tolist())) if grid.size else ()
+
+
+def _of_row(row: Mapping[str, Any], column: str) -> TestInput:
+    """Return the task of a row and a grid of it. A board without one would be counted as the same test input as all others without one."""
+    task, code, colours = parse_puzzle_name(row["puzzle_id"])
+    grid = _original(row[column], code, colours)
+    if not grid:
+        raise ValueError(
+            f"The `{column}` of a row with the id {row['puzzle_id']} has no grid in its upper left corner. Use the rows of the split `test`. "
+            "Those of `train` are moved."
+        )
+    return task, grid

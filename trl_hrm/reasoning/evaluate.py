@@ -8,7 +8,7 @@ Two accuracies are reported, always under these names: *exact accuracy* is the s
 accuracy* is the share of cells that are right, givens included.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +107,8 @@ def predict(
             )
         if not 0 <= min(puzzle) <= max(puzzle) < config.vocab_size:
             raise ValueError(
-                f"Row {i} has the symbol id {max(puzzle)}, but the vocabulary of the model has {config.vocab_size} symbols. Use a model "
-                "of this kind of puzzles."
+                f"Row {i} has symbol ids from {min(puzzle)} to {max(puzzle)}, but the vocabulary of the model has the ids 0 to "
+                f"{config.vocab_size - 1}. Use a model of this kind of puzzles."
             )
     ids = None
     if config.num_puzzle_ids > 1:
@@ -124,7 +124,12 @@ def predict(
                 "not trained on."
             )
         ids = torch.tensor([puzzle_index[name] for name in names], device=model.device)
-    boards = torch.tensor(np.asarray(puzzles, dtype=np.int64), device=model.device)
+    cells = np.asarray(puzzles)
+    if cells.dtype.kind not in "iu":
+        raise ValueError(
+            f"The cells of the puzzles are of the type {cells.dtype}. Expected integers, the ids of the vocabulary."
+        )
+    boards = torch.tensor(cells.astype(np.int64), device=model.device)
     answers = np.empty((segments, len(boards), config.seq_len), np.uint8)
     q_halt = np.empty((segments, len(boards)), np.float32)
     starts: Any = range(0, len(boards), batch_size)
@@ -251,13 +256,6 @@ def choose_by_q(predictions: GridPredictions) -> tuple[np.ndarray, np.ndarray]:
 
 def _at(predictions: GridPredictions, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return predictions.answers[places, np.arange(len(places))], places + 1
-
-
-STRATEGIES: dict[str, Callable[[GridPredictions], tuple[np.ndarray, np.ndarray]]] = {
-    "fixed": fixed,
-    "first halt": first_halt,
-    "choose by q": choose_by_q,
-}
 
 
 def vote(answers: np.ndarray, q_halt: np.ndarray) -> np.ndarray:

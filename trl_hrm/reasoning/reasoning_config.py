@@ -190,6 +190,8 @@ class HRMReasoningConfig(ResumeConfig, BaseConfig):
         for name in ("halt_exploration_prob", "easier_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. It must be from 0 to 1.")
+        if self.data_seed is not None and self.data_seed < 0:
+            raise ValueError(f"`data_seed` is {self.data_seed}. It must be at least 0.")
         if self.eval_segments is not None and self.eval_segments < 1:
             raise ValueError(f"`eval_segments` is {self.eval_segments}. It must be at least 1.")
         for name, choices in (("optim", ("adam_atan2", "adamw")), ("atan2_bias_correction", ("outside", "inside"))):

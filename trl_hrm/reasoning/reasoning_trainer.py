@@ -150,6 +150,12 @@ class GridRows:
         cls._refuse_conflicts(puzzles, solutions, names, name)
         return cls(puzzles, solutions, ids, family)
 
+    def num_in(self, other: "GridRows") -> int:
+        """Return the number of different puzzles that other rows have, too, with the same solution."""
+        mine, others = (zip(rows.puzzles, rows.solutions, strict=True) for rows in (self, other))
+        found = {puzzle.tobytes() + solution.tobytes() for puzzle, solution in mine}
+        return len(found.intersection(puzzle.tobytes() + solution.tobytes() for puzzle, solution in others))
+
     @staticmethod
     def _refuse_conflicts(puzzles: np.ndarray, solutions: np.ndarray, names: list[str], name: str) -> None:
         """Raise if a puzzle occurs twice with the same id and different solutions."""
@@ -176,9 +182,15 @@ def _boards(dataset: Dataset, column: str, config: HrmGridConfig, name: str) -> 
     parts = []
     for table in dataset.with_format("arrow").iter(batch_size=10_000):
         values = table[column].combine_chunks()
-        if values.null_count or not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
+        is_list = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+        # Other numbers and missing cells would become other ids when they are converted to bytes. Nested lists are refused by their length
+        wrong_type = not is_list or not (
+            pa.types.is_integer(values.type.value_type) or pa.types.is_list(values.type.value_type)
+        )
+        if wrong_type or values.null_count or values.flatten().null_count:
             raise ValueError(
-                f"`{name}` has missing values or no lists in the column `{column}`. It must have a list of ids per row."
+                f"`{name}` has missing values in the column `{column}`, or its type {values.type} is not that of a list of integers. It must "
+                "have a list of ids per row."
             )
         lengths = np.diff(values.offsets.to_numpy())
         wrong = np.flatnonzero(lengths != config.seq_len)
@@ -304,7 +316,12 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
             model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, callbacks=callbacks
         )
         for name, rows in self._named(eval_dataset):
-            GridRows.read(rows, config, index, f"eval_dataset[{shown(name)}]" if name else "eval_dataset")
+            shown_as = f"eval_dataset[{shown(name)}]" if name else "eval_dataset"
+            num_shared = GridRows.read(rows, config, index, shown_as).num_in(self.rows)
+            if num_shared:
+                logger.warning(
+                    f"`{shown_as}` has {num_shared:,} puzzles that are also in `train_dataset`, so its accuracy is not that of new puzzles."
+                )
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"{type(self).__name__} does not support `nn.DataParallel`, which `Trainer` uses when several GPUs are visible to a "
@@ -571,7 +588,12 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         """
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(data, str):
-            data = self.eval_dataset[data]
+            named = dict(self._named(self.eval_dataset))
+            if data not in named:
+                raise ValueError(
+                    f"There is no evaluation dataset {shown(data)}. The names are {', '.join(map(shown, named)) or 'empty'}."
+                )
+            data = named[data]
         if data is None:
             raise ValueError("The trainer has no evaluation dataset. Pass `eval_dataset`.")
         if isinstance(data, dict):

@@ -313,9 +313,9 @@ class SafeTrainingMixin:
         for name in LENGTH_ARGUMENTS:
             for line in changes.get(name, ()):
                 schedule = settings["lr_scheduler_type"]
-                effect = (
-                    "" if schedule in ENDLESS_SCHEDULES else f" The `{schedule}` schedule now spans the new length."
-                )
+                # A warm-up below 1 is a share of the length. A longer one can lower the learning rate again
+                is_endless = schedule in ENDLESS_SCHEDULES and not 0 < settings.get("warmup_steps", 0) < 1
+                effect = "" if is_endless else f" The `{schedule}` schedule now spans the new length."
                 logger.warning(f"{line}.{effect}")
         may_change = {*accepts, *LENGTH_ARGUMENTS}
         refused = [line for name, lines in changes.items() if name not in may_change for line in lines]
