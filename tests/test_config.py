@@ -108,6 +108,10 @@ WHOLE = {
     "[2, 1000]": [2],
     "[1, 1024]": [1, 2],
     "[1, 1000000]": [1, 2],
+    "[1, 80]": [1, 2],
+    "[4, 99]": [],
+    "[4, 101]": [],
+    "[0, 100000]": [0, 1, 2],
     "[0, 4294967295]": [0, 1, 2, 10**7, 2**32 - 1],
 }
 REAL = {
@@ -138,6 +142,7 @@ def test_a_number_is_refused_when_the_config_is_made(config, option):
     settings = dict.fromkeys(needed | {"problems", "policy"}, "given") | {
         "engine": "transformers",
         "suite": "prmbench",
+        "family": "sudoku",
     }
     for value in TRIED:
         given = [1, value] if option.name == "spans" else [value] if get_origin(declared) is list else value
