@@ -191,7 +191,7 @@ def format_results(results: Mapping[str, Any]) -> str:
         few = groups_table(results, "few_blanks", "number of blanks")
         short = Table(few.head, [[row[0], *(cell.partition(" (")[0] for cell in row[1:])] for row in few.rows])
         parts.append(
-            f"Boards with few blanks, on which HRM is known to fail. Exact accuracy:\n\n{short.markdown(is_aligned=True)}"
+            f"Boards with few blanks, on which HRM was reported to fail. Exact accuracy:\n\n{short.markdown(is_aligned=True)}"
         )
     lines = []
     for claim in claims_table(results):

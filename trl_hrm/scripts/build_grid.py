@@ -70,7 +70,7 @@ class BuildGridConfig(OutputConfig):
         num_test (`int`, *optional*, defaults to `500`):
             Number of test puzzles. Not for ARC.
         num_few_blanks (`int`, *optional*):
-            Number of puzzles in the split `few_blanks`: solved boards with 1 to 5 cells removed, on which HRM is known to fail. Defaults to
+            Number of puzzles in the split `few_blanks`: solved boards with 1 to 5 cells removed, on which HRM was reported to fail. Defaults to
             200 for Sudoku. Mazes have no such split.
         seed (`int`, *optional*, defaults to `42`):
             Random seed. The same seed gives the same files, with any number of processes.
@@ -162,7 +162,7 @@ class BuildGridConfig(OutputConfig):
     num_few_blanks: int | None = field(
         default=None,
         metadata={
-            "help": "Number of puzzles in the split few_blanks: solved boards with 1 to 5 cells removed, on which HRM is known to fail "
+            "help": "Number of puzzles in the split few_blanks: solved boards with 1 to 5 cells removed, on which HRM was reported to fail "
             "(default: 200 for sudoku, none for maze).",
             "range": "[0, 100000]",
         },
