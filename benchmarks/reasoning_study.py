@@ -98,7 +98,7 @@ FULL = [
             "num_validation": 50,
             "num_test": 300,
             "systems": BASIC,
-            "seconds_per_run": 40.0,
+            "seconds_per_run": 20.0,
         },
     ),
 ]
