@@ -555,7 +555,9 @@ def claims(segments: Mapping[str, int], answers: Mapping[str, Mapping[str, Answe
     passes = [name for name in ("one_pass", "one_pass_deep") if name in answers]
     hrm = next((name for name in ("hrm", "hrm_continue") if name in answers), None)
     if passes and hrm:
-        compare("Recurrence beats one pass", hrm, passes)
+        compare("HRM beats one pass", hrm, passes)
+    if passes:
+        compare("The loop without hierarchy beats one pass", "loop", passes)
     if hrm:
         compare("The hierarchy beats the same blocks in one loop", hrm, ["loop"])
     for whole, short in (("trm", "trm+one_step"), ("hrm+last_cycle", "hrm"), ("hrm+full_gradient", "hrm")):
