@@ -168,7 +168,7 @@ def test_metrics(tmp_path):
     assert metrics["eval_a_cell_accuracy"] == pytest.approx(right.mean())
     assert metrics["eval_b_cell_accuracy"] == pytest.approx(right[:3].mean())
     assert trainer.evaluate("b")["eval_cell_accuracy"] == pytest.approx(right[:3].mean())
-    with pytest.raises(ValueError, match="no evaluation dataset 'c'. The names are 'a', 'b'"):
+    with pytest.raises(ValueError, match="'c' is not the name of an evaluation dataset. The names are 'a', 'b'"):
         trainer.evaluate("c")
     output = trainer.predict(rows)
     assert np.array_equal(output.predictions, answers) and np.array_equal(output.label_ids, rows["solution"][:])
@@ -258,7 +258,7 @@ def test_rows_that_are_refused(tmp_path):
         (changed(rows, 3, height=2, width=8), "row 3: found a board of 2 x 8 cells"),
         (changed(rows, 2, puzzle=[1] * 9), "row 2: found 9 cells in `puzzle`, expected 16"),
         (changed(rows, 2, puzzle=[None, *rows[2]["puzzle"][1:]]), "has missing values in the column `puzzle`"),
-        (changed(rows, 2, puzzle=[1.5, *rows[2]["puzzle"][1:]]), r"its type list<.*double> is not that of a list of integers"),
+        (changed(rows, 2, puzzle=[1.5, *rows[2]["puzzle"][1:]]), r"it has the type list<.*double> instead of a list of integers"),
         (Dataset.from_list([row | {"solution": [*map(str, row["solution"])]} for row in rows]), "type list<.*string> is not"),
         (changed(rows, 1, puzzle=[9] * 16), r"row 1: found an id from 9 to 9 in `puzzle`.*0 to 5"),
         (changed(rows, 0, solution=[0] * 16), "row 0: the solution has only padding"),

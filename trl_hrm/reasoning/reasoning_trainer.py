@@ -81,7 +81,7 @@ class GridRows:
 
         Raises:
             `TypeError`: If `dataset` is not a `Dataset`.
-            `ValueError`: If there are no rows, a column is missing, or a row does not fit the model, or two rows contradict each other.
+            `ValueError`: If there are no rows, a column is missing, a row does not fit the model, or two rows contradict each other.
         """
         if not isinstance(dataset, Dataset):
             raise TypeError(
@@ -189,7 +189,7 @@ def _boards(dataset: Dataset, column: str, config: HrmGridConfig, name: str) -> 
         )
         if wrong_type or values.null_count or values.flatten().null_count:
             raise ValueError(
-                f"`{name}` has missing values in the column `{column}`, or its type {values.type} is not that of a list of integers. It must "
+                f"`{name}` has missing values in the column `{column}`, or it has the type {values.type} instead of a list of integers. It must "
                 "have a list of ids per row."
             )
         lengths = np.diff(values.offsets.to_numpy())
@@ -320,7 +320,7 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
             num_shared = GridRows.read(rows, config, index, shown_as).num_in(self.rows)
             if num_shared:
                 logger.warning(
-                    f"`{shown_as}` has {num_shared:,} puzzles that are also in `train_dataset`, so its accuracy is not that of new puzzles."
+                    f"`{shown_as}` has {num_shared:,} puzzles that are also in `train_dataset`, so its accuracy overestimates the accuracy on new puzzles."
                 )
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -591,7 +591,7 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
             named = dict(self._named(self.eval_dataset))
             if data not in named:
                 raise ValueError(
-                    f"There is no evaluation dataset {shown(data)}. The names are {', '.join(map(shown, named)) or 'empty'}."
+                    f"{shown(data)} is not the name of an evaluation dataset. The names are {', '.join(map(shown, named)) or 'empty'}."
                 )
             data = named[data]
         if data is None:
