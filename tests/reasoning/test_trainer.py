@@ -259,7 +259,7 @@ def test_rows_that_are_refused(tmp_path):
         (changed(rows, 2, puzzle=[1] * 9), "row 2: found 9 cells in `puzzle`, expected 16"),
         (changed(rows, 2, puzzle=[None, *rows[2]["puzzle"][1:]]), "has missing values in the column `puzzle`"),
         (changed(rows, 2, puzzle=[1.5, *rows[2]["puzzle"][1:]]), r"it has the type list<.*double> instead of a list of integers"),
-        (Dataset.from_list([row | {"solution": [*map(str, row["solution"])]} for row in rows]), "type list<.*string> is not"),
+        (Dataset.from_list([row | {"solution": [*map(str, row["solution"])]} for row in rows]), "type list<.*string> instead"),
         (changed(rows, 1, puzzle=[9] * 16), r"row 1: found an id from 9 to 9 in `puzzle`.*0 to 5"),
         (changed(rows, 0, solution=[0] * 16), "row 0: the solution has only padding"),
         (changed(rows, 2, solution=wrong), f"row 2: the solution contradicts the given cell in row {given // 4 + 1}, column {given % 4 + 1}"),
