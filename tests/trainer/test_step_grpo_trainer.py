@@ -343,7 +343,9 @@ class TestGradient:
         loss.backward()
         assert max(grad.abs().max() for grad in found.values()) > 1e-3
         for name, weight in model.named_parameters():
-            torch.testing.assert_close(found[name], weight.grad, atol=1e-7, rtol=1e-5)
+            torch.testing.assert_close(
+                found[name], weight.grad, atol=3e-7, rtol=1e-5
+            )  # float32 kernels differ between processors
 
 
 class TestLogs:

@@ -275,7 +275,10 @@ def load_model(config: SolveConfig) -> "HrmGridForSolving":
         raise FileNotFoundError(
             f"{config.model} is neither a folder nor the id of a repository on the Hub, such as me/my-sudoku-hrm."
         )
-    found = AutoConfig.from_pretrained(name, revision=config.revision)
+    try:
+        found = AutoConfig.from_pretrained(name, revision=config.revision)
+    except ValueError as error:  # of a field of `config.json`
+        raise ValueError(f"{config.model}: {error}") from error
     if not isinstance(found, HrmGridConfig):
         raise ValueError(
             f"{config.model} is a model of the type {found.model_type!r}, expected 'hrm_grid', such as trained by `trl-hrm train-grid`."
