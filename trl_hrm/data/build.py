@@ -1,7 +1,6 @@
 """Build a `DatasetDict` on disk from records: parse, apply the view, split, and write Parquet files, card and report."""
 
 import gc
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from ..io import write_json
-from ..processes import Workers
+from ..processes import Workers, num_cores
 from ..search.prompts import Prompt
 from ..search.values import RELATIVE_LABELS
 from ..step_tree import StepTree
@@ -238,8 +237,7 @@ class _Worker:
         self, function: Callable, chunks: list[dict[str, Any]], task: str = "build", **options: Any
     ) -> dict[str, list]:
         """Apply `function` to each chunk in parallel. Return the results by name, in the order of the chunks."""
-        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        num_proc = min(self.config.num_proc or num_cores, len(chunks))
+        num_proc = min(self.config.num_proc or num_cores(), len(chunks))
         function = partial(function, worker=self, **options)
         with tqdm(total=len(chunks), desc=f"{self.recipe.name}: {task}", unit="chunk") as bar:
             if num_proc == 1:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from ..config import PROCESSES, SEED, OutputConfig
 from ..io import check_regular, shell_word, shown
+from ..processes import num_cores
 
 
 NUM_FEW_BLANKS = 200
@@ -253,13 +254,12 @@ def build_grid(config: BuildGridConfig) -> dict[str, Any]:
 
     if config.family == "arc":
         return _build_arc(config)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     held_out = {"validation": config.num_validation, "test": config.num_test}
     inputs = [path for path in (config.train_csv, config.test_csv) if path is not None]
     with claimed_output(config, inputs) as output:
         for path in inputs:
             check_regular(path)  # before any progress bar
-        filler = SplitFiller(config.num_proc or cores)
+        filler = SplitFiller(config.num_proc or num_cores())
         warnings = []
         if config.train_csv is None:
             maker = BoardMaker(
@@ -326,13 +326,12 @@ def _build_arc(config: BuildGridConfig) -> dict[str, Any]:
     from ..reasoning.data.arc import BUNDLED, plan_arc
     from ..reasoning.data.build import GridReport, arc_splits, write_grids
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     folders = [source for source in config.sources if source not in BUNDLED]
     with claimed_output(config, folders) as output:
         plan = plan_arc(config.sources, num_validation_tasks=config.num_validation_tasks or 0, seed=config.seed)
         splits, facts = arc_splits(
             plan,
-            config.num_proc or cores,
+            config.num_proc or num_cores(),
             num_augmentations=1000 if config.num_augmentations is None else config.num_augmentations,
             translation=config.translation is not False,
             seed=config.seed,
