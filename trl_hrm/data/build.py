@@ -20,6 +20,7 @@ from ..processes import Workers, num_cores
 from ..search.prompts import Prompt
 from ..search.values import RELATIVE_LABELS
 from ..step_tree import StepTree
+from .benchmark_rows import ORIGINAL_PROMPT
 from .build_config import BuildConfig
 from .build_report import BuildReport, count_row, dump_counts, load_counts, nest_counts
 from .card import build_card, build_command
@@ -73,7 +74,7 @@ class Recipe:
         inputs (`list[str]`):
             Files or datasets, as named by the user.
         parse (`Callable[[Any, str, Counter], StepTree | list[StepTree]]`):
-            Function that returns the tree of a record, or several trees of one problem. Its arguments are the record, its location
+            Function that returns the tree of a record, or several trees. Its arguments are the record, its location
             for error messages, and a counter for notes. It raises [`Dropped`] to drop a record on purpose, [`RowError`] for an
             invalid record, which is dropped unless `config.strict` is set, and `ValueError` to stop the build.
         columns (`Mapping[str, pa.DataType]`, *optional*):
@@ -215,13 +216,17 @@ class _Worker:
         addresses = np.concatenate([chunk.reshape(-1, 3) for chunk in found["addresses"]])
         if not len(addresses):
             return load_counts(found["counts"])
-        batches = [([], [])]
-        for group in group_equal(key for keys in found["keys"] for key in keys):
+        keys = [key for keys in found["keys"] for key in keys]
+        batches = [([], [], [])]
+        for group in group_equal(keys):
             if len(batches[-1][0]) >= GROUPED_ROWS:
-                batches.append(([], []))
+                batches.append(([], [], []))
             batches[-1][0].extend(group)
             batches[-1][1].append(len(group))
-        written = self.map(_write_groups, [{"addresses": addresses[i].ravel(), "sizes": n} for i, n in batches])
+            batches[-1][2].append(keys[group[0]])
+        written = self.map(
+            _write_groups, [{"addresses": addresses[i].ravel(), "sizes": n, "keys": k} for i, n, k in batches]
+        )
         return load_counts([*found["counts"], *written["counts"]])
 
     def chunks(self) -> list[dict[str, Any]]:
@@ -261,7 +266,7 @@ class _Worker:
         counts["records_in",] += 1
         try:
             trees = self.recipe.trees(record, where, notes)
-            if any(exclusion_key(tree.prompt) in self.excluded for tree in trees):
+            if any(exclusion_key(text) in self.excluded for tree in trees for text in (tree.prompt, _origin(tree))):
                 raise Dropped("excluded")
             trees = [tree for tree in trees if any(label is not None for label in tree.labels)]
             if not trees:
@@ -304,7 +309,7 @@ class _Worker:
         """Write the rows of a chunk, one Parquet file per split."""
         rows = {"train": [], "test": []}
         for tree in trees:
-            split = problem_split(tree.prompt, self.config.test_size, self.config.seed)
+            split = problem_split(_origin(tree), self.config.test_size, self.config.seed)
             row = sft_row(tree, self.recipe.asked) if self.config.view == "sft" else tree.to_row()
             if self.config.view in ("prm", "orm"):
                 del row["parents"]
@@ -316,6 +321,11 @@ class _Worker:
                 table = make_table(rows[split], COLUMNS | dict(self.recipe.columns), where)
                 write_part(table, Path(self.parts), split, part)
         return {"counts": dump_counts(counts)}
+
+
+def _origin(tree: StepTree) -> str:
+    """Return the problem that decides about the split, so that a modified problem is in the split of the original one."""
+    return tree.extra.get(ORIGINAL_PROMPT) or tree.prompt
 
 
 def _set_function(function: Callable) -> None:
@@ -356,7 +366,7 @@ def _count_chunk(chunk: dict[str, Any], part: int, worker: _Worker, cells: Calla
     counts = Counter()
     for where, _, record in worker.recipe.source.read(chunk):
         for tree in worker.keep(record, where, Counter(), worker.rows):
-            if problem_split(tree.prompt, worker.config.test_size, worker.config.seed) == "train":
+            if problem_split(_origin(tree), worker.config.test_size, worker.config.seed) == "train":
                 counts.update(cell for cell in cells(tree) if cell is not None)
     return {"counts": dump_counts(counts)}
 
@@ -364,8 +374,9 @@ def _count_chunk(chunk: dict[str, Any], part: int, worker: _Worker, cells: Calla
 def _index_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[str, Any]:
     counts, keys, addresses = Counter(), [], []
     for where, address, record in worker.recipe.source.read(chunk):
-        for tree in worker.keep(record, where, counts, lambda tree, notes: [tree]):
-            keys.append(text_key(tree.prompt))
+        trees = worker.keep(record, where, counts, lambda tree, notes: [tree])
+        for key in dict.fromkeys(text_key(tree.prompt) for tree in trees):  # a record may have several problems
+            keys.append(key)
             addresses.append(address)
     return {"counts": dump_counts(counts), "keys": keys, "addresses": np.array(addresses, dtype=np.int64)}
 
@@ -374,11 +385,11 @@ def _write_groups(batch: dict[str, Any], part: int, worker: _Worker) -> dict[str
     counts, trees, where = Counter(), [], ""
     numbers = iter(batch["addresses"].tolist())
     records = worker.recipe.source.pick(Address(*three) for three in zip(numbers, numbers, numbers, strict=True))
-    for size in batch["sizes"]:
+    for size, key in zip(batch["sizes"], batch["keys"], strict=True):
         chains = []
         for _ in range(size):
             where, record = next(records)
-            chains += worker.recipe.trees(record, where, Counter())
+            chains += [t for t in worker.recipe.trees(record, where, Counter()) if text_key(t.prompt) == key]
         tree, contradictions = StepTree.from_chains(chains)
         if contradictions and worker.config.view == "hrm" and tree.extra.get("label_kind") in RELATIVE_LABELS:
             raise ValueError(
