@@ -134,6 +134,14 @@ class TestPages:
             assert "<script" not in text and "<img" not in text and "\u202e" not in text
         assert page.count("&lt;script&gt;") == 1 + 2 + 4  # prompt, reward names, texts
 
+    def test_formulas(self):
+        text = r"$x^2$ costs $5."
+        page = steps_page(1, logs_of((ScoredCompletion([text], [[(0, len(text))]], [0.5], 0.5), None), prompts=["$y$"]))
+        assert re.findall('<math display="inline"><mrow>(.*?)</mrow></math></span>([^<]*)', page) == [
+            ("<mi>y</mi>", ""),
+            ("<msup><mi>x</mi><mn>2</mn></msup>", " costs $5."),
+        ]
+
     def test_no_steps(self):
         page = steps_page(1, logs_of((EMPTY, [0.0])))
         assert "rejected: too_few_steps" in page and 'class="scored"' not in page

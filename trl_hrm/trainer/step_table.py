@@ -9,6 +9,7 @@ from typing import Any
 from transformers import Trainer
 
 from ..io import replacing
+from ..pages.numbers import tint
 from ..pages.page import render
 from ..rewards import ScoredCompletion
 from ..terminal import one_line
@@ -139,18 +140,3 @@ def _pieces(scored: ScoredCompletion, values: Sequence[str] | None) -> list[dict
             end = stop
         pieces.append({"text": text[end:]})
     return [piece | {"text": piece["text"].strip()} for piece in pieces if piece["text"].strip()]
-
-
-def tint(score: float) -> str:
-    """
-    Return the colour of a score as a CSS value: orange at 0, grey at 0.5, blue at 1.
-
-    Example:
-
-    ```python
-    >>> tint(0.75)
-    'color-mix(in oklab, var(--high) 50%, var(--middle))'
-    ```
-    """
-    share = 2 * min(max(score, 0.0), 1.0) - 1
-    return f"color-mix(in oklab, var(--{'high' if share > 0 else 'low'}) {100 * abs(share):.0f}%, var(--middle))"
