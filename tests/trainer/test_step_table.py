@@ -193,7 +193,8 @@ class Backend(SimpleNamespace):
     """Stands for trackio and wandb, which have the same functions."""
 
     def __init__(self, run):
-        super().__init__(run=run, logged=[])
+        context = SimpleNamespace(current_run=SimpleNamespace(get=lambda: run))
+        super().__init__(run=run, logged=[], context_vars=context)
 
     def Html(self, data, inject):  # noqa: N802
         return ("html", data, inject)
@@ -206,7 +207,7 @@ class TestLogging:
     @pytest.mark.parametrize("run", [None, "a run"])
     def test_backends(self, tmp_path, monkeypatch, run):
         """W&B is imported but has no run if an environment variable turned it off."""
-        backends = {"trackio": Backend(None), "wandb": Backend(run)}
+        backends = {"trackio": Backend("a run"), "wandb": Backend(run)}
         for name, backend in backends.items():
             monkeypatch.setitem(sys.modules, name, backend)
         args = SimpleNamespace(output_dir=str(tmp_path), report_to=["wandb", "trackio"])
