@@ -40,6 +40,7 @@ from .forest_dataset import (
     ForestBuilder,
     ForestReport,
     flat_column,
+    longest_path,
 )
 from .hrm_reward_config import HRMRewardConfig
 from .step_trainer import StepTrainer, set_up_model, warn_of_another_format
@@ -213,7 +214,7 @@ class HRMRewardTrainer(StepTrainer):
         if isinstance(dataset, Dataset) and set(TOKEN_COLUMNS + STEP_COLUMNS) <= set(dataset.column_names):
             return dataset  # already prepared
         rows, self.reports[name] = prepare_rows(dataset, processing_class, self.step_format, args, name)
-        longest = int(flat_column(rows, "position_ids").max()) + 1
+        longest = longest_path(rows)
         if self._max_positions is not None and longest > self._max_positions:
             raise ValueError(
                 f"{name}: a path has {longest:,} tokens, but the model has {self._max_positions:,} positions. Set `max_length` to at most "
