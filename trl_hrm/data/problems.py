@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..io import shown
 from .sources import JsonLines, all_rows
 
@@ -279,8 +281,20 @@ def problem_split(text: str, test_size: float, seed: int) -> str:
     All rows of a problem are therefore in the same split, regardless of their file, their order or the number of processes, and a
     row keeps its split when other rows are added.
     """
+    return "test" if _draw(text, str(seed)) < test_size * 2**64 else "train"
+
+
+def problem_order(text: str, seed: int) -> int:
+    """
+    Return a random number from 0 to 2**64 - 1 for a problem, which decides whether a mixture with weights keeps it. Like
+    [`problem_split`], it depends only on the seed and on the text of the problem, but the two are independent of each other.
+    """
+    return _draw(text, f"mixture {seed}")
+
+
+def _draw(text: str, seed: str) -> int:
     digest = hashlib.blake2b(f"{seed}\n{normalize_problem(text).casefold()}".encode(), digest_size=8).digest()
-    return "test" if int.from_bytes(digest, "big") < test_size * 2**64 else "train"
+    return int.from_bytes(digest, "big")
 
 
 def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
@@ -326,7 +340,44 @@ def group_equal(keys: Iterable[Hashable]) -> list[list[int]]:
     return list(groups.values())
 
 
-def group_by_prompt(dataset: "Dataset") -> list[list[int]]:
+def text_keys(texts: Iterable[str]) -> np.ndarray:
+    """Return the [`text_key`] of each of N texts as two integers, shape `(N, 2)`."""
+    return np.frombuffer(b"".join(map(text_key, texts)), dtype=np.uint64).reshape(-1, 2)
+
+
+def group_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Group the positions of equal keys, in the order in which the keys first appear. Like [`group_equal`], with a few bytes of memory
+    per key instead of Python objects.
+
+    Args:
+        keys (`np.ndarray`):
+            Keys of N rows, shape `(N, 2)`. See [`text_keys`].
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: The N positions, group by group and ascending within a group, and the size of each group.
+
+    Example:
+
+    ```python
+    >>> rows, sizes = group_keys(text_keys(["a", "b", "a"]))
+    >>> rows.tolist(), sizes.tolist()
+    ([0, 2, 1], [2, 1])
+    ```
+    """
+    by_key = np.lexsort((keys[:, 1], keys[:, 0]))  # stable, so positions ascend within a group
+    found = keys[by_key]
+    is_first = np.ones(len(found), dtype=bool)
+    is_first[1:] = (found[1:] != found[:-1]).any(axis=1)
+    starts = np.flatnonzero(is_first)
+    sizes = np.diff(starts, append=len(found))
+    order = np.argsort(by_key[starts])
+    starts, sizes = starts[order], sizes[order]
+    places = np.arange(len(found)) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    return by_key[places], sizes
+
+
+def group_by_prompt(dataset: "Dataset") -> tuple[np.ndarray, np.ndarray]:
     """
     Group the row indices of a dataset by prompt, in the order in which the prompts first appear.
 
@@ -337,7 +388,8 @@ def group_by_prompt(dataset: "Dataset") -> list[list[int]]:
             Dataset with a string column `prompt`.
 
     Returns:
-        `list[list[int]]`: One list of row indices per distinct prompt.
+        `tuple[np.ndarray, np.ndarray]`: The row indices, group by group, and the size of each group. See [`group_keys`].
     """
     prompts = dataset.select_columns(["prompt"]).with_format(None)
-    return group_equal(text_key(prompt) for batch in prompts.iter(batch_size=1000) for prompt in batch["prompt"])
+    keys = [text_keys(batch["prompt"]) for batch in prompts.iter(batch_size=1000)]
+    return group_keys(np.concatenate([text_keys([]), *keys]))

@@ -14,6 +14,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from ..grading import thinking_spans
 from ..io import shown
 from ..step_tree import StepTree
@@ -26,10 +28,14 @@ from .math_shepherd import is_conversation, is_er_prm, is_math_shepherd, parse_m
 from .output import claimed_output
 from .problems import UNUSED, unused_parts, unused_warnings
 from .solutions import check_answers, count_answers, solution_warnings
-from .sources import DatasetRows, JsonLines, is_json_file, loaded_dataset
+from .sources import DatasetRows, JsonLines, MixedRows, is_json_file, loaded_dataset, refuse_repeated
 
 
 THINKING = "rows_with_thinking"
+MIXTURE_COLUMNS = {
+    "source": "the input that the row comes from, as named in the command",
+    "original_source": "the column `source` of the input",
+}
 ABOUT = {
     "title": "Step trees",
     "description": "Problems with labelled solution steps.",
@@ -47,6 +53,10 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
     In the views `"tree"` and `"hrm"`, the rows of one prompt are joined into one tree: steps with the same text after the same
     steps become one step, whose label is the mean of theirs.
 
+    Several inputs are mixed: each row gets the column `source`, and the report counts rows and labels per input. The rows of a prompt
+    are joined within an input only, so a problem of two inputs has a row of each, in the same split. Trainers join the two. With
+    `config.weights`, inputs that have more labels than their share are sampled by problem. See [`~data.build.sampling_limits`].
+
     Args:
         config ([`BuildStepwiseConfig`]):
             Inputs and options of the build.
@@ -57,18 +67,33 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
     Raises:
         `FileExistsError`: If the output exists and may not be replaced.
         `FileNotFoundError`: If an input does not exist.
-        `ValueError`: If a row is invalid, or if no row is left for training. Rows with a blank prompt or step are dropped, unless
+        `ValueError`: If an input is given twice, a row is invalid, a column has different types in two inputs, or no row is left for
+            training. Rows with a blank prompt or step are dropped, unless
             `config.strict` is set.
     """
     with ExitStack() as stack:
         output = stack.enter_context(claimed_output(config, config.inputs))
-        if len(config.inputs) == 1 and not is_json_file(config.inputs[0]):
-            # Cache next to the output: the system's temporary directory may be too small for a copy of the dataset
-            dataset = stack.enter_context(loaded_dataset(config.inputs[0], config.split, cache_parent=output.work))
-            source = DatasetRows(dataset, config.columns, config.inputs[0])
-            columns, features, options = source.types(), source.features(), {"split": config.split}
-        else:
-            source, columns, features, options = JsonLines(config.inputs, config.columns), {}, {}, {}
+        sources, options = [], {}
+        for number, name in enumerate(config.inputs):
+            refuse_repeated(name, config.inputs[:number])
+            if is_json_file(name):
+                sources.append(JsonLines([name], config.columns))
+            else:
+                # Cache next to the output: the system's temporary directory may be too small for a copy of the dataset
+                dataset = stack.enter_context(loaded_dataset(name, config.split, cache_parent=output.work))
+                sources.append(DatasetRows(dataset, config.columns, name))
+                options["split"] = config.split
+        source = sources[0] if len(sources) == 1 else MixedRows(sources, config.inputs)
+        columns, features = ({}, {}) if isinstance(source, JsonLines) else (source.types(), source.features())
+        about = ABOUT
+        if len(sources) > 1:
+            for found in (columns, features):
+                if "source" in found:
+                    found["original_source"] = found.pop("source")
+            columns["source"] = pa.string()
+            about = ABOUT | {"columns": MIXTURE_COLUMNS}
+        if config.weights is not None:
+            options["weights"] = [f"{weight:.15g}" for weight in config.weights]
         recipe = Recipe(
             name="stepwise",
             source=source,
@@ -78,7 +103,8 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
             features=features,
             join_prompts=True,
             options=options,
-            about=ABOUT,
+            about=about,
+            weights=config.weights,
             warn=partial(_warnings, source=", ".join(config.inputs)),
         )
         return build_dataset(recipe, config, output)

@@ -131,6 +131,39 @@ COUNTS = [
 
 
 @dataclass(frozen=True)
+class SamePrompt:
+    """
+    The rows of each prompt of a dataset of N rows, in 16 bytes per row.
+
+    The first row of a prompt becomes the tree of all of them. The other rows become empty and are dropped.
+
+    Args:
+        order (`np.ndarray`): Indices of the rows, with those of a prompt next to each other, shape `(N,)`.
+        starts (`np.ndarray`): For the first row of each prompt, its place in `order`, and -1 for the others, shape `(N,)`.
+        sizes (`np.ndarray`): For the first row of each prompt, the number of rows of the prompt, and 0 for the others, shape `(N,)`.
+    """
+
+    order: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "SamePrompt | None":
+        """Return the rows of each prompt, or `None` if no prompt has several rows."""
+        order, group_sizes = group_by_prompt(dataset)
+        if len(group_sizes) == len(order):
+            return None
+        places = np.cumsum(group_sizes) - group_sizes
+        starts, sizes = np.full(len(order), -1, dtype=np.int32), np.zeros(len(order), dtype=np.int32)
+        starts[order[places]], sizes[order[places]] = places, group_sizes
+        return cls(order, starts, sizes)
+
+    def rows(self, i: int) -> list[int]:
+        """Return the rows of the tree that row `i` becomes."""
+        return self.order[self.starts[i] : self.starts[i] + self.sizes[i]].tolist() if self.sizes[i] else []
+
+
+@dataclass(frozen=True)
 class ForestBuilder:
     """
     Converts step trees to forest rows. See [`HRMRewardConfig`] for details on the settings.
@@ -195,11 +228,7 @@ class ForestBuilder:
                 f"{name} has the columns {dataset.column_names}. It must have `prompt`, `completions` and `labels` "
                 "(and `parents` for trees)."
             )
-        # The first row of a prompt becomes the tree. The other rows of the prompt become empty and are dropped
-        joined: dict[int, list[int]] = {}
-        for rows in group_by_prompt(dataset):
-            if len(rows) > 1:
-                joined |= dict.fromkeys(rows[1:], []) | {rows[0]: rows}
+        joined = SamePrompt.of(dataset)
         trees = dataset.map(
             self._encode_row,
             with_indices=True,
@@ -208,24 +237,33 @@ class ForestBuilder:
             num_proc=num_proc,
             desc=f"Encoding {name}",
         )
-        report = ForestReport(rows_in=len(dataset), **{count: int(np.sum(trees[count])) for count in COUNTS})
-        lengths = np.sort(flat_column(trees, "path_lengths"))
-        if len(lengths):
-            report.max_length_p99 = int(lengths[math.ceil(len(lengths) * 99 / 100) - 1])
+        counts = {name: sum(pc.sum(values).as_py() for values in _arrow(trees, name)) for name in COUNTS}
+        report = ForestReport(rows_in=len(dataset), **counts)
+        # How many labels have each length, since a list of all lengths would grow with the dataset
+        lengths = np.zeros(0, dtype=np.int64)
+        for lists in _arrow(trees, "path_lengths"):
+            found = np.bincount(pc.list_flatten(lists).to_numpy(), minlength=len(lengths))
+            found[: len(lengths)] += lengths
+            lengths = found
+        if lengths.any():
+            kept = math.ceil(report.labels_in * 99 / 100)
+            report.max_length_p99 = int(np.searchsorted(np.cumsum(lengths), kept))
         trees = trees.remove_columns([*COUNTS, "path_lengths"])
         rows = trees.map(self._rows, batched=True, num_proc=num_proc, desc=f"Laying out {name}")
         report.describe_rows(_lengths(rows, "input_ids"), _lengths(rows, "labels"))
         if not len(rows):
             raise ValueError(f"{name}: no labelled step is left to train on ({report}).")
-        if self.label_weighting == "column" and not flat_column(rows, "label_weights").any():
+        if self.label_weighting == "column" and not any(
+            pc.list_flatten(lists).to_numpy().any() for lists in _arrow(rows, "label_weights")
+        ):
             raise ValueError(f"{name}: all `label_weights` of labelled steps are 0. At least one must be above 0.")
         return rows, report
 
     def _encode_row(
-        self, row: Mapping[str, Any], i: int, dataset: Dataset | None, joined: dict[int, list[int]], name: str
+        self, row: Mapping[str, Any], i: int, dataset: Dataset | None, joined: "SamePrompt | None", name: str
     ) -> dict[str, Any]:
         """Encode the trees of one prompt as one token tree, with the label of each labelled step and the counts."""
-        indices = joined.get(i, [i])
+        indices = [i] if joined is None else joined.rows(i)
         rows = [row] if indices == [i] else [dataset[j] for j in indices]
         places = [f"{name} row {j}" for j in indices]
         trees = [StepTree.from_row(row, where) for row, where in zip(rows, places, strict=True)]
@@ -388,6 +426,11 @@ def _lengths(rows: Dataset, column: str) -> np.ndarray:
 def flat_column(rows: Dataset, column: str) -> np.ndarray:
     """Concatenate the lists of all rows into one array."""
     return np.concatenate([np.array([], int), *(pc.list_flatten(lists).to_numpy() for lists in _arrow(rows, column))])
+
+
+def longest_path(rows: Dataset) -> int:
+    """Return the number of tokens of the longest path in the rows. The dataset must not be empty."""
+    return max(pc.max(pc.list_flatten(lists)).as_py() for lists in _arrow(rows, "position_ids")) + 1
 
 
 def _token_tree(row: Mapping[str, Any]) -> TokenTree:

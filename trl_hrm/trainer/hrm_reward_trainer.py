@@ -41,6 +41,7 @@ from .forest_dataset import (
     ForestBuilder,
     ForestReport,
     flat_column,
+    longest_path,
 )
 from .hrm_reward_config import HRMRewardConfig
 from .step_table_callback import StepTableCallback
@@ -225,7 +226,7 @@ class HRMRewardTrainer(StepTrainer):
         if name != "train_dataset":
             self._sources[name] = StepSources(dataset, *(flat_column(rows, column) for column in SOURCE_COLUMNS))
             rows = rows.remove_columns(SOURCE_COLUMNS)
-        longest = int(flat_column(rows, "position_ids").max()) + 1
+        longest = longest_path(rows)
         if self._max_positions is not None and longest > self._max_positions:
             raise ValueError(
                 f"{name}: a path has {longest:,} tokens, but the model has {self._max_positions:,} positions. Set `max_length` to at most "
