@@ -136,7 +136,9 @@ class TestPages:
 
     def test_formulas(self):
         text = r"$x^2$ costs $5."
-        page = steps_page(1, logs_of((ScoredCompletion([text], [[(0, len(text))]], [0.5], 0.5), None), prompts=["$y$"]))
+        page = steps_page(
+            1, logs_of((ScoredCompletion([text], [[(0, len(text))]], [0.5], 0.5), None), prompts=["$y$"])
+        )
         assert re.findall('<math display="inline"><mrow>(.*?)</mrow></math></span>([^<]*)', page) == [
             ("<mi>y</mi>", ""),
             ("<msup><mi>x</mi><mn>2</mn></msup>", " costs $5."),
