@@ -32,10 +32,12 @@ def random_tree(rng: random.Random) -> TokenTree:
 
 @pytest.mark.parametrize("window", [None, 1, 4])
 @pytest.mark.parametrize("block_size", [1, 3, 8, 128])
+@pytest.mark.parametrize("kept_mask_size", [0, 2**24])
 @pytest.mark.parametrize("seed", range(4))
-def test_blocks_equal_the_whole_mask(monkeypatch, seed, block_size, window):
+def test_blocks_equal_the_whole_mask(monkeypatch, seed, kept_mask_size, block_size, window):
     """A block that skips a key on the path, or includes a sibling's key, would only shift the outputs."""
     monkeypatch.setattr(tree_attention, "BLOCK_SIZE", block_size)
+    monkeypatch.setattr(tree_attention, "KEPT_MASK_SIZE", kept_mask_size)
     rng = random.Random(seed)
     rows = [TokenTree.join([random_tree(rng), random_tree(rng)]), random_tree(rng)]
     batch = pad_rows(rows, pad_token_id=0)
@@ -46,7 +48,8 @@ def test_blocks_equal_the_whole_mask(monkeypatch, seed, block_size, window):
 
     mask = tree_row_mask(batch["subtree_end"], batch["position_ids"], window)
     module = SimpleNamespace(num_key_value_groups=2, is_causal=True)
-    found, _ = tree_attention_forward(module, query, key, value, mask, scaling=0.3)
+    for _ in range(2):  # as two layers, the second with the masks of the first
+        found, _ = tree_attention_forward(module, query, key, value, mask, scaling=0.3)
     mask = visibility_mask(batch["subtree_end"], batch["position_ids"], window)
     expected = scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True).transpose(1, 2)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -97,6 +100,7 @@ def test_long_rows_equal_the_whole_mask(monkeypatch, seed, window):
     """A trunk is one causal call, and the blocks of a long row are computed again in the backward pass."""
     monkeypatch.setattr(tree_attention, "BLOCK_SIZE", 4)
     monkeypatch.setattr(tree_attention, "LONG_ROW", 8)
+    monkeypatch.setattr(tree_attention, "KEPT_KEYS", 0)
     rng = random.Random(seed)
     trees = []
     for length in (15, 1, 9):

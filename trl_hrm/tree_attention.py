@@ -8,11 +8,14 @@ On a CPU, `"sdpa"` would compute all L × L scores of a row. [`tree_attention_fo
 blocks. A block of queries `[a, b)` in depth-first order only needs the path above token `a` and the block itself,
 because the subtree of every visible key before `a` includes `a`. A row of 4,096 tokens with paths of 500 tokens costs
 as little as rows of 600 tokens, and no L × L mask is created. The tokens up to the first branch of a tree are one causal
-sequence, which needs no mask. In training, the keys and masks of all blocks would need
-memory that grows with the square of a path's length. The blocks of long rows are therefore computed again in the
-backward pass, so that the memory of a path of 32,000 tokens grows only with its length.
+sequence, which needs no mask. The masks of all blocks are made once for all layers, if they are small. For long
+paths, their size and the copied keys would grow with the square of a path's length. There, each mask is only made when
+it is needed, and blocks are computed again in the backward pass, so that the memory of a path of 32,000 tokens grows only
+with its length.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,9 +29,13 @@ from .io import shown
 
 TREE_SDPA = "tree_sdpa"
 BLOCK_SIZE = 256
-LONG_ROW = (
-    2048  # above this number of tokens, training recomputes the attention of each block, so that no block is kept
-)
+# Training recomputes the attention of the blocks of a row, so that their keys are not kept, if the row has more than LONG_ROW
+# tokens and its blocks have more than KEPT_KEYS times as many keys
+LONG_ROW = 2048
+KEPT_KEYS = 4
+KEPT_MASK_SIZE = (
+    2**24
+)  # number of elements of all masks of a forward pass (64 MiB in float32) up to which all layers share them
 
 
 def visibility_mask(
@@ -179,6 +186,75 @@ def tree_row_mask(subtree_end: torch.Tensor, position_ids: torch.Tensor, window:
     return torch.stack([subtree_end, position_ids, windows], dim=1)[:, None]
 
 
+@dataclass(frozen=True)
+class _Block:
+    """
+    Queries `[start, stop)` of a row and the keys that they attend to, ascending. `keys` is `None` if the block is the start of a
+    tree up to its first branch, which only needs causal attention.
+    """
+
+    start: int
+    stop: int
+    keys: torch.Tensor | None
+
+
+def _blocks(limits: torch.Tensor) -> Iterator[_Block]:
+    """Yield the blocks of one row. `limits` is its mask, from [`tree_row_mask`]."""
+    subtree_end, position_ids, windows = limits
+    length = len(subtree_end)
+    has_window = bool((windows < length).any())
+    breaks = torch.nonzero(position_ids[1:] != position_ids[:-1] + 1).flatten() + 1  # another branch or tree starts
+    ends = torch.cat([breaks, torch.tensor([length])])
+    start = 0
+    while start < length:
+        stop = int(ends[torch.searchsorted(ends, start, right=True)])
+        if position_ids[start] == 0 and stop - start > BLOCK_SIZE and not has_window:
+            yield _Block(start, stop, None)
+        else:
+            stop = min(start + BLOCK_SIZE, length)
+            path = torch.nonzero(subtree_end[:start] > start).flatten()
+            yield _Block(start, stop, torch.cat([path, torch.arange(start, stop)]))
+        start = stop
+
+
+def _block_bias(block: _Block, limits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the additive mask of a block, shape `(1, 1, queries, keys)`: 0, or -inf where a query does not attend to a key."""
+    subtree_end, position_ids, windows = limits
+    queries = torch.arange(block.start, block.stop)[:, None]
+    bias = torch.zeros(len(queries), len(block.keys), dtype=dtype)
+    # All queries attend to the keys before the block whose subtree does not end in it, which are most of them
+    ends = subtree_end[block.keys]
+    some = torch.nonzero((block.keys >= block.start) | (ends < block.stop)).flatten()
+    hidden = (block.keys[some] > queries) | (queries >= ends[some])
+    bias[:, some] = bias[:, some].masked_fill_(hidden, -torch.inf)
+    if (windows < len(windows)).any():
+        distance = position_ids[block.start : block.stop, None] - position_ids[block.keys]
+        bias.masked_fill_(distance >= windows[block.keys], -torch.inf)
+    return bias[None, None]
+
+
+def _blocks_and_biases(
+    attention_mask: torch.Tensor, dtype: torch.dtype
+) -> list[list[tuple[_Block, torch.Tensor | None]]]:
+    """
+    Return the blocks of each row and their additive masks, which are `None` for blocks without one and if they are large.
+
+    They are kept on the mask, which all layers of a forward pass share.
+    """
+    found = getattr(attention_mask, "_blocks_and_biases", None)
+    if found is not None and found[0] == dtype:
+        return found[1]
+    rows = [list(_blocks(limits)) for limits in attention_mask[:, 0]]
+    size = sum((one.stop - one.start) * len(one.keys) for row in rows for one in row if one.keys is not None)
+    is_kept = size <= KEPT_MASK_SIZE
+    blocks = [
+        [(one, _block_bias(one, limits, dtype) if is_kept and one.keys is not None else None) for one in row]
+        for row, limits in zip(rows, attention_mask[:, 0], strict=True)
+    ]
+    attention_mask._blocks_and_biases = dtype, blocks
+    return blocks
+
+
 def tree_attention_forward(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -206,29 +282,22 @@ def tree_attention_forward(
     if attention_mask is None or attention_mask.dtype != torch.long:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     length = query.shape[2]
-    recompute = length > LONG_ROW and torch.is_grad_enabled() and query.requires_grad
+    is_training = torch.is_grad_enabled() and query.requires_grad
     rows = []
-    for row, limits in enumerate(attention_mask[:, 0]):
+    for row, blocks in enumerate(_blocks_and_biases(attention_mask, query.dtype)):
         one_row = query[row : row + 1], key[row : row + 1], value[row : row + 1]
-        has_window = bool((limits[2] < length).any())
-        breaks = (
-            torch.nonzero(limits[1, 1:] != limits[1, :-1] + 1).flatten() + 1
-        )  # where another branch or tree starts
-        ends = torch.cat([breaks, torch.tensor([length])])
-        blocks, start = [], 0
-        while start < length:
-            end = int(ends[torch.searchsorted(ends, start, right=True)])
-            if limits[1, start] == 0 and end - start > BLOCK_SIZE and not has_window:
-                # From the first token of a tree to its first branch, every token attends to all tokens before it
-                trunk = [tensor[:, :, start:end] for tensor in one_row]
-                block, _ = sdpa_attention_forward(module, *trunk, None, **kwargs | {"is_causal": True})
+        num_keys = sum(len(block.keys) for block, _ in blocks if block.keys is not None)
+        recompute = is_training and length > LONG_ROW and num_keys > KEPT_KEYS * length
+        outputs = []
+        for block, bias in blocks:
+            if block.keys is None:
+                trunk = [tensor[:, :, block.start : block.stop] for tensor in one_row]
+                output, _ = sdpa_attention_forward(module, *trunk, None, **kwargs | {"is_causal": True})
             else:
-                end = min(start + BLOCK_SIZE, length)
-                inputs = module, *one_row, limits, start, end, kwargs
-                block = checkpoint(_attend, *inputs, use_reentrant=False) if recompute else _attend(*inputs)
-            blocks.append(block)
-            start = end
-        rows.append(torch.cat(blocks, dim=1))
+                inputs = module, *one_row, block, bias, attention_mask[row, 0], kwargs
+                output = checkpoint(_attend, *inputs, use_reentrant=False) if recompute else _attend(*inputs)
+            outputs.append(output)
+        rows.append(torch.cat(outputs, dim=1))
     return torch.cat(rows), None
 
 
@@ -237,20 +306,17 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    block: _Block,
+    bias: torch.Tensor | None,
     limits: torch.Tensor,
-    start: int,
-    stop: int,
     kwargs: dict[str, Any],
 ) -> torch.Tensor:
-    """Return the output of the queries `[start, stop)` of one row. `limits` is the mask of the row."""
-    subtree_end, position_ids, windows = limits
-    keys = torch.cat([torch.nonzero(subtree_end[:start] > start).flatten(), torch.arange(start, stop)])
-    queries = torch.arange(start, stop)[:, None]
-    mask = (keys <= queries) & (queries < subtree_end[keys])
-    mask &= position_ids[start:stop, None] - position_ids[keys] < windows[keys]
-    first = int(keys[0])
-    if len(keys) == stop - first:  # no other branch lies between the path and the block
-        key, value = key[:, :, first:stop], value[:, :, first:stop]
+    """Return the output of the queries of a block of one row. `limits` is the mask of the row."""
+    if bias is None:
+        bias = _block_bias(block, limits, query.dtype)
+    first = int(block.keys[0])
+    if len(block.keys) == block.stop - first:  # no other branch lies between the path and the block
+        key, value = key[:, :, first : block.stop], value[:, :, first : block.stop]
     else:
-        key, value = key.index_select(2, keys), value.index_select(2, keys)
-    return sdpa_attention_forward(module, query[:, :, start:stop], key, value, mask[None, None], **kwargs)[0]
+        key, value = key.index_select(2, block.keys), value.index_select(2, block.keys)
+    return sdpa_attention_forward(module, query[:, :, block.start : block.stop], key, value, bias, **kwargs)[0]
