@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From bottom to top. Groups of a layer never import each other.
 LAYERS = [
     {"_compat"},
-    {"intervals", "io", "processes", "published_formats"},
+    {"intervals", "io", "processes", "published_formats", "renamed"},
     {"config", "encoding", "forest", "schema", "terminal"},
     {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages", "errors"},
     {"tree_attention", "losses", "kl", "heads", "step_metrics", "step_credit", "grading", "tracking"},

@@ -2,10 +2,10 @@
 
 import importlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from .pages.pictures import Picture
 
@@ -41,9 +41,53 @@ def log_to_trackers(names: Iterable[str], values: Mapping[str, TrackedTable | Tr
         if name not in names:
             continue
         backend = importlib.import_module(name)
-        run = backend.run if name == "wandb" else backend.context_vars.current_run.get()
-        if run is not None:
+        if _has_run(backend):
             backend.log({key: _converted(backend, value) for key, value in values.items()})
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Raise `ImportError` if a tracker is not installed, before any work is done."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ImportError(
+                f"`report_to` has {name!r}, which is not installed. Run `pip install {name}`, or remove it."
+            )
+
+
+@contextmanager
+def tracked_run(names: Iterable[str], project: str, run_name: str | None, config: Mapping[str, Any]) -> Iterator[None]:
+    """
+    Context manager that starts a run of trackio and Weights & Biases, and ends it. A run that the program has already started is used
+    and stays open.
+
+    Args:
+        names (`Iterable[str]`):
+            `"trackio"` and `"wandb"`.
+        project (`str`):
+            Name of the project.
+        run_name (`str`, *optional*):
+            Name of the run. By default, the tracker chooses it. A run of trackio with the same name is continued.
+        config (`Mapping[str, Any]`):
+            Settings to save with the run.
+    """
+    started = []
+    try:
+        for name in names:
+            backend = importlib.import_module(name)
+            if not _has_run(backend):
+                resume = {"resume": "allow"} if name == "trackio" else {}
+                backend.init(project=project, name=run_name, config=dict(config), **resume)
+                started.append(backend)
+        yield
+    finally:
+        for backend in started:
+            backend.finish()
+
+
+def _has_run(backend: Any) -> bool:
+    """Return whether a tracker has a current run."""
+    run = backend.run if backend.__name__ == "wandb" else backend.context_vars.current_run.get()
+    return run is not None
 
 
 def _converted(backend: Any, value: Any) -> Any:
@@ -53,6 +97,7 @@ def _converted(backend: Any, value: Any) -> Any:
     if isinstance(value, TrackedPage):
         return backend.Html(value.html, inject=False)
     if isinstance(value, Picture):
+        import numpy as np
         from matplotlib.image import imread
 
         return backend.Image(np.rint(255 * imread(io.BytesIO(value.images["light"]), "png")).astype(np.uint8))

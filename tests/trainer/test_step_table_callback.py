@@ -193,35 +193,6 @@ class TestAgainstSlowScores:
         assert places[0] == places[1]
 
 
-class Backend(SimpleNamespace):
-    """Stands for trackio and wandb, which have the same classes."""
-
-    def __init__(self, run):
-        super().__init__(
-            run=run, logged=[], context_vars=SimpleNamespace(current_run=SimpleNamespace(get=lambda: run))
-        )
-
-    def Html(self, data, inject):  # noqa: N802
-        return ("html", data, inject)
-
-    def Table(self, columns, data):  # noqa: N802
-        return ("table", columns, data)
-
-    def Image(self, image):  # noqa: N802
-        return ("image", image.dtype, image.shape[2])
-
-    def log(self, values):
-        self.logged.append(values)
-
-
-@pytest.fixture
-def backends(monkeypatch):
-    backends = {"trackio": Backend("run"), "wandb": Backend("run")}
-    for name, backend in backends.items():
-        monkeypatch.setitem(sys.modules, name, backend)
-    return backends
-
-
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory, model):
     """A trainer with planted scores of 10 steps in two rows. Two errors are equal, and two steps are judged well."""
@@ -245,10 +216,10 @@ def planted_log(trainer, tmp_path, num_steps=20, report_to=(), is_main=True) -> 
 
 
 class TestPlanted:
-    def test_the_logged_table(self, planted, tmp_path, backends):
+    def test_the_logged_table(self, planted, tmp_path, trackers):
         planted_log(planted, tmp_path, report_to=["trackio", "wandb"])
-        [values] = backends["trackio"].logged
-        assert backends["wandb"].logged == [values]
+        [values] = trackers["trackio"].logged
+        assert trackers["wandb"].logged == [values]
         columns = "kind problem step label score error loss num_merged row step_index".split()
         first, second = "</p><script>alert(1)</script>\\u202e 0?", "</p><script>alert(1)</script>\\u202e 1?"
         high, low = "false positive", "false negative"
@@ -308,16 +279,16 @@ class TestPlanted:
         assert articles[0].index("0?") < articles[0].index("step 0") < articles[0].index("0.750step 1")
         assert "label 1.00 · score 0.000 · loss 0.625 · row 1, step 0" in articles[1]
 
-    def test_only_what_the_trainer_reports_to(self, planted, tmp_path, backends, monkeypatch):
+    def test_only_what_the_trainer_reports_to(self, planted, tmp_path, trackers):
         planted_log(planted, tmp_path, report_to=["tensorboard", "wandb"])
-        assert len(backends["wandb"].logged) == 1 and not backends["trackio"].logged
-        monkeypatch.setitem(sys.modules, "wandb", Backend(None))  # disabled by an environment variable
+        assert len(trackers["wandb"].logged) == 1 and not trackers["trackio"].logged
+        trackers["wandb"].run = None  # disabled by an environment variable
         planted_log(planted, tmp_path, report_to=["wandb"])
-        assert not sys.modules["wandb"].logged
+        assert len(trackers["wandb"].logged) == 1
 
-    def test_only_the_main_process(self, planted, tmp_path, backends):
+    def test_only_the_main_process(self, planted, tmp_path, trackers):
         planted_log(planted, tmp_path, report_to=["trackio"], is_main=False)
-        assert not backends["trackio"].logged and not list(tmp_path.iterdir())
+        assert not trackers["trackio"].logged and not list(tmp_path.iterdir())
 
 
 class TestErrors:
