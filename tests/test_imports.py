@@ -19,7 +19,7 @@ LAYERS = [
     {"intervals", "io", "processes", "published_formats"},
     {"config", "encoding", "forest", "messages", "schema", "terminal"},
     {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages", "errors"},
-    {"tree_attention", "losses", "kl", "heads", "step_metrics", "step_credit", "grading"},
+    {"tree_attention", "losses", "kl", "heads", "step_metrics", "step_credit", "grading", "tracking"},
     {"loading", "implicit"},
     {"search"},
     {"scoring"},

@@ -85,6 +85,7 @@ _NAMES = {
     "StepReward": "rewards",
     "StepScorer": "scoring.scorer",
     "StepSearchConfig": "scripts.step_search",
+    "StepTableCallback": "trainer.step_table_callback",
     "StepTree": "step_tree",
     "table": "scripts.table",
     "TableConfig": "scripts.table",
@@ -153,6 +154,7 @@ if TYPE_CHECKING:
     from .trainer.reward_hacking_callback import RewardHackingCallback
     from .trainer.step_grpo_config import StepGRPOConfig
     from .trainer.step_grpo_trainer import StepGRPOTrainer
+    from .trainer.step_table_callback import StepTableCallback
 
 
 def __getattr__(name: str):

@@ -57,24 +57,39 @@ class TokenTree:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def select(self, kept: np.ndarray, owned: np.ndarray) -> "TokenTree":
+        """
+        Return the tree of some tokens, with the labelled steps of a part of them.
+
+        Args:
+            kept (`np.ndarray`):
+                Whether to keep each token, bool, shape `(L,)`. The tokens above a kept token must be kept.
+            owned (`np.ndarray`):
+                Whether to keep the labelled steps that end at each token, bool, shape `(L,)`. Only kept tokens can be owned.
+        """
+        index = np.flatnonzero(kept)
+        before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int32)  # number of kept tokens before each index
+        inside = owned[self.step_positions]
+        return TokenTree(
+            input_ids=self.input_ids[index],
+            position_ids=self.position_ids[index],
+            subtree_end=before[self.subtree_end[index]],
+            step_positions=before[self.step_positions[inside]],
+            steps=self.steps[inside],
+            starts=self.starts[inside],
+        )
+
     def part(self, start: int, stop: int) -> "TokenTree":
         """
         Return the tokens in `[start, stop)`, preceded by a copy of the path above `start`.
 
         Labelled steps on the copied path are not included. They belong to the part with their original tokens.
         """
-        path = np.flatnonzero(self.subtree_end[:start] > start)
-        index = np.concatenate([path, np.arange(start, stop)])
-        shift = len(path) - start
-        inside = (self.step_positions >= start) & (self.step_positions < stop)
-        return TokenTree(
-            input_ids=self.input_ids[index],
-            position_ids=self.position_ids[index],
-            subtree_end=np.minimum(self.subtree_end[index], stop) + shift,
-            step_positions=self.step_positions[inside] + shift,
-            steps=self.steps[inside],
-            starts=self.starts[inside],
-        )
+        owned = np.zeros(len(self), dtype=bool)
+        owned[start:stop] = True
+        kept = owned.copy()
+        kept[:start] = self.subtree_end[:start] > start
+        return self.select(kept, owned)
 
     def branch_starts(self) -> np.ndarray:
         """Return the indices of tokens that start a new branch instead of continuing the token before them."""
@@ -89,9 +104,9 @@ class TokenTree:
         """
         Split the tree into parts of at most `max_length` tokens. Each labelled step is in exactly one part.
 
-        Each part repeats the path above its first token, so its logits do not change. The cuts are chosen to repeat as
-        few tokens as possible. Only branch starts are considered: a cut inside an unbranched run repeats more tokens
-        than a cut at its start, and the part after it has the same length.
+        Each part is a set of subtrees with a copy of the paths above them, so its logits do not change. From the leaves to the
+        root, the parts below each branching are packed into as few parts as the path above them leaves room for (see
+        [`pack`]), because each part repeats this path. Subtrees that share a long path are therefore packed first.
 
         Raises:
             `ValueError`: If a path is longer than `max_length`.
@@ -103,22 +118,35 @@ class TokenTree:
             )
         if len(self) <= max_length:
             return [self]
-        cuts = [0, *self.branch_starts().tolist(), len(self)]
-        repeated = [int(self.position_ids[cut]) for cut in cuts[:-1]] + [0]
-        last = len(cuts) - 1
-        best: list[tuple[int, int]] = [(0, last)] * len(cuts)  # (tokens repeated from here on, next cut)
-        for i in reversed(range(last)):
-            room = max_length - repeated[i]
-            reachable = bisect.bisect_right(cuts, cuts[i] + room, lo=i + 1)
-            best[i] = min(
-                ((repeated[j] + best[j][0], j) for j in range(i + 1, reachable)),
-                key=lambda choice: (choice[0], -choice[1]),
-            )
-        parts, i = [], 0
-        while i != last:
-            parts.append(self.part(cuts[i], cuts[best[i][1]]))
-            i = best[i][1]
-        return parts
+        # Runs of tokens without a branching: a run starts with a new branch or with the first child of a branching
+        is_start = self.position_ids[1:] != self.position_ids[:-1] + 1
+        is_start |= self.subtree_end[1:] != self.subtree_end[:-1]
+        cuts = [0, *(np.flatnonzero(is_start) + 1).tolist(), len(self)]
+        depths, ends = self.position_ids.tolist(), self.subtree_end.tolist()
+
+        def packed(below: list[tuple[int, list[int]]], room: int) -> list[tuple[int, list[int]]]:
+            groups = pack([size for size, _ in below], room)
+            return [(sum(below[i][0] for i in group), [run for i in group for run in below[i][1]]) for group in groups]
+
+        # Subtrees whose parent has not been reached: first token, and the size and runs of each of their parts
+        subtrees: list[tuple[int, list[tuple[int, list[int]]]]] = []
+        for run in reversed(range(len(cuts) - 1)):
+            start, length = cuts[run], cuts[run + 1] - cuts[run]
+            below = []
+            while subtrees and subtrees[-1][0] < ends[start]:
+                below += subtrees.pop()[1]
+            parts = packed(below, max_length - depths[start] - length) or [(0, [])]
+            subtrees.append((start, [(size + length, [run, *runs]) for size, runs in parts]))
+        roots = packed([part for _, parts in reversed(subtrees) for part in parts], max_length)
+        free = np.ones(len(self), dtype=bool)  # tokens that no earlier part owns
+        trees = []
+        for runs in sorted(sorted(runs) for _, runs in roots):
+            kept = np.zeros(len(self), dtype=bool)
+            for run in runs:
+                kept[cuts[run] : cuts[run + 1]] = True
+            trees.append(self.select(kept, kept & free))
+            free &= ~kept
+        return trees
 
     @classmethod
     def join(cls, trees: Sequence["TokenTree"]) -> "TokenTree":

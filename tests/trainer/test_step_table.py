@@ -134,6 +134,14 @@ class TestPages:
             assert "<script" not in text and "<img" not in text and "\u202e" not in text
         assert page.count("&lt;script&gt;") == 1 + 2 + 4  # prompt, reward names, texts
 
+    def test_formulas(self):
+        text = r"$x^2$ costs $5."
+        page = steps_page(1, logs_of((ScoredCompletion([text], [[(0, len(text))]], [0.5], 0.5), None), prompts=["$y$"]))
+        assert re.findall('<math display="inline"><mrow>(.*?)</mrow></math></span>([^<]*)', page) == [
+            ("<mi>y</mi>", ""),
+            ("<msup><mi>x</mi><mn>2</mn></msup>", " costs $5."),
+        ]
+
     def test_no_steps(self):
         page = steps_page(1, logs_of((EMPTY, [0.0])))
         assert "rejected: too_few_steps" in page and 'class="scored"' not in page
@@ -185,7 +193,8 @@ class Backend(SimpleNamespace):
     """Stands for trackio and wandb, which have the same functions."""
 
     def __init__(self, run):
-        super().__init__(run=run, logged=[])
+        context = SimpleNamespace(current_run=SimpleNamespace(get=lambda: run))
+        super().__init__(run=run, logged=[], context_vars=context)
 
     def Html(self, data, inject):  # noqa: N802
         return ("html", data, inject)
@@ -198,7 +207,7 @@ class TestLogging:
     @pytest.mark.parametrize("run", [None, "a run"])
     def test_backends(self, tmp_path, monkeypatch, run):
         """W&B is imported but has no run if an environment variable turned it off."""
-        backends = {"trackio": Backend(None), "wandb": Backend(run)}
+        backends = {"trackio": Backend("a run"), "wandb": Backend(run)}
         for name, backend in backends.items():
             monkeypatch.setitem(sys.modules, name, backend)
         args = SimpleNamespace(output_dir=str(tmp_path), report_to=["wandb", "trackio"])

@@ -21,6 +21,7 @@ from ..processes import Workers, num_cores
 from ..search.prompts import Prompt
 from ..search.values import RELATIVE_LABELS
 from ..step_tree import StepTree
+from .benchmark_rows import ORIGINAL_PROMPT
 from .build_config import BuildConfig
 from .build_report import BuildReport, count_row, dump_counts, load_counts, nest_counts
 from .card import build_card, build_command
@@ -85,7 +86,7 @@ class Recipe:
         inputs (`list[str]`):
             Files or datasets, as named by the user.
         parse (`Callable[[Any, str, Counter], StepTree | list[StepTree]]`):
-            Function that returns the tree of a record, or several trees of one problem. Its arguments are the record, its location
+            Function that returns the tree of a record, or several trees. Its arguments are the record, its location
             for error messages, and a counter for notes. It raises [`Dropped`] to drop a record on purpose, [`RowError`] for an
             invalid record, which is dropped unless `config.strict` is set, and `ValueError` to stop the build.
         columns (`Mapping[str, pa.DataType]`, *optional*):
@@ -307,7 +308,7 @@ class _Worker:
     def index(self, chunks: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
         """Return the counts of the chunks, and batches of about `GROUPED_ROWS` records, in which those of a prompt follow each other."""
         found = self.map(_index_chunk, chunks, "index")
-        addresses = np.concatenate([chunk.reshape(-1, 3) for chunk in found["addresses"]])
+        addresses = np.concatenate([chunk.reshape(-1, 4) for chunk in found["addresses"]])
         rows, sizes = group_keys(np.concatenate(found["keys"]))
         ends = np.cumsum(sizes)
         batches, start, group = [], 0, 0
@@ -370,16 +371,16 @@ class _Worker:
             counts["sources", source, "records_in"] += 1
         try:
             trees = self.recipe.trees(record, where, notes, number)
-            if any(exclusion_key(tree.prompt) in self.excluded for tree in trees):
+            if any(exclusion_key(text) in self.excluded for tree in trees for text in (tree.prompt, _origin(tree))):
                 raise Dropped("excluded")
-            trees = [tree for tree in trees if any(label is not None for label in tree.labels)]
+            trees = _labelled(trees)
             if not trees:
                 raise Dropped("no_labelled_step")
             rows = [row for tree in trees for row in views(tree, notes)]
             if not rows:
                 raise Dropped("no_labelled_final_step")
             if self.limits is not None and any(
-                problem_order(tree.prompt, self.config.seed) > self.limits[number] and self.split(tree) == "train"
+                problem_order(_origin(tree), self.config.seed) > self.limits[number] and self.split(tree) == "train"
                 for tree in rows
             ):
                 counts["sources", source, LEFT_OUT] += 1
@@ -407,13 +408,13 @@ class _Worker:
 
     def split(self, tree: StepTree) -> str:
         """Return the split of a tree."""
-        return problem_split(tree.prompt, self.config.test_size, self.config.seed)
+        return problem_split(_origin(tree), self.config.test_size, self.config.seed)
 
     def measured(self, number: int, tree: StepTree) -> list[tuple[int, int, int]]:
         """Return the entry of a row for [`_Worker.measure`], if it is in the train split."""
         if self.split(tree) == "test":
             return []
-        return [(number, problem_order(tree.prompt, self.config.seed), sum(one is not None for one in tree.labels))]
+        return [(number, problem_order(_origin(tree), self.config.seed), sum(one is not None for one in tree.labels))]
 
     def rows(self, tree: StepTree, notes: Counter) -> list[StepTree]:
         """Return the rows of a tree in the requested view. For `"sft"`, the parser already returns one tree per row."""
@@ -444,10 +445,19 @@ class _Worker:
                 table = make_table(rows[split], COLUMNS | dict(self.recipe.columns), where)
                 write_part(table, Path(self.parts), split, part)
         problems = [
-            (self.recipe.inputs.index(tree.extra["source"]), problem_order(tree.prompt, self.config.seed))
+            (self.recipe.inputs.index(tree.extra["source"]), problem_order(_origin(tree), self.config.seed))
             for tree in (trees if is_mixture else ())
         ]
         return {"counts": dump_counts(counts), "problems": np.array(problems, dtype=np.uint64).reshape(-1, 2)}
+
+
+def _labelled(trees: list[StepTree]) -> list[StepTree]:
+    return [tree for tree in trees if any(label is not None for label in tree.labels)]
+
+
+def _origin(tree: StepTree) -> str:
+    """Return the problem that decides about the split, so that a modified problem is in the split of the original one."""
+    return tree.extra.get(ORIGINAL_PROMPT) or tree.prompt
 
 
 def _set_function(function: Callable) -> None:
@@ -488,7 +498,7 @@ def _count_chunk(chunk: dict[str, Any], part: int, worker: _Worker, cells: Calla
     counts = Counter()
     for where, address, record in worker.recipe.source.read(chunk):
         for tree in worker.keep(record, where, address.file, Counter(), worker.rows):
-            if problem_split(tree.prompt, worker.config.test_size, worker.config.seed) == "train":
+            if worker.split(tree) == "train":
                 counts.update(cell for cell in cells(tree) if cell is not None)
     return {"counts": dump_counts(counts)}
 
@@ -505,9 +515,10 @@ def _measure_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[st
 def _index_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[str, Any]:
     counts, prompts, addresses = Counter(), [], []
     for where, address, record in worker.recipe.source.read(chunk):
-        for tree in worker.keep(record, where, address.file, counts, lambda tree, notes: [tree]):
-            prompts.append(f"{address.file}\n{tree.prompt}" if worker.recipe.is_mixture else tree.prompt)
-            addresses.append(address)
+        trees = worker.keep(record, where, address.file, counts, lambda tree, notes: [tree])
+        for number, prompt in enumerate(dict.fromkeys(tree.prompt for tree in trees)):  # a record may have several
+            prompts.append(f"{address.file}\n{prompt}" if worker.recipe.is_mixture else prompt)
+            addresses.append((*address, number))
     return {
         "counts": dump_counts(counts),
         "keys": text_keys(prompts),
@@ -532,13 +543,16 @@ def _write_groups(batch: dict[str, Any], part: int, worker: _Worker) -> dict[str
 def _joined(batch: dict[str, Any], worker: _Worker, counts: Counter) -> Iterator[tuple[int, StepTree, str]]:
     """Yield the number of the input, the row and the last location of each prompt of a batch. Notes are added to `counts`."""
     numbers = iter(batch["addresses"].tolist())
-    addresses = [Address(*three) for three in zip(numbers, numbers, numbers, strict=True)]
-    records = zip(addresses, worker.recipe.source.pick(addresses), strict=True)
+    places = zip(numbers, numbers, numbers, numbers, strict=True)
+    places = [(Address(*place[:3]), place[3]) for place in places]
+    records = zip(places, worker.recipe.source.pick(address for address, _ in places), strict=True)
     for size in batch["sizes"].tolist():
         chains = []
         for _ in range(size):
-            address, (where, record) = next(records)
-            chains += worker.recipe.trees(record, where, Counter(), address.file)
+            (address, number), (where, record) = next(records)
+            trees = _labelled(worker.recipe.trees(record, where, Counter(), address.file))
+            prompt = list(dict.fromkeys(tree.prompt for tree in trees))[number]
+            chains += [tree for tree in trees if tree.prompt == prompt]
         tree, contradictions = StepTree.from_chains(chains)
         if contradictions and worker.config.view == "hrm" and tree.extra.get("label_kind") in RELATIVE_LABELS:
             raise ValueError(

@@ -267,7 +267,8 @@ def _draw(text: str, seed: str) -> int:
 
 def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
     """
-    Return the [`exclusion_key`] of every problem in JSON files of test sets.
+    Return the [`exclusion_key`] of every problem in JSON files of test sets. Rows of PRMBench have two: the original and the modified
+    problem.
 
     Args:
         files (`Sequence[str]`):
@@ -285,7 +286,8 @@ def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
                 f"{where}: found no problem to exclude among the keys {shown(sorted(row), 200)}. It must be a non-empty string under `problem`, "
                 "`question` or `prompt`. Rename the key of the problem."
             )
-        keys.add(exclusion_key(text))
+        changed = [row.get(name) for name in ("original_question", "modified_question")]  # of PRMBench
+        keys.update(exclusion_key(one) for one in (text, *changed) if isinstance(one, str))
     return frozenset(keys)
 
 

@@ -5,7 +5,8 @@ Builder for rows in TRL's stepwise supervision format, with an optional `parents
 {"prompt": "What is 1 + 2 + 3?", "completions": ["1 + 2 = 3.", "3 + 3 = 7."], "labels": [true, false]}
 ```
 
-Math-Shepherd, ER-PRM and RLHFlow rows are detected by their keys and parsed as in [`build_math_shepherd`].
+Math-Shepherd, ER-PRM and RLHFlow rows are detected by their keys and parsed as in [`build_math_shepherd`], and rows of ProcessBench,
+MR-GSM8K, PRMBench and BIG-Bench Mistake as in [`~data.benchmark_rows.parse_benchmark_row`].
 """
 
 from collections import Counter
@@ -19,6 +20,7 @@ from ..grading import thinking_spans
 from ..io import shown
 from ..messages import plain_row
 from ..step_tree import StepTree
+from .benchmark_rows import BENCHMARK, is_benchmark_row, parse_benchmark_row
 from .build import Recipe, build_dataset
 from .build_config import BuildStepwiseConfig
 from .build_report import BuildReport
@@ -117,12 +119,19 @@ def _warnings(report: dict[str, Any], source: str) -> list[str]:
             f"{report['notes'][THINKING]:,} rows have steps with the thinking of a reasoning model. They are kept with their labels, "
             "but search and selection remove thinking before they score a solution. Remove these steps from the rows."
         )
+    benchmarks = {name.removeprefix(BENCHMARK): n for name, n in report["notes"].items() if name.startswith(BENCHMARK)}
+    if benchmarks:
+        rows = ", ".join(f"{number:,} of {name}" for name, number in benchmarks.items())
+        warnings.append(
+            f"rows of benchmarks become training data ({rows}). Do not measure on these files, and pass the files that you measure on to "
+            "--exclude."
+        )
     return warnings + unused_warnings(report["notes"])
 
 
-def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTree:
+def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTree | list[StepTree]:
     """
-    Return the validated step tree of one row.
+    Return the validated step tree of one row, or the trees of a row of PRMBench.
 
     Args:
         record (`dict[str, Any]`):
@@ -140,6 +149,8 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
     if "completions" not in record:
         if is_math_shepherd(record) or is_er_prm(record) or is_conversation(record):
             return parse_math_shepherd(record, where, notes)
+        if is_benchmark_row(record):
+            return parse_benchmark_row(record, where, notes)
         remedy = other_command(record)
         if remedy:
             raise ValueError(

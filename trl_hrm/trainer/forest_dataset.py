@@ -24,6 +24,7 @@ from ..step_tree import StepTree
 
 TOKEN_COLUMNS = ["input_ids", "position_ids", "subtree_end"]
 STEP_COLUMNS = ["step_positions", "labels", "label_weights", "num_merged"]
+SOURCE_COLUMNS = ["source_rows", "source_steps"]  # row and step of the dataset that each labelled step comes from
 PROMPT_LENGTHS = "prompt_lengths"  # number of tokens of the problem before each labelled step, for implicit rewards
 REF_LOG_PROBS = "ref_log_probs"  # log-probability of the solution up to each labelled step, of the reference model
 
@@ -177,6 +178,8 @@ class ForestBuilder:
         label_weighting (`str`): `"unique"`, `"occurrence"` or `"column"`.
         error_weight (`float`): Weight of a step with label 0 relative to a step with label 1.
         train_on_last_step_only (`bool`): Whether to keep only the label of the last step of each trajectory.
+        keep_sources (`bool`): Whether to add the columns `source_rows` and `source_steps`: the row of the dataset and the index
+            of the step in this row. For a step that occurs in several rows, the first of them.
         version (`str`): Version of this package. It is a field because `datasets` caches rows by the fields of the
             builder, not by its code.
     """
@@ -189,6 +192,7 @@ class ForestBuilder:
     label_weighting: Literal["unique", "occurrence", "column"] = "unique"
     error_weight: float = 1.0
     train_on_last_step_only: bool = False
+    keep_sources: bool = False
     version: str = __version__
 
     def __call__(self, dataset: Dataset, name: str, num_proc: int | None = None) -> tuple[Dataset, ForestReport]:
@@ -205,7 +209,8 @@ class ForestBuilder:
 
         Returns:
             `tuple[Dataset, ForestReport]`: Rows with `input_ids`, `position_ids`, `subtree_end` (one entry per token)
-            and `step_positions`, `labels`, `label_weights`, `num_merged` (one entry per labelled step).
+            and `step_positions`, `labels`, `label_weights`, `num_merged` (one entry per labelled step). With `keep_sources`, also
+            `source_rows` and `source_steps` (one entry per labelled step).
 
         Raises:
             `ValueError`: If a row is malformed, a prompt leaves no room for a step, or no label is left.
@@ -268,8 +273,9 @@ class ForestBuilder:
         labels: list[list[float]] = []
         weights: list[list[float]] = []
         num_merged: list[int] = []
+        sources: list[tuple[int, int]] = []
         path_lengths: list[int] = []  # of all labels, including dropped ones
-        for tree, where in zip(trees, places, strict=True):
+        for place, tree, where in zip(indices, trees, places, strict=True):
             kept = self._kept_labels(tree, where)
             given_weights = self._weights(tree, where)
             report.count_control_text(self.tokenizer, self.step_format, tree.prompt, tree.completions, tree.num_merged)
@@ -295,6 +301,7 @@ class ForestBuilder:
                     labels.append([])
                     weights.append([])
                     num_merged.append(tree.num_merged[i] if tree.num_merged else 1)
+                    sources.append((place, i))
                 labels[step].append(kept[i])
                 weights[step].append(given_weights[i])
         token_tree = trie.layout()
@@ -315,6 +322,9 @@ class ForestBuilder:
         columns = _columns(token_tree, means[order], step_weights[order], np.array(num_merged, dtype=np.int32)[order])
         if is_implicit:
             columns[PROMPT_LENGTHS] = token_tree.starts
+        if self.keep_sources:
+            found = np.array(sources, dtype=np.int32).reshape(-1, 2)[order]
+            columns |= dict(zip(SOURCE_COLUMNS, found.T, strict=True))
         counts = {name: getattr(report, name) for name in COUNTS}
         return columns | counts | {"path_lengths": np.array(path_lengths, dtype=np.int32)}
 
@@ -359,6 +369,10 @@ class ForestBuilder:
         """Split the trees of a batch if needed and pack the parts into rows."""
         pieces, values = [], []
         names = TOKEN_COLUMNS + STEP_COLUMNS + [PROMPT_LENGTHS] * (PROMPT_LENGTHS in batch)
+        kept = {"labels": np.float32, "label_weights": np.float32, "num_merged": np.int32}
+        if self.keep_sources:
+            names += SOURCE_COLUMNS
+            kept |= dict.fromkeys(SOURCE_COLUMNS, np.int32)
         for i in range(len(batch["input_ids"])):
             columns = {name: batch[name][i] for name in names}
             if not len(columns["labels"]):
@@ -376,12 +390,15 @@ class ForestBuilder:
             groups = [[i] for i in range(len(pieces))]
         rows = []
         for group in groups:
-            steps = [
-                np.concatenate([np.asarray(values[i][name], dtype)[pieces[i].steps] for i in group])
-                for name, dtype in (("labels", np.float32), ("label_weights", np.float32), ("num_merged", np.int32))
-            ]
+            steps = {
+                name: np.concatenate([np.asarray(values[i][name], dtype)[pieces[i].steps] for i in group])
+                for name, dtype in kept.items()
+            }
             joined = TokenTree.join([pieces[i] for i in group])
-            rows.append(_columns(joined, *steps) | {PROMPT_LENGTHS: joined.starts})
+            columns = _columns(joined, steps["labels"], steps["label_weights"], steps["num_merged"])
+            rows.append(
+                columns | {PROMPT_LENGTHS: joined.starts} | {name: steps[name] for name in names if name in steps}
+            )
         return {name: [row[name] for row in rows] for name in names}
 
 

@@ -35,6 +35,7 @@ from ..step_format import StepFormat, published_name
 from ..step_metrics import METRICS, judged_steps, step_metrics
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
 from .forest_dataset import (
+    SOURCE_COLUMNS,
     STEP_COLUMNS,
     TOKEN_COLUMNS,
     DataCollatorForForest,
@@ -44,7 +45,8 @@ from .forest_dataset import (
     longest_path,
 )
 from .hrm_reward_config import HRMRewardConfig
-from .step_trainer import StepTrainer, set_up_model, warn_of_another_format
+from .step_table_callback import StepTableCallback
+from .step_trainer import StepSources, StepTrainer, set_up_model, warn_of_another_format
 
 
 if is_peft_available():
@@ -190,6 +192,13 @@ class HRMRewardTrainer(StepTrainer):
         )
         self.label_names = ["labels", "label_weights", "num_merged"]
         self._signature_columns = TOKEN_COLUMNS + STEP_COLUMNS  # other columns are removed
+        if args.log_worst_steps:
+            if eval_dataset is None:
+                raise ValueError(
+                    f"`log_worst_steps` is {args.log_worst_steps}, but there is no evaluation. Pass an `eval_dataset`, and set "
+                    "`eval_strategy` and `eval_steps`."
+                )
+            self.add_callback(StepTableCallback(self, args.log_worst_steps))
 
     def _load_model(
         self, model: "str | PreTrainedModel | PeftModel", args: HRMRewardConfig, has_adapter: bool
@@ -215,6 +224,9 @@ class HRMRewardTrainer(StepTrainer):
         if isinstance(dataset, Dataset) and set(TOKEN_COLUMNS + STEP_COLUMNS) <= set(dataset.column_names):
             return dataset  # already prepared
         rows, self.reports[name] = prepare_rows(dataset, processing_class, self.step_format, args, name)
+        if name != "train_dataset":
+            self._sources[name] = StepSources(dataset, *(flat_column(rows, column) for column in SOURCE_COLUMNS))
+            rows = rows.remove_columns(SOURCE_COLUMNS)
         longest = longest_path(rows)
         if self._max_positions is not None and longest > self._max_positions:
             raise ValueError(
@@ -222,6 +234,11 @@ class HRMRewardTrainer(StepTrainer):
                 f"{self._max_positions:,}, which drops the steps of longer paths, or use a model with more positions."
             )
         return rows
+
+    def _source_row(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        if "completion" in row:
+            return stepwise_row(row, 0, self.step_format.step_separator, "the dataset", __version__)
+        return row
 
     def _step_logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the outputs at the step tokens, shape `(B, S, C)`. Padded steps repeat token 0."""
@@ -318,7 +335,7 @@ def prepare_rows(
             Arguments of the training.
         name (`str`):
             Name of the dataset in messages. `train_on_last_step_only` applies to `"train_dataset"`, and only it requires the column
-            of `label_weighting="column"`.
+            of `label_weighting="column"`. The rows of other datasets also have the columns `source_rows` and `source_steps`.
 
     Raises:
         `TypeError`: If the dataset is not a [`~datasets.Dataset`].
@@ -338,14 +355,15 @@ def prepare_rows(
                 f"{name}: the system messages of {other:,} of {len(dataset):,} prompts are left out. If the reward model should see a system "
                 "message, set `system_prompt` to it (with `prompt_style='chat'`), which is the same for all rows."
             )
+    is_training = name == "train_dataset"
     has_weights = "label_weights" in dataset.column_names
     label_weighting = args.label_weighting
-    if name == "train_dataset" and has_weights and label_weighting != "column":
+    if is_training and has_weights and label_weighting != "column":
         logger.warning(
             f"{name} has the column `label_weights`, which is not used. To weight the loss of each step by it, set "
             "`label_weighting='column'`. Do not use the weights of a dataset with `balance`, which would undo the balance."
         )
-    if name != "train_dataset" and not has_weights and label_weighting == "column":
+    if not is_training and not has_weights and label_weighting == "column":
         label_weighting = "unique"
     if {"completion", "label"} <= set(dataset.column_names):
         dataset = dataset.map(
@@ -368,7 +386,8 @@ def prepare_rows(
         packing=args.packing,
         label_weighting=label_weighting,
         error_weight=args.error_weight,
-        train_on_last_step_only=args.train_on_last_step_only and name == "train_dataset",
+        train_on_last_step_only=args.train_on_last_step_only and is_training,
+        keep_sources=not is_training,
     )
     with global_then_local_main_first():
         rows, report = builder(dataset, name, num_proc=args.dataset_num_proc)
