@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"_compat"},
     {"intervals", "io", "processes", "published_formats", "renamed"},
-    {"config", "encoding", "forest", "schema", "terminal"},
+    {"config", "encoding", "forest", "messages", "schema", "terminal"},
     {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages", "errors"},
     {"tree_attention", "losses", "kl", "heads", "step_metrics", "step_credit", "grading", "tracking"},
     {"loading", "implicit"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..io import shown
+from ..messages import INSTRUCTIONS, content_text, prompt_text
 from .sources import JsonLines, all_rows
 
 
@@ -24,7 +25,6 @@ PART_COLUMNS = re.compile(
     r"input|context|passage|paragraph|article|story|scenario|body|premises?|background|hints?|tables?|figures?|diagrams?|choices|options|(decoded_)?images?(_\d+)?",
     re.IGNORECASE,
 )
-INSTRUCTIONS = ("system", "developer")  # roles of messages that are not shown to the reward model
 UNUSED = "rows_with_unused_column_"  # prefix of the counts of columns that may contain a part of the problem
 _LABELLED_CHOICE = re.compile(r"\(?([A-Z])[).:]\s*(.+)", re.DOTALL)
 
@@ -111,38 +111,6 @@ def read_choices(value: Any) -> Choices | None:
     if not all(isinstance(text, (str, int, float)) and str(text).strip() for text in [*labels, *texts]):
         return None
     return Choices([str(label).strip() for label in labels], [str(text).strip() for text in texts])
-
-
-def problem_of(messages: Sequence[Mapping[str, Any]], remedy: str) -> str:
-    """
-    Return the text of the only user message. System messages are ignored.
-
-    Args:
-        messages (`Sequence[Mapping[str, Any]]`):
-            Prompt in TRL's conversational format.
-        remedy (`str`):
-            Advice at the end of the error message on how else to provide the problem.
-
-    Raises:
-        `ValueError`: If the messages are a dialogue of several turns, or contain anything other than text.
-    """
-    roles = [message["role"] for message in messages]
-    if [role for role in roles if role not in INSTRUCTIONS] != ["user"]:
-        raise ValueError(
-            f"the prompt has messages with the roles {roles}, expected exactly one user message, which the reward model is shown as the "
-            f"problem. In a dialogue, a single turn may not contain the whole problem. {remedy}"
-        )
-    return content_text(next(message["content"] for message in messages if message["role"] == "user"))
-
-
-def content_text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
-    """Return the text of a message's content, which may be a string or content blocks, or an empty string if it has none."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    kinds = sorted({block["type"] for block in content} - {"text"})
-    if kinds:
-        raise ValueError(f"a message has content of type {kinds}, but step reward models only support text.")
-    return "".join(block["text"] for block in content)
 
 
 def problem_text(record: Mapping[str, Any]) -> str | None:
@@ -385,11 +353,20 @@ def group_by_prompt(dataset: "Dataset") -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         dataset (`datasets.Dataset`):
-            Dataset with a string column `prompt`.
+            Dataset with a column `prompt` of strings or messages.
 
     Returns:
         `tuple[np.ndarray, np.ndarray]`: The row indices, group by group, and the size of each group. See [`group_keys`].
     """
     prompts = dataset.select_columns(["prompt"]).with_format(None)
-    keys = [text_keys(batch["prompt"]) for batch in prompts.iter(batch_size=1000)]
+    keys = [text_keys(map(_group_text, batch["prompt"])) for batch in prompts.iter(batch_size=1000)]
     return group_keys(np.concatenate([text_keys([]), *keys]))
+
+
+def _group_text(prompt: Any) -> str:
+    """Return the text that rows of one prompt have in common. Invalid prompts are errors when the row is read, with its location."""
+    try:
+        text = prompt_text(prompt)
+    except ValueError:
+        text = None
+    return text if isinstance(text, str) else repr(prompt)

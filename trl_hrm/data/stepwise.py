@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from ..grading import thinking_spans
 from ..io import shown
+from ..messages import plain_row
 from ..step_tree import StepTree
 from .benchmark_rows import BENCHMARK, is_benchmark_row, parse_benchmark_row
 from .build import Recipe, build_dataset
@@ -155,7 +156,8 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
             raise ValueError(
                 f"{where}: found {shown(sorted(record), 200)}, expected `prompt`, `completions` and `labels`. {remedy}"
             )
-    prompt, steps = record.get("prompt"), record.get("completions")
+    texts = plain_row(record, where)
+    prompt, steps = texts.get("prompt"), texts.get("completions")
     if isinstance(prompt, str) and not prompt.strip():
         raise RowError("blank_prompt", where, f"column `prompt` holds {shown(prompt)}, expected a non-empty string.")
     for i, step in enumerate(steps if isinstance(steps, list) else ()):
@@ -166,7 +168,7 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
                 f"`completions[{i}]` is {shown(step)}, expected a non-empty step text. Remove the step.",
             )
     notes.update(UNUSED + name for name in unused_parts(record, has_choices=False))
-    tree = StepTree.from_row(record, where)
+    tree = StepTree.from_row(texts, where)
     count_answers(tree.completions, notes, tree.parents)
     if any(map(thinking_spans, tree.completions)):
         notes[THINKING] += 1

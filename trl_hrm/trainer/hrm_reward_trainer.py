@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Value
 from transformers import (
     DataCollator,
     PreTrainedModel,
@@ -27,6 +27,7 @@ from ..heads import LABEL_NAMES, check_head, gather_steps, step_outputs
 from ..io import shown
 from ..loading import load_base_model, load_reward_model, load_tokenizer, read_step_format
 from ..losses import step_score
+from ..messages import prompt_text, step_text, system_texts
 from ..pages.papers import HRM_PAPER
 from ..rewards import separator_rule
 from ..search.steps import cut_text
@@ -345,6 +346,15 @@ def prepare_rows(
             f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because rows are joined by "
             "prompt and packed before training. Load the dataset without `streaming=True`."
         )
+    if "prompt" in dataset.column_names and not isinstance(dataset.features["prompt"], Value):
+        own = [] if step_format.system_prompt is None else [step_format.system_prompt]
+        prompts = dataset.select_columns("prompt").with_format(None)
+        other = sum(_system_texts(row["prompt"]) not in ([], own) for row in prompts)
+        if other:
+            logger.warning(
+                f"{name}: the system messages of {other:,} of {len(dataset):,} prompts are left out. If the reward model should see a system "
+                "message, set `system_prompt` to it (with `prompt_style='chat'`), which is the same for all rows."
+            )
     is_training = name == "train_dataset"
     has_weights = "label_weights" in dataset.column_names
     label_weighting = args.label_weighting
@@ -390,6 +400,14 @@ def prepare_rows(
     return rows, report
 
 
+def _system_texts(prompt: Any) -> list[str]:
+    """Return the system messages of a prompt. Invalid prompts are errors later, with their row."""
+    try:
+        return system_texts(prompt)
+    except ValueError:
+        return []
+
+
 def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str, version: str) -> dict[str, Any]:
     """
     Convert a row in TRL's unpaired preference format to the stepwise format, with a label on the last step only, and say whether it
@@ -412,11 +430,11 @@ def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str, 
         `ValueError`: If the prompt or the completion is not one text, or the completion has no steps.
     """
     texts = []
-    for column, role in (("prompt", "user"), ("completion", "assistant")):
-        value = row[column]
-        if isinstance(value, list) and all(isinstance(message, dict) for message in value):
-            messages = [message for message in value if message.get("role") != "system"]
-            value = messages[0].get("content") if [message.get("role") for message in messages] == [role] else None
+    for column, role, read in (("prompt", "user", prompt_text), ("completion", "assistant", step_text)):
+        try:
+            value = read(row[column])
+        except ValueError:
+            value = None
         if not isinstance(value, str):
             raise ValueError(
                 f"{name} row {index}: `{column}` is {shown(row[column])}. It must be a string, or a conversation with one {role} message."
