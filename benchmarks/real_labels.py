@@ -28,13 +28,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from real_model import randomize, save_section, versions
+from real_model import auroc_draws, randomize, save_section, versions
 from tqdm import tqdm
 
 from trl_hrm.data.benchmark_rows import ORIGINAL_PROMPT
@@ -43,11 +43,14 @@ from trl_hrm.evaluation.benchmarks.big_bench_mistake import BIG_BENCH_MISTAKE
 from trl_hrm.evaluation.benchmarks.prm_bench import PRM_BENCH
 from trl_hrm.evaluation.benchmarks.process_bench import PROCESS_BENCH
 from trl_hrm.evaluation.benchmarks.suite import Solution, read_suites
-from trl_hrm.intervals import T_QUANTILES
+from trl_hrm.intervals import T_QUANTILES, percentile_interval
 from trl_hrm.io import read_json, write_json
+from trl_hrm.pages.page import Table
+from trl_hrm.pages.pictures import MARKERS, THEMES, new_figure, style_axes
 
 
 HEADING = "## Real labels and a real model"
+PICTURE = "images/evidence/real-labels.png"
 SYSTEMS = {"orm": "ORM", "prm": "PRM", "hrm": "HRM", "hrm3": "HRM, up to 3 steps merged"}
 MAX_MERGE = {"orm": 1, "prm": 1, "hrm": 2, "hrm3": 3}
 ADAPTATIONS = {"lora": "LoRA", "full": "full"}
@@ -132,12 +135,12 @@ def prepare(args: argparse.Namespace, folder: Path, profile: Profile) -> dict[st
     write_rows(folder / "excluded.jsonl", [{"problem": text} for text in sorted(problems)])
     counts = {"mixture": build_mixture(args, folder, data), "tests": {}}
     for name, rows in tests.items():
-        labels = [label for row in rows for label in row["labels"] if label is not None]
+        labels = flat(rows, every_step)[1]
         problems = {row["problem"] for row in rows}
         counts["tests"][name] = {
             "problems": len(problems),
             "steps": len(labels),
-            "wrong": sum(label < 0.5 for label in labels),
+            "wrong": int((labels < 0.5).sum()),
         }
     counts["overlap"] = check_overlap(folder / "mixture", tests)
     write_json(folder / "counts.json", counts)
@@ -164,7 +167,8 @@ def make_tests(
     """
     seen = {exclusion_key(row["prompt"]) for row in trained}
     generator = np.random.default_rng(seed)
-    tests = {"prm800k": [row | {"problem": row["prompt"]} for row in held_out[: profile.prm800k]]}
+    fixes = human_steps(data / "prm800k" / "phase1_test.jsonl")
+    tests = {"prm800k": [with_corrections(row, fixes) for row in held_out[: profile.prm800k]]}
     sources = {
         "gsm8k": ([data / "processbench" / "gsm8k.json"], profile.gsm8k),
         "prmbench": ([data / "prmbench" / "subset400.jsonl"], profile.prmbench),
@@ -190,6 +194,43 @@ def make_tests(
             for solution in (solutions[i] for i in sorted(chosen))
         ]
     return tests
+
+
+def human_steps(file: Path) -> set[tuple[str, str]]:
+    """Return the pairs of a problem and a step that an annotator of PRM800K wrote, because all steps of the model were wrong."""
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {
+        (record["question"]["problem"].strip(), step["human_completion"]["text"].strip())
+        for record in records
+        for step in record["label"]["steps"] or []
+        if step["human_completion"] and step["chosen_completion"] is None
+    }
+
+
+def with_corrections(row: dict[str, Any], fixes: set[tuple[str, str]]) -> dict[str, Any]:
+    """
+    Return the tree of a problem with added steps after wrong ones, since no solution of PRM800K continues after a wrong step. Where an
+    annotator wrote a right step to replace the wrong ones, it is added after the first two of them (label 1). For comparison, the second
+    is added after the first (label 0). `is_added` marks the added steps.
+    """
+    row = {name: list(value) if isinstance(value, list) else value for name, value in row.items()}
+    labels, parents, texts = list(row["labels"]), list(row["parents"]), list(row["completions"])
+    for step, text in enumerate(texts):
+        if (row["prompt"], text) not in fixes or not labels[step]:
+            continue
+        wrong = [
+            i
+            for i, parent in enumerate(parents)
+            if parent == parents[step] and labels[i] is not None and labels[i] < 0.5
+        ]
+        wrong = wrong[:2]  # more would only add cost
+        added = [(i, text, 1.0) for i in wrong] + [(i, texts[j], 0.0) for i, j in zip(wrong, wrong[1:], strict=False)]
+        for parent, new, label in added:
+            row["parents"].append(parent)
+            row["completions"].append(new)
+            row["labels"].append(label)
+    number = len(row["labels"]) - len(labels)
+    return row | {"problem": row["prompt"], "is_added": [False] * len(labels) + [True] * number}
 
 
 def build_mixture(args: argparse.Namespace, folder: Path, data: Path) -> dict[str, Any]:
@@ -420,11 +461,6 @@ def run_untrained(args: argparse.Namespace, folder: Path) -> None:
 # Measures
 
 
-def step_scores(scores: list[list[list[float]]], spans: int) -> list[list[float]]:
-    """Return one score per step: the maximum over merged steps of up to `spans` steps."""
-    return [[max(values[:spans]) for values in row] for row in scores]
-
-
 def flat(tests: list[dict[str, Any]], kept) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
     """Return the (row, step) pairs of labelled steps that are kept, their labels, and the number of the problem of each."""
     numbers = {problem: i for i, problem in enumerate(dict.fromkeys(row["problem"] for row in tests))}
@@ -439,12 +475,18 @@ def flat(tests: list[dict[str, Any]], kept) -> tuple[list[tuple[int, int]], np.n
 
 
 def every_step(row: dict[str, Any], step: int) -> bool:
-    return True
+    return not is_added(row, step)
+
+
+def is_added(row: dict[str, Any], step: int) -> bool:
+    return "is_added" in row and row["is_added"][step]
 
 
 def after_an_error(row: dict[str, Any], step: int) -> bool:
     """Return whether the step before this one is wrong. A right step after it is a correction."""
     parent = row["parents"][step]
+    if "is_added" in row:
+        return is_added(row, step)
     return parent >= 0 and row["labels"][parent] is not None and row["labels"][parent] < 0.5
 
 
@@ -466,6 +508,305 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % t interval of the mean over seeds. Infinite for one seed."""
     half = T_QUANTILES[len(values) - 1] * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.inf
     return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+# Report
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A kind of training and how its model scores steps, over all seeds."""
+
+    title: str
+    system: str
+    adaptation: str = "lora"
+    spans: int = 1  # the score of a step is the maximum over merged steps of up to this many steps
+    separator: str = "newlines"
+    weighting: str = "unique"
+    is_early: bool = False  # the checkpoint after a quarter of the training
+
+    def scores(self, finished: dict[Job, dict[str, Any]]) -> dict[int, dict[str, list[list[float]]]]:
+        """Return the step scores of each test set, by seed."""
+        found = {}
+        for job, result in finished.items():
+            if (job.system, job.adaptation, job.separator, job.weighting) == (
+                self.system,
+                self.adaptation,
+                self.separator,
+                self.weighting,
+            ):
+                checkpoints = sorted(result["scores"], key=int)
+                scores = result["scores"][checkpoints[0 if self.is_early else -1]]
+                found[job.seed] = {
+                    test: [[max(values[: self.spans]) for values in row] for row in rows]
+                    for test, rows in scores.items()
+                }
+        return found
+
+
+MAIN = [
+    Arm("ORM", "orm"),
+    Arm("PRM", "prm"),
+    Arm("HRM, single steps", "hrm"),
+    Arm("HRM, spans 1 and 2", "hrm", spans=2),
+    Arm("HRM 3, single steps", "hrm3"),
+    Arm("HRM 3, spans 1 to 3", "hrm3", spans=3),
+]
+ARMS = MAIN + [replace(arm, title=f"{arm.title}, full", adaptation="full") for arm in MAIN]
+ARMS += [
+    Arm("PRM, a quarter of the tokens", "prm", is_early=True),
+    Arm(r"PRM, separator `\n`", "prm", separator="newline"),
+    Arm("PRM, separator ` ки`", "prm", separator="tag"),
+    Arm("PRM, weighting `occurrence`", "prm", weighting="occurrence"),
+]
+# pairs of arms: the first minus the second
+DIFFERENCES = [
+    ("PRM", "ORM"),
+    ("HRM, single steps", "PRM"),
+    ("HRM, spans 1 and 2", "PRM"),
+    ("HRM, spans 1 and 2", "HRM, single steps"),
+    ("HRM 3, spans 1 to 3", "HRM, spans 1 and 2"),
+    ("PRM, full", "PRM"),
+    ("HRM, single steps, full", "PRM, full"),
+    ("HRM, spans 1 and 2, full", "PRM, full"),
+    ("PRM", "PRM, a quarter of the tokens"),
+    (r"PRM, separator `\n`", "PRM"),
+    ("PRM, separator ` ки`", "PRM"),
+    ("PRM, weighting `occurrence`", "PRM"),
+]
+BASELINES = {"untrained": "before training (pretrained body, new head)", "random": "random weights"}
+
+
+class Aurocs:
+    """AUROC of every arm and seed on the kept steps of a test set, with draws for intervals over problems."""
+
+    def __init__(self, tests, scores: dict[str, dict[int, list[list[float]]]], kept, seed: int):
+        pairs, labels, problems = flat(tests, kept)
+        columns = {
+            (title, number): np.array([rows[i][step] for i, step in pairs])
+            for title, by_seed in scores.items()
+            for number, rows in by_seed.items()
+        }
+        self.labels, self.columns = labels, columns
+        self.values, self.draws = auroc_draws(columns, labels, problems, seed)
+
+    def mean(self, title: str) -> str:
+        """Return the mean over seeds, their standard deviation, and the interval over problems."""
+        seeds = [key for key in self.values if key[0] == title]
+        if not seeds:
+            return "–"
+        values = [self.values[key] for key in seeds]
+        low, high = percentile_interval(np.mean(values), np.mean([self.draws[key] for key in seeds], axis=0))
+        spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+        return f"{np.mean(values):.3f}{spread} [{low:.2f}, {high:.2f}]"
+
+    def difference(self, first: str, second: str) -> tuple[str, bool] | None:
+        """
+        Return the difference of two arms over their common seeds, and whether both its intervals, over problems and over seeds, exclude 0
+        on the same side. `None` without a common seed.
+        """
+        seeds = [number for title, number in self.values if title == first and (second, number) in self.values]
+        if not seeds:
+            return None
+        values = [self.values[first, number] - self.values[second, number] for number in seeds]
+        draws = np.mean([self.draws[first, number] - self.draws[second, number] for number in seeds], axis=0)
+        problems, over_seeds = percentile_interval(np.mean(values), draws), t_interval(values)
+        is_settled = min(problems[0], over_seeds[0]) > 0 or max(problems[1], over_seeds[1]) < 0
+        text = f"{np.mean(values):+.3f} [{problems[0]:+.2f}, {problems[1]:+.2f}]"
+        if len(values) > 1:
+            text += f" ({over_seeds[0]:+.2f}, {over_seeds[1]:+.2f})"
+        return minus(text) + (" *" if is_settled else ""), is_settled
+
+
+def minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def best_f1(tests, scores: list[list[float]], suite) -> float:
+    """Return the best value over all thresholds on the same rows, an upper bound."""
+    thresholds = np.unique([score for row in scores for score in row])
+    middle = np.concatenate([[0.0], (thresholds[1:] + thresholds[:-1]) / 2, [1.0]])
+    return max(first_error_f1(tests, scores, threshold, suite) for threshold in middle[:: max(1, len(middle) // 200)])
+
+
+def report(args: argparse.Namespace, folder: Path, finished: dict[Job, dict[str, Any]], number: int) -> str:
+    """Return the section of `docs/evidence.md`, and draw its picture."""
+    tests, counts, settings = (read_json(folder / f"{name}.json") for name in ("tests", "counts", "settings"))
+    profile = settings["profile"]
+    scores: dict[str, dict[str, dict[int, list[list[float]]]]] = {test: {} for test in TESTS}
+    arms = {arm.title: arm.scores(finished) for arm in ARMS}
+    for name, title in BASELINES.items():
+        found = read_json(folder / "jobs" / name / "scores.json")["scores"]["0"]
+        arms[title] = {
+            args.seed: {test: [[values[0] for values in row] for row in rows] for test, rows in found.items()}
+        }
+    arms = {title: by_seed for title, by_seed in arms.items() if by_seed}
+    for test in TESTS:
+        scores[test] = {
+            title: {seed: found[test] for seed, found in by_seed.items()} for title, by_seed in arms.items()
+        }
+    aurocs = {test: Aurocs(tests[test], scores[test], every_step, args.seed) for test in TESTS}
+    parts = [HEADING, *introduction(settings, counts, finished, number)]
+    parts += [
+        "AUROC of the scores of all labelled steps: mean over seeds ± their standard deviation, and the 95 % interval over problems in "
+        "brackets. A model that cannot tell right from wrong steps has 0.5. A head with random weights can be off 0.5 in both directions.",
+        Table(
+            ["", "seeds", *(f"{TESTS[test]}" for test in TESTS)],
+            [[title, str(len(arms[title])), *(aurocs[test].mean(title) for test in TESTS)] for title in arms],
+        ).markdown(),
+    ]
+    rows, settled, total = [], [], 0
+    for first, second in DIFFERENCES:
+        cells = [aurocs[test].difference(first, second) for test in TESTS]
+        if any(cells):
+            rows.append([f"{first} − {second}", *(cell[0] if cell else "–" for cell in cells)])
+            total += sum(cell is not None for cell in cells)
+            settled += [
+                f"{first} − {second}, {TESTS[test]}: {cell[0]}"
+                for test, cell in zip(TESTS, cells, strict=True)
+                if cell and cell[1]
+            ]
+    parts += [
+        "Differences, paired by seed and problem, with the interval over problems in brackets and the t interval over seeds in parentheses. "
+        "A star marks differences that both intervals separate from 0:",
+        Table(["", *TESTS.values()], rows).markdown(),
+        f"{len(settled)} of {total} differences are settled in this sense. The others are not: more seeds or more rows would be needed.",
+        *outcome_tables(tests, scores, arms, args.seed),
+    ]
+    draw(aurocs, arms, profile, Path(args.docs).parent / PICTURE if args.docs else folder / "real-labels.png")
+    parts.append(f"![AUROC of each system on each test set, with intervals over problems]({PICTURE})")
+    return "\n\n".join([*parts, READING.strip()]) + "\n"
+
+
+def outcome_tables(tests, scores, arms, seed: int) -> list[str]:
+    """Return the tables of F1 and of corrections."""
+    rows = []
+    majority = {test: [[1.0] * len(row["labels"]) for row in tests[test]] for test in SUITES}
+    for title in arms:
+        cells = []
+        for test, suite in SUITES.items():
+            found = [first_error_f1(tests[test], one, 0.5, suite) for one in scores[test][title].values()]
+            best = [best_f1(tests[test], one, suite) for one in scores[test][title].values()]
+            cells.append(f"{100 * np.mean(found):.1f} / {100 * np.mean(best):.1f}")
+        rows.append([title, *cells])
+    cells = [f"{100 * first_error_f1(tests[test], majority[test], 0.5, suite):.1f}" for test, suite in SUITES.items()]
+    rows.append(["majority class: every step is right", *cells])
+    parts = [
+        "F1 of first errors (PRM-Score for PRMBench), in percent, mean over seeds: with the threshold 0.5, and with the best threshold for "
+        "the same rows, which is an upper bound:",
+        Table(["", *(TESTS[test] for test in SUITES)], rows).markdown(),
+    ]
+    kinds = {test: Aurocs(tests[test], scores[test], after_an_error, seed) for test in ("prm800k", "prmbench")}
+    rows = []
+    for title in arms:
+        cells = []
+        for one in kinds.values():
+            means = [
+                np.mean(
+                    [
+                        column[one.labels >= 0.5 if right else one.labels < 0.5].mean()
+                        for key, column in one.columns.items()
+                        if key[0] == title
+                    ]
+                )
+                for right in (True, False)
+            ]
+            cells += [one.mean(title), f"{means[0]:.2f}", f"{means[1]:.2f}"]
+        rows.append([title, *cells])
+    number = {test: (int((one.labels >= 0.5).sum()), int((one.labels < 0.5).sum())) for test, one in kinds.items()}
+    heads = [
+        text
+        for test, name in (("prm800k", "PRM800K"), ("prmbench", "PRMBench"))
+        for text in (f"{name}: AUROC", f"right steps ({number[test][0]})", f"wrong steps ({number[test][1]})")
+    ]
+    differences = []
+    for first, second in DIFFERENCES[1:5]:
+        cells = [one.difference(first, second) for one in kinds.values()]
+        if any(cells):
+            differences.append([f"{first} − {second}", *(cell[0] if cell else "–" for cell in cells)])
+    return parts + [
+        "**Corrections.** In PRM800K, no solution continues after a wrong step: annotators continue from a right step, or write one in "
+        "place of the wrong ones. Its trees therefore contain no corrections, and its merged pairs have the label of a right step followed by "
+        "another step. As a test, each step that an annotator wrote is placed after the wrong steps that it replaced, and for comparison "
+        "a second wrong step. In PRMBench, right steps do follow wrong ones. AUROC of right against wrong steps after a wrong step, and "
+        "mean scores:",
+        Table(["", *heads], rows).markdown(),
+        "Differences in AUROC, as above:",
+        Table(["", "PRM800K", "PRMBench"], differences).markdown(),
+    ]
+
+
+def introduction(settings, counts, finished, number) -> list[str]:
+    profile, mixture = settings["profile"], counts["mixture"]
+    steps = {"PRM800K": 0, "PRMBench": 0, "ProcessBench olympiadbench": 0}
+    for source, found in mixture["sources"].items():
+        name = (
+            "PRM800K" if "prm800k" in source else "PRMBench" if "prmbench" in source else "ProcessBench olympiadbench"
+        )
+        steps[name] += found["labelled_steps"]["train"]
+    by_system = {
+        system: np.mean(
+            [
+                [result["tokens_per_row"], result["labels_per_row"]]
+                for job, result in finished.items()
+                if job.system == system
+            ],
+            axis=0,
+        )
+        for system in SYSTEMS
+        if any(job.system == system for job in finished)
+    }
+    budget = ", ".join(
+        f"{SYSTEMS[system]} {profile['rows'] * tokens:,.0f} tokens with {profile['rows'] * labels:,.0f} labels"
+        for system, (tokens, labels) in by_system.items()
+    )
+    test_rows = ", ".join(
+        f"{TESTS[test]} {found['problems']} problems with {found['steps']:,} labelled steps, {found['wrong']:,} of them wrong"
+        for test, found in counts["tests"].items()
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
+    return [
+        "Step reward models trained from SmolLM2-135M-Instruct on human and constructed labels, by `benchmarks/real_labels.py`, which has the "
+        f"command and describes the data. {len(finished)} of the {number} trainings of the study are finished.",
+        f"Training mixture, built by one call of `build_stepwise` with weights: {', '.join(f'{n:,} labelled steps of {name}' for name, n in steps.items())}. "
+        f"{mixture['dropped'].get('excluded', 0):,} rows were excluded because their problem is in a test set. Of {counts['overlap']['trained']:,} "
+        f"training and {counts['overlap']['tested']:,} test problems, {counts['overlap']['both']} are in both.",
+        f"Each training has {profile['rows']} steps of one row of up to {ROW:,} tokens, which is a part of the mixture ({budget}). LoRA: rank 16, "
+        f"learning rate {LEARNING_RATES['lora']}. Full: learning rate {LEARNING_RATES['full']}. bf16 autocast, one thread.",
+        f"Test sets: {test_rows}.",
+        f"{settings['date']}, {os.cpu_count()} cores, {versions}.",
+    ]
+
+
+def draw(aurocs: dict[str, Aurocs], arms, profile, path: Path) -> None:
+    """Draw the AUROC of the main arms on each test set, with intervals over problems."""
+    theme = THEMES["light"]
+    figure = new_figure()
+    figure.set_size_inches(8, 5.5)
+    axes = figure.subplots(1, 1)
+    style_axes(axes, theme)
+    titles = [title for title in [arm.title for arm in MAIN] + list(BASELINES.values()) if title in arms]
+    for i, (test, one) in enumerate(aurocs.items()):
+        for place, title in enumerate(titles):
+            keys = [key for key in one.values if key[0] == title]
+            value = np.mean([one.values[key] for key in keys])
+            low, high = percentile_interval(value, np.mean([one.draws[key] for key in keys], axis=0))
+            y = len(titles) - place + 0.3 - 0.18 * i
+            colour = theme.curves[i]
+            axes.plot([low, high], [y, y], color=colour, linewidth=1.5)
+            axes.plot(value, y, MARKERS[i], color=colour, markersize=6, label=TESTS[test] if place == 0 else None)
+    axes.axvline(0.5, color=theme.quiet, linewidth=1)
+    axes.set_yticks([len(titles) - place for place in range(len(titles))], titles)
+    axes.set_xlabel("AUROC of step scores")
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, facecolor=theme.page)
+
+
+READING = """
+How to read this: the trainings are short, and what they saw is stated above. They show which differences are large enough to be seen at
+this size, not how good a reward model of this size can get.
+"""
 
 
 # Driver
@@ -510,10 +851,6 @@ def start(name: str, folder: Path) -> None:
     with open(folder / "jobs" / name / "log.txt", "w") as log:
         command = [sys.executable, __file__, *sys.argv[1:], "--job", name]
         subprocess.run(command, env=environment, stdout=log, stderr=log, check=True)
-
-
-def report(args, folder, finished, number) -> str:
-    return HEADING + "\n"
 
 
 if __name__ == "__main__":
