@@ -170,10 +170,26 @@ def auroc_intervals(
     scores: dict[str, np.ndarray], labels: np.ndarray, problems: np.ndarray, seed: int
 ) -> dict[str, dict[str, float]]:
     """
-    Return the AUROC of each model, and the difference of the first one from each other, with 95 % intervals over problems.
+    Return the AUROC of each model, and the difference of the first one from each other, with 95 % intervals over problems. The
+    arguments are those of [`auroc_draws`]. All models get the same weights, so the differences are paired.
+    """
+    values, draws = auroc_draws(scores, labels, problems, seed)
+    first, *others = scores
+    for name in others:
+        difference = f"{first} minus {name}"
+        values[difference] = values[first] - values[name]
+        draws[difference] = draws[first] - draws[name]
+    return {name: interval(value, draws[name]) for name, value in values.items()}
 
-    The intervals come from a Bayesian bootstrap (Rubin, 1981): a step counts with the weight of its problem, which is drawn from an
-    exponential distribution. All models get the same weights, so the differences are paired.
+
+def auroc_draws(
+    scores: dict[str, np.ndarray], labels: np.ndarray, problems: np.ndarray, seed: int
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """
+    Return the AUROC of each model, and draws of it for an interval over problems, shape `(NUM_DRAWS,)`.
+
+    The draws come from a Bayesian bootstrap (Rubin, 1981): a step counts with the weight of its problem, which is drawn from an
+    exponential distribution.
 
     Args:
         scores (`dict[str, np.ndarray]`):
@@ -193,12 +209,7 @@ def auroc_intervals(
         wins = member[right].T @ won @ member[wrong]  # by the problems of the correct step and of the wrong step
         values[name] = wins.sum() / pairs.sum()
         draws[name] = ((weights @ wins) * weights).sum(axis=1) / ((weights @ pairs) * weights).sum(axis=1)
-    first, *others = scores
-    for name in others:
-        difference = f"{first} minus {name}"
-        values[difference] = values[first] - values[name]
-        draws[difference] = draws[first] - draws[name]
-    return {name: interval(value, draws[name]) for name, value in values.items()}
+    return values, draws
 
 
 def interval(value: float, drawn: np.ndarray) -> dict[str, float]:

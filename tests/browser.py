@@ -10,6 +10,7 @@ import os
 import select
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ KEYS = {
     "End": 35,
     "Enter": 13,
     "/": 191,
+    "n": 78,
+    "p": 80,
 }
 
 
@@ -125,15 +128,28 @@ class Browser:
         self._events.append(method)
         return message
 
-    def open(self, file: Path) -> None:
-        """Load a file and wait until it is rendered."""
+    def open(self, page: Path | str) -> None:
+        """Load a file or a URL and wait until it is rendered."""
         self.requests.clear()
         self.errors.clear()
+        url = page if isinstance(page, str) else page.absolute().as_uri()
+        self.after_load(lambda: self.call("Page.navigate", url=url))
+
+    def after_load(self, action: Callable[[], object]) -> None:
+        """Do something that loads a page, and wait until it is rendered."""
         self._events.clear()
-        self.call("Page.navigate", url=file.absolute().as_uri())
+        action()
         while "Page.loadEventFired" not in self._events:
             self._receive()
         self.settle()
+
+    def wait_for(self, script: str, timeout: float = 60) -> Any:
+        """Return the value of a JavaScript expression as soon as it is true."""
+        end = time.monotonic() + timeout
+        while not (value := self.evaluate(script)):
+            assert time.monotonic() < end, f"{script} is {value!r} after {timeout} seconds"
+            time.sleep(0.05)
+        return value
 
     def settle(self) -> None:
         """Wait for two frames, so that pending changes are rendered."""

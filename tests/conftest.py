@@ -6,6 +6,7 @@ import gc
 import importlib.metadata
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from .browser import Browser, find_chromium
+from .fakes import Tracker
 from .tools.fetch_real_model import place
 
 
@@ -151,3 +153,12 @@ def on_day(monkeypatch):
         monkeypatch.setattr(chat_template_utils, "datetime", Clock)
 
     return set_clock
+
+
+@pytest.fixture
+def trackers(monkeypatch) -> dict[str, Tracker]:
+    """Replace trackio and wandb. Both have a current run."""
+    found = {name: Tracker(name, "run") for name in ("trackio", "wandb")}
+    for name, tracker in found.items():
+        monkeypatch.setitem(sys.modules, name, tracker)
+    return found

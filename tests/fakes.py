@@ -1,9 +1,10 @@
-"""Fakes and small writers that several test folders use: a tokenizer, the runner of the demo, files of rows."""
+"""Fakes and small writers that several test folders use: a tokenizer, the runner of the demo, trackers, files of rows."""
 
 import json
 import os
 import string
 from pathlib import Path
+from types import SimpleNamespace
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -116,3 +117,31 @@ def guarded(folder: Path, offline: bool) -> dict[str, str]:
     }
     environment.pop("CI", None)  # with CI set, libraries would send no telemetry
     return environment
+
+
+class Tracker(SimpleNamespace):
+    """Stands for the modules trackio and wandb, which have the same classes. `run` is the current run, or `None`."""
+
+    def __init__(self, name: str, run: str | None):
+        super().__init__(__name__=name, __spec__=name, run=run, logged=[], runs=[])
+        self.context_vars = SimpleNamespace(current_run=SimpleNamespace(get=lambda: self.run))
+
+    def Html(self, data, inject):  # noqa: N802
+        return ("html", data, inject)
+
+    def Table(self, columns, data):  # noqa: N802
+        return ("table", columns, data)
+
+    def Image(self, image):  # noqa: N802
+        return ("image", image.dtype, image.shape[2])
+
+    def init(self, **settings):
+        self.run = settings["name"]
+        self.runs.append(settings)
+
+    def finish(self):
+        self.run = None
+
+    def log(self, values):
+        assert self.run is not None
+        self.logged.append(values)

@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # From bottom to top. Groups of a layer never import each other.
 LAYERS = [
     {"_compat"},
-    {"intervals", "io", "processes", "published_formats"},
-    {"config", "encoding", "forest", "schema", "terminal"},
+    {"intervals", "io", "processes", "published_formats", "renamed"},
+    {"config", "encoding", "forest", "messages", "schema", "terminal"},
     {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages", "errors"},
-    {"tree_attention", "losses", "kl", "heads", "step_metrics", "step_credit", "grading"},
+    {"tree_attention", "losses", "kl", "heads", "step_metrics", "step_credit", "grading", "tracking"},
     {"loading", "implicit"},
     {"search"},
     {"scoring"},

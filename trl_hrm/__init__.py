@@ -1,10 +1,13 @@
 """Hierarchical Reward Models for TRL. Names are imported on first use, so `import trl_hrm` is fast."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
+from .renamed import MovedModules
 
-__version__ = "0.1.0"
+
+__version__ = "0.2.0"
 
 _NAMES = {
     "AccuracyReward": "accuracy_reward",
@@ -85,6 +88,7 @@ _NAMES = {
     "StepReward": "rewards",
     "StepScorer": "scoring.scorer",
     "StepSearchConfig": "scripts.step_search",
+    "StepTableCallback": "trainer.step_table_callback",
     "StepTree": "step_tree",
     "table": "scripts.table",
     "TableConfig": "scripts.table",
@@ -94,6 +98,8 @@ _NAMES = {
 }
 
 __all__ = ["__version__", *_NAMES]
+
+sys.meta_path.append(MovedModules())  # asked last, so only for modules that do not exist
 
 if TYPE_CHECKING:
     from .accuracy_reward import AccuracyReward
@@ -153,6 +159,7 @@ if TYPE_CHECKING:
     from .trainer.reward_hacking_callback import RewardHackingCallback
     from .trainer.step_grpo_config import StepGRPOConfig
     from .trainer.step_grpo_trainer import StepGRPOTrainer
+    from .trainer.step_table_callback import StepTableCallback
 
 
 def __getattr__(name: str):

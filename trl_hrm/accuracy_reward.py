@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .data.problems import content_text
 from .grading import DEFAULT_EXTRACTORS, AnswerGrader, Grade, extract_answer, opens_thinking
 from .io import shown
+from .messages import content_text
 
 
 # Outcomes of a completion in the metrics, in addition to a right and a wrong answer

@@ -10,6 +10,8 @@ from typing import Any
 
 from trl import TrlParser
 
+from .io import read_yaml
+from .renamed import renamed_option
 from .terminal import one_line
 
 
@@ -128,6 +130,14 @@ class CommandParser(ConfigParser):
             `ValueError`: If a value is invalid, or the file contains an unknown option.
         """
         file = argv[argv.index("--config") + 1] if "--config" in argv else None
+        command = self.prog.split()[-1]
+        for word in argv:  # before a missing option with the new name is an error
+            new = renamed_option(command, word) if word.startswith("--") else ""
+            if new:
+                self.error(f"found {word.split('=')[0]!r}, which is not an option.{new}")
+        for name in [] if file is None else read_yaml(file):
+            if new := renamed_option(command, name):
+                raise ValueError(f"{file}: found {name!r}, which is not an option of {self.prog}.{new}")
         words, sources, is_source = [], [], False
         for word in argv:  # `--final_stops=--- x` has two values
             name, equals, value = word.partition("=")

@@ -10,10 +10,10 @@ from accelerate import PartialState
 from accelerate.utils import patch_environment
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from .data.problems import content_text, problem_of
 from .encoding import find_control_text
 from .grading import opens_thinking, thinking_spans
 from .io import shown
+from .messages import content_text, problem_of
 from .scoring.aggregate import aggregate as aggregate_scores
 from .scoring.candidate_scores import fits
 from .scoring.generative_scorer import GenerativeScorer

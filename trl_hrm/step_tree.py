@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .io import shown
+from .messages import plain_row
 
 
 # Optional columns with one entry per step. A column with one of these names is per step only if its value is a list.
@@ -60,7 +61,8 @@ class StepTree:
         Args:
             row (`Mapping[str, Any]`):
                 Row with the columns `prompt`, `completions`, `labels` and, optionally, `parents` and `num_merged`.
-                Labels may be booleans, numbers in `[0, 1]` or `None`.
+                Labels may be booleans, numbers in `[0, 1]` or `None`. The prompt and the steps may be messages, whose texts are read.
+                See [`~messages.plain_row`].
             where (`str`, *optional*, defaults to `"row"`):
                 Location of the row (file and line, or dataset and row) for error messages.
             blank_steps (`bool`, *optional*, defaults to `False`):
@@ -76,6 +78,7 @@ class StepTree:
                     f"{where}: column `{name}` is missing, found {shown(sorted(row), 200)}. A row needs `prompt` (string), "
                     "`completions` (list of step texts) and `labels` (one per step, null for context)."
                 )
+        row = plain_row(row, where)
         step_columns = {name: list(row[name]) for name in STEP_COLUMNS if isinstance(row.get(name), (list, tuple))}
         own = {"prompt", "completions", "labels", "parents", "num_merged"} | step_columns.keys()
         completions = _list(row, "completions", where)

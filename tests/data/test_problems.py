@@ -1,5 +1,6 @@
 """Problems by normalised text: split, exclusion and grouping."""
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
@@ -62,10 +63,14 @@ def test_exclusion_file_without_problem(tmp_path, line):
 
 def test_group_by_prompt():
     dataset = Dataset.from_dict({"prompt": ["a", "b", "a", "c", "b", "a"], "labels": [[1.0]] * 6})
-    assert group_by_prompt(dataset) == [[0, 2, 5], [1, 4], [3]]
-    assert group_by_prompt(dataset.with_format("numpy")) == [[0, 2, 5], [1, 4], [3]]
+    for rows, sizes in (group_by_prompt(dataset), group_by_prompt(dataset.with_format("numpy"))):
+        assert (rows.tolist(), sizes.tolist()) == ([0, 2, 5, 1, 4, 3], [3, 2, 1])
     many = Dataset.from_dict({"prompt": [f"p{i % 7}" for i in range(2500)]})
-    assert group_by_prompt(many) == [list(range(i, 2500, 7)) for i in range(7)]
+    rows, sizes = group_by_prompt(many)
+    assert [part.tolist() for part in np.split(rows, np.cumsum(sizes)[:-1])] == [
+        list(range(i, 2500, 7)) for i in range(7)
+    ]
+    assert [part.tolist() for part in group_by_prompt(many.select([]))] == [[], []]
 
 
 def test_real_test_sets(shared_data):

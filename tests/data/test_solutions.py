@@ -11,7 +11,6 @@ from trl_hrm.data.candidate_sources import read_candidates, read_pool
 from trl_hrm.data.candidates import ProblemCandidates
 from trl_hrm.data.candidates_config import CandidatesConfig
 from trl_hrm.data.problem_sets import read_problems
-from trl_hrm.data.problems import problem_of
 from trl_hrm.data.solutions import (
     ALL,
     SEVERAL,
@@ -22,6 +21,7 @@ from trl_hrm.data.solutions import (
     solution_warnings,
 )
 from trl_hrm.data.stepwise import build_stepwise
+from trl_hrm.messages import problem_of
 from trl_hrm.step_tree import StepTree
 
 

@@ -136,8 +136,6 @@ def test_a_column_that_may_carry_part_of_the_problem_is_named(tmp_path):
     [
         ({"question": "q", "final_answer": "3", "reasoning_steps": {}}, "trl-hrm export FILE --format openr"),
         ({"question": {}, "label": {"finish_reason": "solution", "steps": []}}, "trl-hrm build-prm800k"),
-        ({"input": "q", "steps": ["a"], "mistake_index": 0}, "--suite bigbenchmistake"),
-        ({"id": 1, "problem": "q", "steps": ["a"], "label": 0, "final_answer_correct": True}, "--suite processbench"),
     ],
 )
 def test_rows_of_another_command_are_sent_there(tmp_path, row, remedy):

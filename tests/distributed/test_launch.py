@@ -1,5 +1,6 @@
 """The recipe as users launch it: in one process, in two, and killed midway."""
 
+import json
 import signal
 
 import pytest
@@ -16,7 +17,7 @@ def project(tmp_path_factory) -> Project:
 @pytest.fixture(scope="module")
 def single(project) -> Run:
     """One process, uninterrupted: 8 optimizer steps with 4 rows each."""
-    return project.run("single", "--per_device_train_batch_size", "4")
+    return project.run("single", "--per_device_train_batch_size", "4", "--log_worst_steps", "100")
 
 
 def test_two_processes_equal_one(project, single):
@@ -24,7 +25,8 @@ def test_two_processes_equal_one(project, single):
     Ranks hold different numbers of labels: a mean per rank would give another loss and other gradients. A wrong launch
     would run one process, or two that never exchange gradients, without any error.
     """
-    double = project.run("double", "--per_device_train_batch_size", "2", config="cpu_2proc.yaml")
+    args = ("--per_device_train_batch_size", "2", "--per_device_eval_batch_size", "1", "--log_worst_steps", "100")
+    double = project.run("double", *args, config="cpu_2proc.yaml")
     for rank in (0, 1):
         facts = double.facts(rank)
         assert (facts["num_processes"], facts["distributed_type"]) == (2, "MULTI_CPU")
@@ -38,6 +40,18 @@ def test_two_processes_equal_one(project, single):
     assert double.evaluation()["eval_num_steps"] == sum(len(tree.labels) for tree in project.held_out)
     assert largest_difference(double.weights(), single.weights()) < 1e-5
     assert largest_difference(single.weights("checkpoint-2"), single.weights()) > 1e-3
+    # 5 rows of evaluation on 2 processes: the last batch is filled, and its repeated row must not be in the table
+    names = sorted(path.name for path in (single.output_dir / "_evaluations").glob("*.json"))
+    assert names[-1:] == ["eval_00008.json"]
+    for name in names:
+        first, second = (json.loads((run.output_dir / "_evaluations" / name).read_text()) for run in (single, double))
+        assert first["num_labels"] == second["num_labels"] and first["ece"] == pytest.approx(second["ece"], abs=1e-4)
+        places = [{(one["row"], one["step_index"]): one for one in found["worst_steps"]} for found in (first, second)]
+        assert places[0] and places[0].keys() == places[1].keys()
+        for key, one in places[0].items():
+            numbers = {"score", "error", "loss"}
+            assert {**one, **dict.fromkeys(numbers)} == {**places[1][key], **dict.fromkeys(numbers)}
+            assert all(one[name] == pytest.approx(places[1][key][name], abs=1e-4) for name in numbers)
 
 
 @pytest.mark.slow

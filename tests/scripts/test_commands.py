@@ -1,6 +1,7 @@
 """The command `score`, run as users run it."""
 
 import gzip
+import io
 import json
 import re
 
@@ -150,3 +151,127 @@ def test_score_of_arrays_compressed_files_and_other_columns(checkpoint, tmp_path
     expected = StepScorer.from_pretrained(checkpoint).score(["1+2?"], [[ROWS[0]["completions"]]])[0][0]
     assert [row["scores"] for row in found] == [pytest.approx(expected, abs=1e-6)] * 2
     assert found[0]["prompt"] == "1+2?" and found[0]["completions"] == ROWS[0]["completions"]
+
+
+# Texts and standard input
+
+
+def pipe(monkeypatch, data: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def read_rows(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["lines", "array", "gz"])
+def test_score_reads_standard_input(checkpoint, tmp_path, monkeypatch, kind):
+    """The rows have the scores of the same file."""
+    data = (json.dumps(ROWS) if kind == "array" else "".join(json.dumps(row) + "\n" for row in ROWS)).encode()
+    (tmp_path / "in.jsonl").write_bytes(data)
+    assert (
+        main(
+            ["score", str(tmp_path / "in.jsonl"), "--reward_model", checkpoint, "--output", str(tmp_path / "a.jsonl")]
+        )
+        == 0
+    )
+    pipe(monkeypatch, gzip.compress(data) if kind == "gz" else data)
+    assert main(["score", "-", "--reward_model", checkpoint, "--output", str(tmp_path / "b.jsonl")]) == 0
+    assert read_rows(tmp_path / "b.jsonl") == read_rows(tmp_path / "a.jsonl")
+
+
+def test_score_of_texts(checkpoint, tmp_path, monkeypatch, capsys):
+    """A text has the scores of its steps, whether it is an option, a file, standard input or a row."""
+    text = "so 3\n\nthus 3"
+    expected = StepScorer.from_pretrained(checkpoint).score(["1+2?"], [[["so 3", "thus 3"]]])[0][0]
+    (tmp_path / "solution.txt").write_bytes(text.replace("\n", "\r\n").encode())
+    rows = [
+        {"prompt": "1+2?", "completion": text, "id": 7},
+        {"prompt": "1+2?", "completion": [{"role": "assistant", "content": text}]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "out.jsonl"
+    base = ["--reward_model", checkpoint, "--segmentation", "blank_line", "--output", str(output)]
+    for words in (
+        ["--prompt", "1+2?", "--solution", text],
+        [str(tmp_path / "solution.txt"), "--prompt", "1+2?"],
+        ["-", "--prompt", "1+2?"],
+        [str(tmp_path / "rows.jsonl")],
+    ):
+        pipe(monkeypatch, text.encode())
+        assert main(["score", *words, *base]) == 0
+        for row in read_rows(output):
+            assert (row["prompt"], row["completions"]) == ("1+2?", ["so 3", "thus 3"])
+            assert row["scores"] == pytest.approx(expected, abs=1e-6)
+    assert [row.get("id") for row in read_rows(output)] == [7, None]
+    assert "warning" not in capsys.readouterr().out
+    assert main(["score", "--prompt", "1+2?", "--solution", text, *base[:4]]) == 0
+    assert f"{expected[1]:.3f}  thus 3" in capsys.readouterr().out
+
+
+def test_score_says_how_a_text_was_read(checkpoint, capsys):
+    """One step instead of several, or without the thinking, gives other scores."""
+    words = ["score", "--reward_model", checkpoint, "--prompt", "1+2?", "--solution", "<think>x</think>so 3\nthus 3"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "warning: the rule step_header finds no text with two steps" in printed
+    assert "1 texts have thinking, which is left out" in printed
+    assert main([*words, "--segmentation", "thinking"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"0\.\d{3}  x\n", printed) and "left out" not in printed
+
+
+def test_score_of_messages(checkpoint, tmp_path):
+    """They have the scores of their texts, and stay messages in the output."""
+    row = {
+        "prompt": [{"role": "user", "content": "1+2?"}],
+        "completions": [[{"role": "assistant", "content": step}] for step in ("so 3", "thus 3")],
+    }
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    output = tmp_path / "out.jsonl"
+    assert main(["score", str(tmp_path / "in.jsonl"), "--reward_model", checkpoint, "--output", str(output)]) == 0
+    expected = StepScorer.from_pretrained(checkpoint).score(["1+2?"], [[["so 3", "thus 3"]]])[0][0]
+    [found] = read_rows(output)
+    assert found["scores"] == pytest.approx(expected, abs=1e-6)
+    assert {name: found[name] for name in row} == row
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("words", "data", "message"),
+    [
+        ([], b"", "There is nothing to score"),
+        (["-"], None, "nothing is piped to standard input"),
+        (["-", "--prompt", "x?"], None, "nothing is piped to standard input"),
+        (["-"], b"", "standard input is empty"),
+        (["-"], b" \n", "standard input: no records found"),
+        (["-"], b"PAR1", "standard input: found a Parquet file"),
+        (["-"], b'{"prompt": "x?", "completions": ["a"]}\n{"prompt": 1', "standard input:2: invalid JSON"),
+        (["-"], b'{"prompt": "x?", "completions": [3]}', "standard input:1: `completions[0]` is 3"),
+        (["-"], b'{"prompt": "x?", "completion": 3}', "standard input:1: `completion` is 3"),
+        (["-"], b'{"prompt": "x?", "completion": "a", "parents": [-1]}', "Only steps (`completions`) can be a tree"),
+        (["-", "--prompt", "x?"], b" \n", "standard input: the text is empty"),
+        (["-", "--prompt", "x?"], b"a\0b", "standard input: found binary data"),
+        (["-", "--prompt", "x?"], b"\xff\xfe", "standard input: the text is not valid UTF-8"),
+        (["none.txt", "--prompt", "x?"], b"", "none.txt: file not found"),
+        (["--solution", "x"], b"", "`solution` is set without `prompt`"),
+        (["-", "--prompt", "x?", "--solution", "x"], b"", "Both `input` ('-') and `solution` are set"),
+        (["--prompt", "x?", "--solution", "x", "--columns", "prompt=a"], b"", "`columns` has no effect with `prompt`"),
+        (
+            ["-", "--segmentation", "sentence"],
+            b'{"prompt": "x?", "completions": ["a"]}',
+            "`segmentation` has no effect",
+        ),
+    ],
+)
+def test_score_refuses_what_it_cannot_read(checkpoint, monkeypatch, capsys, words, data, message):
+    pipe(monkeypatch, data or b"")
+    if data is None:
+        monkeypatch.setattr("sys.stdin", Terminal(io.BytesIO()))
+    assert main(["score", *words, "--reward_model", checkpoint]) == 1
+    printed = capsys.readouterr().err
+    assert message in printed and "/tmp" not in printed.replace(checkpoint, "")

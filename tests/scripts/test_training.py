@@ -1,6 +1,7 @@
 """`trl-hrm reward`, `trl-hrm implicit-prm`, `trl-hrm kl-self` and `trl-hrm grpo`: how options are divided, and training in two processes."""
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from tests.distributed.launching import Project, free_port
 from trl_hrm import HRMRewardConfig, ImplicitPRMConfig, KLSelfConfig, StepGRPOConfig
 from trl_hrm._compat import BaseConfig
 from trl_hrm.cli import main
-from trl_hrm.scripts.training import launch
+from trl_hrm.scripts.training import launch, run_script
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,6 +117,25 @@ def test_refuses_before_a_process_is_started(launched, config, options, message)
     with pytest.raises(ValueError, match=message):
         launch("reward", ["--config", str(config), *options])
     assert not launched
+
+
+@pytest.mark.parametrize("module", ["reward", "kl_self"])
+@pytest.mark.parametrize(
+    ("entry", "remedy"),
+    [
+        ("datasets: [{path: a}, {path: b}]", "trl-hrm build-stepwise INPUT INPUT --weights"),
+        ("streaming: true", "Remove it"),
+    ],
+)
+def test_refuses_mixtures_of_trl(launched, config, capsys, module, entry, remedy):
+    """A script that is run without the launcher ignores unknown keys of the file, and would train on `dataset_name` alone."""
+    script = importlib.import_module(f"trl_hrm.scripts.{module}")
+    config.write_text(f"{config.read_text()}{entry}\n")
+    with pytest.raises(ValueError, match=remedy):
+        launch(module.replace("_", "-"), ["--config", str(config)])
+    with pytest.raises(SystemExit):
+        run_script(script.main, script.make_parser(), ["--config", str(config)], fail_with_unknown_args=False)
+    assert remedy in capsys.readouterr().err and not launched
 
 
 @pytest.mark.parametrize("entry", ["no_such_option: 1", "multi_gpu: true"])

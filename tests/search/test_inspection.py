@@ -3,6 +3,7 @@
 import json
 import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -188,7 +189,7 @@ def test_page_escapes_the_texts_of_the_tree():
     page.encode("utf-8")  # a lone surrogate would be an error
     assert page.count("<script") == 2 and page.count("</script") == 2 and "<img" not in page
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
-    assert data == json.loads(json.dumps(page_data(inspection_of(tree, run=HOSTILE))))
+    assert data == json.loads(json.dumps(page_data(inspection_of(tree, run=HOSTILE), {}))) | {"links": {}}
     assert data["nodes"]["text"] == [tree.step_text(0), HOSTILE]
     assert data["nodes"]["seed"] == [str(2**52 + 1), None]
     assert set(re.findall(r"https?://[^\"'\s]+", page)) == {"http://www.w3.org/2000/svg"}
@@ -228,6 +229,31 @@ def test_one_problem_by_place_and_by_id(run_folder, tmp_path, capsys):
     assert main(["inspect", str(run_folder), "--problem", "p002", "--html", str(other)]) == 0
     assert capsys.readouterr().out.split("\nPage")[0] == by_place.split("\nPage")[0]
     assert other.read_bytes() == page.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options, names, folder",
+    [
+        (["--all"], [f"p00{i}" for i in range(6)], None),
+        (["--problem", "4", "p001", "--html", "pages", "--hnc"], ["p004", "p001"], "pages"),
+    ],
+)
+def test_several_problems(run_folder, tmp_path, monkeypatch, capsys, options, names, folder):
+    """Each page links to its neighbours in the order in which they were asked for."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path(folder or run_folder / "inspect")
+    assert main(["inspect", str(run_folder), *options]) == 0
+    assert capsys.readouterr().out == f"Pages of {len(names)} problems: {folder / 'index.html'}\n"
+    index = (folder / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'<a href="(.*?)">(.*?)</a>', index) == [(f"{name}.html", name) for name in names]
+    for i, name in enumerate(names):
+        page = (folder / f"{name}.html").read_text(encoding="utf-8")
+        data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
+        links = {"index": "index.html"}
+        links |= {"previous": f"{names[i - 1]}.html"} if i else {}
+        links |= {"next": f"{names[i + 1]}.html"} if i + 1 < len(names) else {}
+        assert data["links"] == links and data["problem"]["id"] == name
+        assert ("node compression" in data["basis"]) == ("--hnc" in options)
 
 
 def test_options_change_what_is_shown(run_folder, tmp_path, capsys):
@@ -306,19 +332,26 @@ def test_openr_trees(openr, tmp_path, capsys):
 def test_ids_that_are_not_file_names(tmp_path, capsys, monkeypatch):
     """`a/b` and `a_b` must not share a page, and `../x` must not leave the folder."""
     monkeypatch.chdir(tmp_path)
-    names = ["a/b", "a_b", "../x", "q" * 300, "问题"]
+    names = ["a/b", "a_b", "../x", "q" * 300, "问题", "index"]
     write_nodes([tree_of((ROOT, "One.", {}), name=name) for name in names], tmp_path / "nodes.parquet")
     for name in names:
         assert main(["inspect", "nodes.parquet", "--problem", name]) == 0
     pages = re.findall(r"Page: (.*)", capsys.readouterr().out)
     assert len(set(pages)) == len(names)
     assert {path.name for path in tmp_path.glob("*.html")} == set(pages)
+    assert main(["inspect", "nodes.parquet", "--all"]) == 0
+    assert {path.name for path in (tmp_path / "inspect").glob("*.html")} == {*pages, "index.html"}
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
         (["--problem", "77"], "problem '77' is not among its 6 problems"),
+        (["--all", "--problem", "1"], "`all` shows every problem"),
+        (["--all", "--depth", "2"], "`depth` has no effect with several problems"),
+        (["--problem", "1", "2", "--rollouts"], "`rollouts` has no effect with several problems"),
+        (["--problem", "1", "77", "--html", "pages"], "problem '77' is not among its 6 problems"),
+        (["--problem", "1", "p001", "--html", "pages"], "problem 'p001' is there twice"),
         (["--html", "x.html"], "`html` has no effect without `problem`"),
         (["--depth", "2"], "`depth` has no effect without `problem`"),
         (["--rollouts"], "`rollouts` has no effect without `problem`"),
@@ -329,7 +362,8 @@ def test_ids_that_are_not_file_names(tmp_path, capsys, monkeypatch):
         (["--format", "openr"], "is a folder without search logs. Expected a JSON Lines file of openr"),
     ],
 )
-def test_errors(run_folder, capsys, options, message):
+def test_errors(run_folder, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
     assert main(["inspect", str(run_folder), *options]) == 1
     assert message in capsys.readouterr().err
 

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from trl_hrm.scripts.inspect import InspectConfig, inspect_tree
 from trl_hrm.search.compression import compress
 from trl_hrm.search.inspection import render_tree
+from trl_hrm.search.nodes import write_nodes
 from trl_hrm.search.tree import ROOT, SearchTree
 
 from ..browser import Browser
@@ -122,6 +124,65 @@ def test_hostile_text_is_inert(show):
     assert browser.evaluate("window.hacked") is None
     assert browser.evaluate("document.querySelectorAll('img, svg svg, body style, iframe, a').length") == 0
     assert browser.evaluate("document.scripts.length") == 2
+
+
+def test_formulas(show):
+    """Formulas are drawn in the problem, the rows, the full text, the path and the answers. Offsets count UTF-16 units."""
+    tree = tree_of(
+        (ROOT, "😀 So $x^2$ costs $5 and $7.", {}),
+        (0, r"\[\begin{pmatrix}1\end{pmatrix}\] $<b>$", {"answer": r"\frac{1}{2}", "correct": True}),
+        prompt=r"Find $\frac{a}{b}$.",
+        answer=r"\frac{1}{2}",
+    )
+    browser = show(tree_page(tree))
+    browser.click(row("2"))
+
+    def sources(selector):
+        return browser.evaluate(
+            f"[...document.querySelectorAll('{selector} .math')].map(found => [found.title, found.firstChild.namespaceURI])"
+        )
+
+    namespace = "http://www.w3.org/1998/Math/MathML"
+    assert sources("#problem") == [[r"$\frac{a}{b}$", namespace]]
+    assert sources("#row-1") == [["$x^2$", namespace]]
+    assert [title for title, _ in sources("#row-2 .step")] == ["$<b>$"]  # a matrix is too high
+    assert sources("#row-2 .badge") == sources("#facts") == [[r"\frac{1}{2}", namespace]]
+    assert [title for title, _ in sources("#detail pre")] == [r"\[\begin{pmatrix}1\end{pmatrix}\]", "$<b>$"]
+    assert [title for title, _ in sources("#detail .trail-list")] == ["$x^2$"]
+    assert browser.texts("#row-1 .step") == ["😀 So x2 costs $5 and $7."]
+    assert browser.texts("#row-2 .step") == [r"\[\begin{pmatrix}1\end{pmatrix}\] <b>"]
+    browser.click("#search")
+    browser.type("x^2")  # the text that was sampled
+    assert browser.texts("#hits") == ["1 found"] and browser.texts("mark") == ["x^2"]
+    height = browser.evaluate("document.querySelector('#problem math').getBoundingClientRect().height")
+    assert height > browser.evaluate(
+        "parseFloat(getComputedStyle(document.querySelector('#problem')).fontSize)"
+    )  # a fraction
+
+
+def test_links_to_other_problems(browser, tmp_path):
+    trees = {name: tree_of((ROOT, "One.", {}), name=name) for name in ("a", "b", "c")}
+    write_nodes(list(trees.values()), tmp_path / "nodes.parquet")
+    inspect_tree(InspectConfig(input=str(tmp_path / "nodes.parquet"), all=True, html=str(tmp_path / "pages")))
+    browser.open(tmp_path / "pages" / "index.html")
+    assert browser.texts(".problems a") == ["a", "b", "c"]
+    title = lambda: browser.evaluate("document.title")  # noqa: E731
+
+    def follow(action, *arguments):
+        browser.after_load(lambda: action(*arguments))
+        return title()
+
+    assert follow(browser.click, ".problems a") == "a · search tree"
+    assert browser.texts(".pages a") == ["Next →", "All problems"]
+    assert follow(browser.press, "n") == "b · search tree"
+    assert follow(browser.click, "#page-next") == "c · search tree"
+    assert browser.texts(".pages a") == ["← Previous", "All problems"]
+    assert follow(browser.press, "p") == "b · search tree"
+    browser.click("#search")
+    browser.press("n")  # is typed
+    assert title() == "b · search tree" and browser.evaluate("document.getElementById('search').value") == "n"
+    assert follow(browser.click, "#page-index").startswith("Search trees of ")
+    assert browser.errors == [] and all(request.startswith("file:") for request in browser.requests)
 
 
 def test_keys(show):

@@ -397,7 +397,7 @@ def test_the_log_and_the_nodes_keep_thinking(run):
         "The answer is below.",
     } <= steps.keys()
     assert not any("think" in step for step in steps)
-    shown = page_data(inspection_of(next(iter(trees.values()))))["nodes"]["text"]
+    shown = page_data(inspection_of(next(iter(trees.values()))), {})["nodes"]["text"]
     assert "I add all of the numbers." in shown and not any("<think>" in text for text in shown)
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.browser import Browser, find_chromium
+from tests.fakes import Tracker
 from trl_hrm.rewards import ScoredCompletion
 from trl_hrm.trainer.step_table import coloured_steps, log_steps_page, steps_page, tint
 
@@ -134,6 +135,16 @@ class TestPages:
             assert "<script" not in text and "<img" not in text and "\u202e" not in text
         assert page.count("&lt;script&gt;") == 1 + 2 + 4  # prompt, reward names, texts
 
+    def test_formulas(self):
+        text = r"$x^2$ costs $5."
+        page = steps_page(
+            1, logs_of((ScoredCompletion([text], [[(0, len(text))]], [0.5], 0.5), None), prompts=["$y$"])
+        )
+        assert re.findall('<math display="inline"><mrow>(.*?)</mrow></math></span>([^<]*)', page) == [
+            ("<mi>y</mi>", ""),
+            ("<msup><mi>x</mi><mn>2</mn></msup>", " costs $5."),
+        ]
+
     def test_no_steps(self):
         page = steps_page(1, logs_of((EMPTY, [0.0])))
         assert "rejected: too_few_steps" in page and 'class="scored"' not in page
@@ -181,33 +192,20 @@ def test_colours_in_a_browser(tmp_path, browser, dark):
     assert not browser.errors and all(request.startswith("file:") for request in browser.requests)
 
 
-class Backend(SimpleNamespace):
-    """Stands for trackio and wandb, which have the same functions."""
-
-    def __init__(self, run):
-        super().__init__(run=run, logged=[])
-
-    def Html(self, data, inject):  # noqa: N802
-        return ("html", data, inject)
-
-    def log(self, values):
-        self.logged.append(values)
-
-
 class TestLogging:
     @pytest.mark.parametrize("run", [None, "a run"])
-    def test_backends(self, tmp_path, monkeypatch, run):
+    def test_trackers(self, tmp_path, monkeypatch, run):
         """W&B is imported but has no run if an environment variable turned it off."""
-        backends = {"trackio": Backend(None), "wandb": Backend(run)}
-        for name, backend in backends.items():
-            monkeypatch.setitem(sys.modules, name, backend)
+        trackers = {"trackio": Tracker("trackio", "a run"), "wandb": Tracker("wandb", run)}
+        for name, tracker in trackers.items():
+            monkeypatch.setitem(sys.modules, name, tracker)
         args = SimpleNamespace(output_dir=str(tmp_path), report_to=["wandb", "trackio"])
         trainer = SimpleNamespace(args=args, state=SimpleNamespace(global_step=12), _logs=logs_of((SCORED, None)))
         log_steps_page(trainer)
         page = (tmp_path / "completions" / "steps_00012.html").read_text(encoding="utf-8")
         assert page == steps_page(12, trainer._logs)
-        assert backends["trackio"].logged == [{"completion_steps": ("html", page, False)}]
-        assert backends["wandb"].logged == (backends["trackio"].logged if run else [])
+        assert trackers["trackio"].logged == [{"completion_steps": ("html", page, False)}]
+        assert trackers["wandb"].logged == (trackers["trackio"].logged if run else [])
 
     def test_nothing_was_generated(self, tmp_path):
         args = SimpleNamespace(output_dir=str(tmp_path), report_to=[])

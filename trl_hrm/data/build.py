@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..processes import Workers, num_cores
 from ..search.prompts import Prompt
 from ..search.values import RELATIVE_LABELS
 from ..step_tree import StepTree
+from .benchmark_rows import ORIGINAL_PROMPT
 from .build_config import BuildConfig
 from .build_report import BuildReport, count_row, dump_counts, load_counts, nest_counts
 from .card import build_card, build_command
@@ -35,13 +37,23 @@ from .output import (
     publish,
     write_part,
 )
-from .problems import exclusion_key, group_equal, problem_key, problem_split, read_problem_keys, text_key
+from .problems import (
+    exclusion_key,
+    group_keys,
+    problem_key,
+    problem_order,
+    problem_split,
+    read_problem_keys,
+    text_key,
+    text_keys,
+)
 from .self_training import sft_row
-from .sources import Address, DatasetRows, JsonLines
+from .sources import Address, DatasetRows, JsonLines, MixedRows
 from .tree_files import NodeFiles
 
 
 GROUPED_ROWS = 1000
+LEFT_OUT = "left_out_by_weights"
 
 
 class Dropped(Exception):
@@ -68,12 +80,13 @@ class Recipe:
     Args:
         name (`str`):
             Name of the builder, as in `trl-hrm build-<name>`.
-        source ([`JsonLines`], [`DatasetRows`] or [`NodeFiles`]):
-            Source of the records.
+        source ([`JsonLines`], [`DatasetRows`], [`MixedRows`] or [`NodeFiles`]):
+            Source of the records. With a [`MixedRows`], each row gets the column `source` with its input. The rows of a prompt are
+            joined within an input only.
         inputs (`list[str]`):
             Files or datasets, as named by the user.
         parse (`Callable[[Any, str, Counter], StepTree | list[StepTree]]`):
-            Function that returns the tree of a record, or several trees of one problem. Its arguments are the record, its location
+            Function that returns the tree of a record, or several trees. Its arguments are the record, its location
             for error messages, and a counter for notes. It raises [`Dropped`] to drop a record on purpose, [`RowError`] for an
             invalid record, which is dropped unless `config.strict` is set, and `ValueError` to stop the build.
         columns (`Mapping[str, pa.DataType]`, *optional*):
@@ -87,7 +100,7 @@ class Recipe:
         options (`dict[str, Any]`, *optional*):
             Options of this builder that are not in [`BuildConfig`], for the rebuild command.
         about (`dict[str, Any]`, *optional*):
-            Title, description, license and citation for the dataset card.
+            Title, description, license, citation and meanings of columns for the dataset card.
         command (`str`, *optional*):
             Name of the command. Defaults to `build-<name>`.
         warnings (`list[str]`, *optional*):
@@ -98,10 +111,12 @@ class Recipe:
             Function that returns more warnings, given a report.
         asked ([`~search.prompts.Prompt`], *optional*):
             Prompt that the policy was given, for `view="sft"`. Defaults to the bare problem.
+        weights (`list[float]`, *optional*):
+            Relative number of labelled steps of each input of a [`MixedRows`] in the train split. See [`sampling_limits`].
     """
 
     name: str
-    source: JsonLines | DatasetRows | NodeFiles
+    source: JsonLines | DatasetRows | MixedRows | NodeFiles
     inputs: list[str]
     parse: Callable[[Any, str, Counter], StepTree | list[StepTree]]
     columns: Mapping[str, pa.DataType] = field(default_factory=dict)
@@ -115,11 +130,23 @@ class Recipe:
     describe: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     warn: Callable[[dict[str, Any]], list[str]] | None = None
     asked: Prompt | None = None
+    weights: list[float] | None = None
 
-    def trees(self, record: Any, where: str, notes: Counter) -> list[StepTree]:
-        """Return the trees of a record."""
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the rows are labelled with the input that they come from."""
+        return isinstance(self.source, MixedRows)
+
+    def trees(self, record: Any, where: str, notes: Counter, number: int) -> list[StepTree]:
+        """Return the trees of a record of the input with this number."""
         parsed = self.parse(record, where, notes)
-        return parsed if isinstance(parsed, list) else [parsed]
+        trees = parsed if isinstance(parsed, list) else [parsed]
+        for tree in trees if self.is_mixture else ():
+            if "source" in tree.extra:
+                notes["replaced_original_sources"] += "original_source" in tree.extra
+                tree.extra["original_source"] = tree.extra["source"]
+            tree.extra["source"] = self.inputs[number]
+        return trees
 
 
 def build_dataset(recipe: Recipe, config: BuildConfig, output: Output) -> BuildReport:
@@ -154,6 +181,53 @@ def build_dataset(recipe: Recipe, config: BuildConfig, output: Output) -> BuildR
         report["facts"] = recipe.describe(report)
     finish_dataset(recipe.about, report, output, recipe.features)
     return report
+
+
+def sampling_limits(problems: Sequence[np.ndarray], weights: Sequence[float], names: Sequence[str]) -> list[int]:
+    """
+    Return which problems the largest mixture with the given weights has, if no problem is repeated: for each source, the largest
+    [`~data.problems.problem_order`] of its problems in the mixture.
+
+    The source that runs out first is used whole. Of each other source, the problems are taken in their order while their labelled
+    steps do not exceed its share, but at least one problem.
+
+    Args:
+        problems (`Sequence[np.ndarray]`):
+            For each source, the order and the number of labelled steps of each of its R training rows, shape `(R, 2)`. Rows of one
+            problem have the same order.
+        weights (`Sequence[float]`):
+            Relative number of labelled steps of each source.
+        names (`Sequence[str]`):
+            Names of the sources, for error messages.
+
+    Raises:
+        `ValueError`: If a source has no labelled step in the train split.
+
+    Example:
+
+    ```python
+    >>> rows = np.array([[7, 2], [5, 2], [9, 2]], dtype=np.uint64)
+    >>> sampling_limits([rows, rows[:1]], [2, 1], ["a", "b"])  # 4 labelled steps of a, 2 of b
+    [7, 7]
+    ```
+    """
+    totals = [int(rows[:, 1].sum()) for rows in problems]
+    for name, total in zip(names, totals, strict=True):
+        if not total:
+            raise ValueError(
+                f"{name}: no labelled step is in the train split, so `weights` cannot be applied. Remove this input and its weight, or "
+                "change `test_size`, `seed` or `exclude`."
+            )
+    shares = [Fraction(str(weight)) for weight in weights]  # of the decimal number: 0.3 is three times 0.1
+    unit = min(total / share for total, share in zip(totals, shares, strict=True))
+    limits = []
+    for rows, share in zip(problems, shares, strict=True):
+        orders, places = np.unique(rows[:, 0], return_inverse=True)
+        labels = np.zeros(len(orders), dtype=np.int64)
+        np.add.at(labels, places, rows[:, 1].astype(np.int64))
+        number = np.searchsorted(np.cumsum(labels), int(unit * share), side="right")
+        limits.append(int(orders[max(number, 1) - 1]))
+    return limits
 
 
 def finish_dataset(
@@ -200,29 +274,60 @@ class _Worker:
     config: BuildConfig
     excluded: frozenset[bytes]
     parts: str = ""
+    limits: list[int] | None = None  # with `weights`, see `sampling_limits`
+
+    @property
+    def joins(self) -> bool:
+        """Whether the records of a prompt become one tree."""
+        return self.recipe.join_prompts and self.config.view in ("tree", "hrm")
 
     def run(self) -> Counter:
         """Write the rows of all chunks and return the counts."""
         chunks = self.chunks()
-        if not (self.recipe.join_prompts and self.config.view in ("tree", "hrm")):
-            written = self.map(_write_chunk, chunks)
-            counts = load_counts(written["counts"])
-            if self.config.view == "sft":
-                trees = Counter(key for keys in written["keys"] for key in keys)
-                counts["notes", "repeated_problems"] = sum(count > 1 for count in trees.values())
-            return counts
+        if self.recipe.weights is not None:
+            rows = np.concatenate(self.measure(chunks))
+            problems = [rows[rows[:, 0] == number, 1:] for number in range(len(self.recipe.inputs))]
+            limits = sampling_limits(problems, self.recipe.weights, self.recipe.inputs)
+            return replace(self, recipe=replace(self.recipe, weights=None), limits=limits).run()
+        dumps = []
+        if self.joins:
+            dumps, chunks = self.index(chunks)
+        if not chunks:
+            return load_counts(dumps)
+        written = self.map(_write_groups if self.joins else _write_chunk, chunks)
+        counts = load_counts([*dumps, *written["counts"]])
+        if self.config.view == "sft":
+            trees = Counter(key for keys in written["keys"] for key in keys)
+            counts["notes", "repeated_problems"] = sum(count > 1 for count in trees.values())
+        if self.recipe.is_mixture:
+            pairs = np.unique(np.concatenate(written["problems"]), axis=0)  # of an input and a problem
+            _, numbers = np.unique(pairs[:, 1], return_counts=True)
+            counts["notes", "problems_in_several_inputs"] = int((numbers > 1).sum())
+        return counts
+
+    def index(self, chunks: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+        """Return the counts of the chunks, and batches of about `GROUPED_ROWS` records, in which those of a prompt follow each other."""
         found = self.map(_index_chunk, chunks, "index")
-        addresses = np.concatenate([chunk.reshape(-1, 3) for chunk in found["addresses"]])
-        if not len(addresses):
-            return load_counts(found["counts"])
-        batches = [([], [])]
-        for group in group_equal(key for keys in found["keys"] for key in keys):
-            if len(batches[-1][0]) >= GROUPED_ROWS:
-                batches.append(([], []))
-            batches[-1][0].extend(group)
-            batches[-1][1].append(len(group))
-        written = self.map(_write_groups, [{"addresses": addresses[i].ravel(), "sizes": n} for i, n in batches])
-        return load_counts([*found["counts"], *written["counts"]])
+        addresses = np.concatenate([chunk.reshape(-1, 4) for chunk in found["addresses"]])
+        rows, sizes = group_keys(np.concatenate(found["keys"]))
+        ends = np.cumsum(sizes)
+        batches, start, group = [], 0, 0
+        while start < len(rows):
+            last = min(int(np.searchsorted(ends, start + GROUPED_ROWS)), len(ends) - 1)
+            stop = int(ends[last])
+            batches.append({"addresses": addresses[rows[start:stop]].ravel(), "sizes": sizes[group : last + 1]})
+            start, group = stop, last + 1
+        return found["counts"], batches
+
+    def measure(self, chunks: list[dict[str, Any]]) -> list[np.ndarray]:
+        """
+        Return the number of the input, the [`~data.problems.problem_order`] and the number of labelled steps of each of the R training
+        rows, in arrays of shape `(R, 3)`.
+        """
+        if not self.joins:
+            return self.map(_measure_chunk, chunks, "measure")["rows"]
+        batches = self.index(chunks)[1]
+        return self.map(_measure_groups, batches, "measure")["rows"] if batches else [np.zeros((0, 3), np.uint64)]
 
     def chunks(self) -> list[dict[str, Any]]:
         """Return the chunks of the source."""
@@ -255,20 +360,31 @@ class _Worker:
                 results = [future.result() for future in futures]
         return {name: [result[name] for result in results] for name in results[0]}
 
-    def keep(self, record: dict[str, Any], where: str, counts: Counter, views: Callable) -> list[StepTree]:
-        """Count a record and return its rows, which are empty if it is dropped."""
+    def keep(
+        self, record: dict[str, Any], where: str, number: int, counts: Counter, views: Callable
+    ) -> list[StepTree]:
+        """Count a record of the input with this number and return its rows, which are empty if it is dropped."""
         notes = Counter()
         counts["records_in",] += 1
+        source = self.recipe.inputs[number] if self.recipe.is_mixture else None
+        if source is not None:
+            counts["sources", source, "records_in"] += 1
         try:
-            trees = self.recipe.trees(record, where, notes)
-            if any(exclusion_key(tree.prompt) in self.excluded for tree in trees):
+            trees = self.recipe.trees(record, where, notes, number)
+            if any(exclusion_key(text) in self.excluded for tree in trees for text in (tree.prompt, _origin(tree))):
                 raise Dropped("excluded")
-            trees = [tree for tree in trees if any(label is not None for label in tree.labels)]
+            trees = _labelled(trees)
             if not trees:
                 raise Dropped("no_labelled_step")
             rows = [row for tree in trees for row in views(tree, notes)]
             if not rows:
                 raise Dropped("no_labelled_final_step")
+            if self.limits is not None and any(
+                problem_order(_origin(tree), self.config.seed) > self.limits[number] and self.split(tree) == "train"
+                for tree in rows
+            ):
+                counts["sources", source, LEFT_OUT] += 1
+                raise Dropped(LEFT_OUT)
             if self.config.view in ("prm", "orm"):
                 notes["left_out_paths"] += sum(len(tree.leaves()) for tree in trees) - len(rows)
         except RowError as fault:
@@ -284,9 +400,21 @@ class _Worker:
                 counts["notes", note] += count
             return []
         counts["records_kept",] += 1
+        if source is not None:
+            counts["sources", source, "records_kept"] += 1
         for note, count in notes.items():
             counts["notes", note] += count
         return rows
+
+    def split(self, tree: StepTree) -> str:
+        """Return the split of a tree."""
+        return problem_split(_origin(tree), self.config.test_size, self.config.seed)
+
+    def measured(self, number: int, tree: StepTree) -> list[tuple[int, int, int]]:
+        """Return the entry of a row for [`_Worker.measure`], if it is in the train split."""
+        if self.split(tree) == "test":
+            return []
+        return [(number, problem_order(_origin(tree), self.config.seed), sum(one is not None for one in tree.labels))]
 
     def rows(self, tree: StepTree, notes: Counter) -> list[StepTree]:
         """Return the rows of a tree in the requested view. For `"sft"`, the parser already returns one tree per row."""
@@ -300,22 +428,36 @@ class _Worker:
             return [hrm_view(tree, config.merge_separator, config.max_merge, notes, **merging)]
         return [tree]
 
-    def write(self, part: int, trees: list[StepTree], where: str, counts: Counter) -> dict[str, str]:
+    def write(self, part: int, trees: list[StepTree], where: str, counts: Counter) -> dict[str, Any]:
         """Write the rows of a chunk, one Parquet file per split."""
+        is_mixture = self.recipe.is_mixture
         rows = {"train": [], "test": []}
         for tree in trees:
-            split = problem_split(tree.prompt, self.config.test_size, self.config.seed)
+            split = self.split(tree)
             row = sft_row(tree, self.recipe.asked) if self.config.view == "sft" else tree.to_row()
             if self.config.view in ("prm", "orm"):
                 del row["parents"]
             row.setdefault("problem_id", problem_key(tree.prompt).hex())
             rows[split].append(row)
-            count_row(counts, split, tree)
+            count_row(counts, split, tree, tree.extra["source"] if is_mixture else None)
         for split in rows:
             if rows[split]:
                 table = make_table(rows[split], COLUMNS | dict(self.recipe.columns), where)
                 write_part(table, Path(self.parts), split, part)
-        return {"counts": dump_counts(counts)}
+        problems = [
+            (self.recipe.inputs.index(tree.extra["source"]), problem_order(_origin(tree), self.config.seed))
+            for tree in (trees if is_mixture else ())
+        ]
+        return {"counts": dump_counts(counts), "problems": np.array(problems, dtype=np.uint64).reshape(-1, 2)}
+
+
+def _labelled(trees: list[StepTree]) -> list[StepTree]:
+    return [tree for tree in trees if any(label is not None for label in tree.labels)]
+
+
+def _origin(tree: StepTree) -> str:
+    """Return the problem that decides about the split, so that a modified problem is in the split of the original one."""
+    return tree.extra.get(ORIGINAL_PROMPT) or tree.prompt
 
 
 def _set_function(function: Callable) -> None:
@@ -343,8 +485,8 @@ def _no_search_for_cycles() -> Iterator[None]:
 @_no_search_for_cycles()
 def _write_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[str, Any]:
     counts, trees, keys, where = Counter(), [], [], ""
-    for where, _, record in worker.recipe.source.read(chunk):
-        rows = worker.keep(record, where, counts, worker.rows)
+    for where, address, record in worker.recipe.source.read(chunk):
+        rows = worker.keep(record, where, address.file, counts, worker.rows)
         trees += rows
         if rows and worker.config.view == "sft":
             keys.append(text_key(rows[0].extra["problem_id"]))
@@ -354,31 +496,63 @@ def _write_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[str,
 @_no_search_for_cycles()
 def _count_chunk(chunk: dict[str, Any], part: int, worker: _Worker, cells: Callable) -> dict[str, str]:
     counts = Counter()
-    for where, _, record in worker.recipe.source.read(chunk):
-        for tree in worker.keep(record, where, Counter(), worker.rows):
-            if problem_split(tree.prompt, worker.config.test_size, worker.config.seed) == "train":
+    for where, address, record in worker.recipe.source.read(chunk):
+        for tree in worker.keep(record, where, address.file, Counter(), worker.rows):
+            if worker.split(tree) == "train":
                 counts.update(cell for cell in cells(tree) if cell is not None)
     return {"counts": dump_counts(counts)}
 
 
-def _index_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[str, Any]:
-    counts, keys, addresses = Counter(), [], []
+@_no_search_for_cycles()
+def _measure_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[str, np.ndarray]:
+    rows = []
     for where, address, record in worker.recipe.source.read(chunk):
-        for tree in worker.keep(record, where, counts, lambda tree, notes: [tree]):
-            keys.append(text_key(tree.prompt))
-            addresses.append(address)
-    return {"counts": dump_counts(counts), "keys": keys, "addresses": np.array(addresses, dtype=np.int64)}
+        for tree in worker.keep(record, where, address.file, Counter(), worker.rows):
+            rows += worker.measured(address.file, tree)
+    return {"rows": np.array(rows, dtype=np.uint64).reshape(-1, 3)}
 
 
-def _write_groups(batch: dict[str, Any], part: int, worker: _Worker) -> dict[str, str]:
+def _index_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[str, Any]:
+    counts, prompts, addresses = Counter(), [], []
+    for where, address, record in worker.recipe.source.read(chunk):
+        trees = worker.keep(record, where, address.file, counts, lambda tree, notes: [tree])
+        for number, prompt in enumerate(dict.fromkeys(tree.prompt for tree in trees)):  # a record may have several
+            prompts.append(f"{address.file}\n{prompt}" if worker.recipe.is_mixture else prompt)
+            addresses.append((*address, number))
+    return {
+        "counts": dump_counts(counts),
+        "keys": text_keys(prompts),
+        "addresses": np.array(addresses, dtype=np.int64),
+    }
+
+
+def _measure_groups(batch: dict[str, Any], part: int, worker: _Worker) -> dict[str, np.ndarray]:
+    rows = []
+    for number, tree, _ in _joined(batch, worker, Counter()):
+        rows += worker.measured(number, tree)
+    return {"rows": np.array(rows, dtype=np.uint64).reshape(-1, 3)}
+
+
+def _write_groups(batch: dict[str, Any], part: int, worker: _Worker) -> dict[str, Any]:
     counts, trees, where = Counter(), [], ""
+    for _, tree, where in _joined(batch, worker, counts):  # noqa: B007  the last location is used
+        trees.append(tree)
+    return worker.write(part, trees, where, counts)
+
+
+def _joined(batch: dict[str, Any], worker: _Worker, counts: Counter) -> Iterator[tuple[int, StepTree, str]]:
+    """Yield the number of the input, the row and the last location of each prompt of a batch. Notes are added to `counts`."""
     numbers = iter(batch["addresses"].tolist())
-    records = worker.recipe.source.pick(Address(*three) for three in zip(numbers, numbers, numbers, strict=True))
-    for size in batch["sizes"]:
+    places = zip(numbers, numbers, numbers, numbers, strict=True)
+    places = [(Address(*place[:3]), place[3]) for place in places]
+    records = zip(places, worker.recipe.source.pick(address for address, _ in places), strict=True)
+    for size in batch["sizes"].tolist():
         chains = []
         for _ in range(size):
-            where, record = next(records)
-            chains += worker.recipe.trees(record, where, Counter())
+            (address, number), (where, record) = next(records)
+            trees = _labelled(worker.recipe.trees(record, where, Counter(), address.file))
+            prompt = list(dict.fromkeys(tree.prompt for tree in trees))[number]
+            chains += [tree for tree in trees if tree.prompt == prompt]
         tree, contradictions = StepTree.from_chains(chains)
         if contradictions and worker.config.view == "hrm" and tree.extra.get("label_kind") in RELATIVE_LABELS:
             raise ValueError(
@@ -386,10 +560,11 @@ def _write_groups(batch: dict[str, Any], part: int, worker: _Worker) -> dict[str
                 "the label of a merged step is unknown. Build each run on its own, or use another view."
             )
         notes = Counter(joined_records=size - 1, contradicting_labels=contradictions)
-        trees += worker.rows(tree, notes)
+        rows = worker.rows(tree, notes)
         for note, count in notes.items():
             counts["notes", note] += count
-    return worker.write(part, trees, where, counts)
+        for row in rows:
+            yield address.file, row, where
 
 
 def make_report(
@@ -445,6 +620,7 @@ def make_report(
         "rows": {split: found["rows"][split] for split in ("train", "test") if split in found["rows"]},
         "labelled_steps": sum(sum(values.values()) - values.get("null", 0) for values in labels),
         "labels": {split: found["labels"][split] for split in ("train", "test") if split in found["labels"]},
+        **({"sources": {name: found["sources"][name] for name in inputs}} if "sources" in found else {}),
         "notes": found["notes"],
         "warnings": warnings,
     }

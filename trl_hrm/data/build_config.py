@@ -235,16 +235,43 @@ class BuildStepwiseConfig(BuildConfig):
 
     Args:
         inputs (`list[str]`):
-            JSON Lines or JSON files, or one dataset folder or Hub id.
+            JSON Lines or JSON files, dataset folders and Hub ids.
+        weights (`list[float]`, *optional*):
+            Relative number of labelled steps of each input in the train split, such as `[1, 1, 2]`. The input that runs out first is
+            used whole, the others are sampled by problem, and no row is repeated. By default, all rows are used.
         split (`str`, *optional*, defaults to `"train"`):
-            Dataset split to read. Ignored for files.
+            Split to read of each dataset. Ignored for files.
+
+    Raises:
+        `ValueError`: If the number of `weights` is not the number of `inputs`, or there is only one input.
     """
 
     inputs: list[str] = field(
         metadata={
-            "help": "JSON Lines or JSON files, or one dataset folder or Hub id.",
+            "help": "JSON Lines or JSON files, dataset folders and Hub ids.",
             "positional": True,
             "metavar": "INPUT",
         }
     )
-    split: str = field(default="train", metadata={"help": "Dataset split to read. Ignored for files."})
+    weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Relative number of labelled steps of each input in the train split, such as 1 1 2. The input that runs out first is "
+            "used whole, the others are sampled by problem, and no row is repeated (default: all rows are used).",
+            "metavar": "WEIGHT",
+            "range": "(0, inf)",
+        },
+    )
+    split: str = field(default="train", metadata={"help": "Split to read of each dataset. Ignored for files."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.weights is None:
+            return
+        if len(self.inputs) == 1:
+            raise ValueError("`weights` has no effect with one input. Remove it, or give the inputs to mix.")
+        if len(self.weights) != len(self.inputs):
+            raise ValueError(
+                f"`weights` has {len(self.weights)} values for {len(self.inputs)} inputs. Give one weight per input, in the order of the "
+                "inputs."
+            )

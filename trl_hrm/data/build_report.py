@@ -12,9 +12,15 @@ SOLUTION_VIEWS = ("sft", "raft")
 SHOWN_VALUES = 12  # if there are more distinct labels, they are grouped into tenths
 
 
-def count_row(counts: Counter, split: str, tree: StepTree) -> None:
-    """Add one written row and its labels to `counts`. The labels of single and merged steps are counted separately."""
+def count_row(counts: Counter, split: str, tree: StepTree, source: str | None = None) -> None:
+    """
+    Add one written row and its labels to `counts`. The labels of single and merged steps are counted separately. In a mixture,
+    `source` is the input of the row, whose rows and labels are counted too.
+    """
     counts["rows", split] += 1
+    if source is not None:
+        counts["sources", source, "rows", split] += 1
+        counts["sources", source, "labelled_steps", split] += sum(label is not None for label in tree.labels)
     num_merged = [1] * len(tree.labels) if tree.num_merged is None else tree.num_merged
     for (label, merged), count in Counter(zip(tree.labels, num_merged, strict=True)).items():
         kind = "merged" if merged > 1 else "single"
@@ -82,6 +88,16 @@ def report_lines(report: dict[str, Any]) -> list[tuple[str, int]]:
     lines = [("records in", report["records_in"]), ("records kept", report["records_kept"])]
     lines += [(f"records dropped: {reason}", count) for reason, count in report["dropped"].items()]
     lines += [(f"rows out: {split}", count) for split, count in report["rows"].items()]
+    for name, found in report.get("sources", {}).items():
+        lines += [
+            (f"source {name}: {key.replace('_', ' ')}", found[key])
+            for key in found
+            if key not in ("rows", "labelled_steps")
+        ]
+        for key in ("rows", "labelled_steps"):
+            lines += [
+                (f"source {name}: {key.replace('_', ' ')}, {split}", n) for split, n in found.get(key, {}).items()
+            ]
     is_scored = report["view"] in SOLUTION_VIEWS  # a row is a solution and its label is a score
     if not is_scored:
         lines.append(("labelled steps", report["labelled_steps"]))

@@ -28,10 +28,11 @@ from typing_extensions import TypedDict
 
 from ..grading import extract_answer, opens_thinking, thinking_spans
 from ..io import shown
+from ..messages import plain_row, problem_of
 from ..schema import Count, Share, check_json
 from ..search.steps import cut_text, visible_steps
 from .candidates_config import CandidatesConfig
-from .problems import UNUSED, choices_of, normalize_problem, problem_key, problem_of, unused_parts
+from .problems import UNUSED, choices_of, normalize_problem, problem_key, unused_parts
 from .solutions import check_answers, count_answers, read_whole_solutions
 from .sources import DatasetRows, JsonLines, all_rows
 
@@ -311,7 +312,9 @@ class CandidateRows:
         check_same_problem(first, new, same)
 
     def _candidate(self, value: Any, name: str, problem: ProblemCandidates, where: str) -> Candidate:
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        if name == "completions" and isinstance(value, list):  # steps, each of which may be a message
+            value = plain_row({name: value}, where)[name]
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             if len(value) != 1 or not _is_message(value[0]) or value[0]["role"] != "assistant":
                 raise ValueError(f"{where}: `{name}` is {shown(value)}, expected exactly one assistant message.")
             value = _message(value[0], name, where)["content"]

@@ -147,7 +147,8 @@ def build_card(
 
     Args:
         about (`dict[str, Any]`):
-            `title`, `description` and `citation` of the source, and its `license` if known.
+            `title`, `description` and `citation` of the source, its `license` if known, and the meaning of `columns` that differs from
+            the usual one.
         report (`dict[str, Any]`):
             Build report.
         schema (`pa.Schema`):
@@ -172,7 +173,7 @@ def build_card(
         configs=[config],
     )
     rows = "prefixes" if "is_complete" in schema.names else report["view"]
-    meanings = COLUMNS | VIEW_COLUMNS.get(rows, {})
+    meanings = COLUMNS | VIEW_COLUMNS.get(rows, {}) | about.get("columns", {})
     facts = report.get("facts") or {}
     kind = facts.get("labels", {}).get("kind")
     if kind in LABEL_COLUMNS:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..io import shown
+from ..messages import INSTRUCTIONS, content_text, prompt_text
 from .sources import JsonLines, all_rows
 
 
@@ -22,7 +25,6 @@ PART_COLUMNS = re.compile(
     r"input|context|passage|paragraph|article|story|scenario|body|premises?|background|hints?|tables?|figures?|diagrams?|choices|options|(decoded_)?images?(_\d+)?",
     re.IGNORECASE,
 )
-INSTRUCTIONS = ("system", "developer")  # roles of messages that are not shown to the reward model
 UNUSED = "rows_with_unused_column_"  # prefix of the counts of columns that may contain a part of the problem
 _LABELLED_CHOICE = re.compile(r"\(?([A-Z])[).:]\s*(.+)", re.DOTALL)
 
@@ -109,38 +111,6 @@ def read_choices(value: Any) -> Choices | None:
     if not all(isinstance(text, (str, int, float)) and str(text).strip() for text in [*labels, *texts]):
         return None
     return Choices([str(label).strip() for label in labels], [str(text).strip() for text in texts])
-
-
-def problem_of(messages: Sequence[Mapping[str, Any]], remedy: str) -> str:
-    """
-    Return the text of the only user message. System messages are ignored.
-
-    Args:
-        messages (`Sequence[Mapping[str, Any]]`):
-            Prompt in TRL's conversational format.
-        remedy (`str`):
-            Advice at the end of the error message on how else to provide the problem.
-
-    Raises:
-        `ValueError`: If the messages are a dialogue of several turns, or contain anything other than text.
-    """
-    roles = [message["role"] for message in messages]
-    if [role for role in roles if role not in INSTRUCTIONS] != ["user"]:
-        raise ValueError(
-            f"the prompt has messages with the roles {roles}, expected exactly one user message, which the reward model is shown as the "
-            f"problem. In a dialogue, a single turn may not contain the whole problem. {remedy}"
-        )
-    return content_text(next(message["content"] for message in messages if message["role"] == "user"))
-
-
-def content_text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
-    """Return the text of a message's content, which may be a string or content blocks, or an empty string if it has none."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    kinds = sorted({block["type"] for block in content} - {"text"})
-    if kinds:
-        raise ValueError(f"a message has content of type {kinds}, but step reward models only support text.")
-    return "".join(block["text"] for block in content)
 
 
 def problem_text(record: Mapping[str, Any]) -> str | None:
@@ -279,13 +249,26 @@ def problem_split(text: str, test_size: float, seed: int) -> str:
     All rows of a problem are therefore in the same split, regardless of their file, their order or the number of processes, and a
     row keeps its split when other rows are added.
     """
+    return "test" if _draw(text, str(seed)) < test_size * 2**64 else "train"
+
+
+def problem_order(text: str, seed: int) -> int:
+    """
+    Return a random number from 0 to 2**64 - 1 for a problem, which decides whether a mixture with weights keeps it. Like
+    [`problem_split`], it depends only on the seed and on the text of the problem, but the two are independent of each other.
+    """
+    return _draw(text, f"mixture {seed}")
+
+
+def _draw(text: str, seed: str) -> int:
     digest = hashlib.blake2b(f"{seed}\n{normalize_problem(text).casefold()}".encode(), digest_size=8).digest()
-    return "test" if int.from_bytes(digest, "big") < test_size * 2**64 else "train"
+    return int.from_bytes(digest, "big")
 
 
 def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
     """
-    Return the [`exclusion_key`] of every problem in JSON files of test sets.
+    Return the [`exclusion_key`] of every problem in JSON files of test sets. Rows of PRMBench have two: the original and the modified
+    problem.
 
     Args:
         files (`Sequence[str]`):
@@ -303,7 +286,8 @@ def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
                 f"{where}: found no problem to exclude among the keys {shown(sorted(row), 200)}. It must be a non-empty string under `problem`, "
                 "`question` or `prompt`. Rename the key of the problem."
             )
-        keys.add(exclusion_key(text))
+        changed = [row.get(name) for name in ("original_question", "modified_question")]  # of PRMBench
+        keys.update(exclusion_key(one) for one in (text, *changed) if isinstance(one, str))
     return frozenset(keys)
 
 
@@ -324,7 +308,44 @@ def group_equal(keys: Iterable[Hashable]) -> list[list[int]]:
     return list(groups.values())
 
 
-def group_by_prompt(dataset: "Dataset") -> list[list[int]]:
+def text_keys(texts: Iterable[str]) -> np.ndarray:
+    """Return the [`text_key`] of each of N texts as two integers, shape `(N, 2)`."""
+    return np.frombuffer(b"".join(map(text_key, texts)), dtype=np.uint64).reshape(-1, 2)
+
+
+def group_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Group the positions of equal keys, in the order in which the keys first appear. Like [`group_equal`], with a few bytes of memory
+    per key instead of Python objects.
+
+    Args:
+        keys (`np.ndarray`):
+            Keys of N rows, shape `(N, 2)`. See [`text_keys`].
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: The N positions, group by group and ascending within a group, and the size of each group.
+
+    Example:
+
+    ```python
+    >>> rows, sizes = group_keys(text_keys(["a", "b", "a"]))
+    >>> rows.tolist(), sizes.tolist()
+    ([0, 2, 1], [2, 1])
+    ```
+    """
+    by_key = np.lexsort((keys[:, 1], keys[:, 0]))  # stable, so positions ascend within a group
+    found = keys[by_key]
+    is_first = np.ones(len(found), dtype=bool)
+    is_first[1:] = (found[1:] != found[:-1]).any(axis=1)
+    starts = np.flatnonzero(is_first)
+    sizes = np.diff(starts, append=len(found))
+    order = np.argsort(by_key[starts])
+    starts, sizes = starts[order], sizes[order]
+    places = np.arange(len(found)) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    return by_key[places], sizes
+
+
+def group_by_prompt(dataset: "Dataset") -> tuple[np.ndarray, np.ndarray]:
     """
     Group the row indices of a dataset by prompt, in the order in which the prompts first appear.
 
@@ -332,10 +353,20 @@ def group_by_prompt(dataset: "Dataset") -> list[list[int]]:
 
     Args:
         dataset (`datasets.Dataset`):
-            Dataset with a string column `prompt`.
+            Dataset with a column `prompt` of strings or messages.
 
     Returns:
-        `list[list[int]]`: One list of row indices per distinct prompt.
+        `tuple[np.ndarray, np.ndarray]`: The row indices, group by group, and the size of each group. See [`group_keys`].
     """
     prompts = dataset.select_columns(["prompt"]).with_format(None)
-    return group_equal(text_key(prompt) for batch in prompts.iter(batch_size=1000) for prompt in batch["prompt"])
+    keys = [text_keys(map(_group_text, batch["prompt"])) for batch in prompts.iter(batch_size=1000)]
+    return group_keys(np.concatenate([text_keys([]), *keys]))
+
+
+def _group_text(prompt: Any) -> str:
+    """Return the text that rows of one prompt have in common. Invalid prompts are errors when the row is read, with its location."""
+    try:
+        text = prompt_text(prompt)
+    except ValueError:
+        text = None
+    return text if isinstance(text, str) else repr(prompt)

@@ -94,8 +94,7 @@ class JsonLines:
             if Path(file).is_dir():
                 raise ValueError(f"{file}: found a folder, expected a JSON or JSON Lines file.")
             check_regular(file)
-            if any(os.path.samefile(file, other) for other in self.files[:number]):
-                raise ValueError(f"{file} is given twice, which would double the weight of its rows. Give it once.")
+            refuse_repeated(file, self.files[:number])
             self._versions.append(_version(file))
             is_compressed, is_array = _form(file)
             if is_array:
@@ -262,6 +261,90 @@ class DatasetRows:
             raise ValueError(
                 f"{self._row} {row}: a value cannot be read ({error}). Correct it, or remove its column."
             ) from error
+
+
+class MixedRows:
+    """
+    Reader of the records of several inputs, with the methods of [`JsonLines`]. The `file` of an [`Address`] is the number of the input.
+
+    Args:
+        sources (`Sequence[JsonLines | DatasetRows]`):
+            Reader of each input. A [`JsonLines`] has one file.
+        names (`Sequence[str]`):
+            Name of each input, for error messages.
+    """
+
+    def __init__(self, sources: Sequence[JsonLines | DatasetRows], names: Sequence[str]):
+        self.sources = list(sources)
+        self.names = list(names)
+
+    def types(self) -> dict[str, Any]:
+        """
+        Return the Arrow types of the columns of the datasets that are not part of a step tree. Types of numbers are promoted.
+
+        Raises:
+            `ValueError`: If a column has different types in two inputs.
+        """
+        import pyarrow as pa
+
+        found: dict[str, Any] = {}
+        for name, source in zip(self.names, self.sources, strict=True):
+            for column, kind in source.types().items() if isinstance(source, DatasetRows) else ():
+                try:
+                    schemas = [pa.schema([(column, one)]) for one in (found.get(column, kind), kind)]
+                    found[column] = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+                except pa.ArrowException as error:
+                    raise ValueError(
+                        f"{name}: the column `{column}` has the type {kind}, and {found[column]} in an earlier input. Convert the column to "
+                        "one type, or remove it from one of the inputs."
+                    ) from error
+        return found
+
+    def features(self) -> dict[str, Any]:
+        """Return the features of the columns of [`MixedRows.types`]. Columns with different features have those of their type."""
+        found: dict[str, Any] = {}
+        for source in self.sources:
+            for column, feature in source.features().items() if isinstance(source, DatasetRows) else ():
+                found[column] = feature if found.get(column, feature) == feature else None
+        return {column: feature for column, feature in found.items() if feature is not None}
+
+    def chunks(self) -> list[dict[str, Any]]:
+        """
+        Return the chunks of all inputs, with the number of the input as `source`.
+
+        Raises:
+            `ValueError`: If an input has no records.
+        """
+        chunks = []
+        for number, (name, source) in enumerate(zip(self.names, self.sources, strict=True)):
+            own = source.chunks()
+            if not own:
+                raise ValueError(f"{name}: no records found. Check the path, or remove the empty input.")
+            chunks += [chunk | {"source": number} for chunk in own]
+        return chunks
+
+    def read(self, chunk: dict[str, Any]) -> Iterator[tuple[str, Address, dict[str, Any]]]:
+        """Yield `(where, address, record)` for each record of the chunk."""
+        number = chunk["source"]
+        for where, address, record in self.sources[number].read(chunk):
+            yield where, address._replace(file=number), record
+
+    def pick(self, addresses: Iterable[Address]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield `(where, record)` for records at the given addresses, in that order."""
+        addresses = list(addresses)
+        picked = [
+            source.pick([address._replace(file=0) for address in addresses if address.file == number])
+            for number, source in enumerate(self.sources)
+        ]
+        for address in addresses:
+            yield next(picked[address.file])
+
+
+def refuse_repeated(name: str, others: Iterable[str]) -> None:
+    """Raise `ValueError` if an input is also one of the others, under the same or another name."""
+    for other in others:
+        if name == other or os.path.exists(name) and os.path.exists(other) and os.path.samefile(name, other):
+            raise ValueError(f"{name} is given twice, which would double the weight of its rows. Give it once.")
 
 
 def all_rows(source: JsonLines | DatasetRows) -> Iterator[tuple[str, dict[str, Any]]]:

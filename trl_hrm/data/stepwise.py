@@ -5,7 +5,8 @@ Builder for rows in TRL's stepwise supervision format, with an optional `parents
 {"prompt": "What is 1 + 2 + 3?", "completions": ["1 + 2 = 3.", "3 + 3 = 7."], "labels": [true, false]}
 ```
 
-Math-Shepherd, ER-PRM and RLHFlow rows are detected by their keys and parsed as in [`build_math_shepherd`].
+Math-Shepherd, ER-PRM and RLHFlow rows are detected by their keys and parsed as in [`build_math_shepherd`], and rows of ProcessBench,
+MR-GSM8K, PRMBench and BIG-Bench Mistake as in [`~data.benchmark_rows.parse_benchmark_row`].
 """
 
 from collections import Counter
@@ -13,9 +14,13 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from ..grading import thinking_spans
 from ..io import shown
+from ..messages import plain_row
 from ..step_tree import StepTree
+from .benchmark_rows import BENCHMARK, is_benchmark_row, parse_benchmark_row
 from .build import Recipe, build_dataset
 from .build_config import BuildStepwiseConfig
 from .build_report import BuildReport
@@ -24,10 +29,14 @@ from .math_shepherd import is_conversation, is_er_prm, is_math_shepherd, parse_m
 from .output import claimed_output
 from .problems import UNUSED, unused_parts, unused_warnings
 from .solutions import check_answers, count_answers, solution_warnings
-from .sources import DatasetRows, JsonLines, is_json_file, loaded_dataset
+from .sources import DatasetRows, JsonLines, MixedRows, is_json_file, loaded_dataset, refuse_repeated
 
 
 THINKING = "rows_with_thinking"
+MIXTURE_COLUMNS = {
+    "source": "the input that the row comes from, as named in the command",
+    "original_source": "the column `source` of the input",
+}
 ABOUT = {
     "title": "Step trees",
     "description": "Problems with labelled solution steps.",
@@ -45,6 +54,10 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
     In the views `"tree"` and `"hrm"`, the rows of one prompt are joined into one tree: steps with the same text after the same
     steps become one step, whose label is the mean of theirs.
 
+    Several inputs are mixed: each row gets the column `source`, and the report counts rows and labels per input. The rows of a prompt
+    are joined within an input only, so a problem of two inputs has a row of each, in the same split. Trainers join the two. With
+    `config.weights`, inputs that have more labels than their share are sampled by problem. See [`~data.build.sampling_limits`].
+
     Args:
         config ([`BuildStepwiseConfig`]):
             Inputs and options of the build.
@@ -55,18 +68,33 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
     Raises:
         `FileExistsError`: If the output exists and may not be replaced.
         `FileNotFoundError`: If an input does not exist.
-        `ValueError`: If a row is invalid, or if no row is left for training. Rows with a blank prompt or step are dropped, unless
+        `ValueError`: If an input is given twice, a row is invalid, a column has different types in two inputs, or no row is left for
+            training. Rows with a blank prompt or step are dropped, unless
             `config.strict` is set.
     """
     with ExitStack() as stack:
         output = stack.enter_context(claimed_output(config, config.inputs))
-        if len(config.inputs) == 1 and not is_json_file(config.inputs[0]):
-            # Cache next to the output: the system's temporary directory may be too small for a copy of the dataset
-            dataset = stack.enter_context(loaded_dataset(config.inputs[0], config.split, cache_parent=output.work))
-            source = DatasetRows(dataset, config.columns, config.inputs[0])
-            columns, features, options = source.types(), source.features(), {"split": config.split}
-        else:
-            source, columns, features, options = JsonLines(config.inputs, config.columns), {}, {}, {}
+        sources, options = [], {}
+        for number, name in enumerate(config.inputs):
+            refuse_repeated(name, config.inputs[:number])
+            if is_json_file(name):
+                sources.append(JsonLines([name], config.columns))
+            else:
+                # Cache next to the output: the system's temporary directory may be too small for a copy of the dataset
+                dataset = stack.enter_context(loaded_dataset(name, config.split, cache_parent=output.work))
+                sources.append(DatasetRows(dataset, config.columns, name))
+                options["split"] = config.split
+        source = sources[0] if len(sources) == 1 else MixedRows(sources, config.inputs)
+        columns, features = ({}, {}) if isinstance(source, JsonLines) else (source.types(), source.features())
+        about = ABOUT
+        if len(sources) > 1:
+            for found in (columns, features):
+                if "source" in found:
+                    found["original_source"] = found.pop("source")
+            columns["source"] = pa.string()
+            about = ABOUT | {"columns": MIXTURE_COLUMNS}
+        if config.weights is not None:
+            options["weights"] = [f"{weight:.15g}" for weight in config.weights]
         recipe = Recipe(
             name="stepwise",
             source=source,
@@ -76,7 +104,8 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
             features=features,
             join_prompts=True,
             options=options,
-            about=ABOUT,
+            about=about,
+            weights=config.weights,
             warn=partial(_warnings, source=", ".join(config.inputs)),
         )
         return build_dataset(recipe, config, output)
@@ -90,12 +119,19 @@ def _warnings(report: dict[str, Any], source: str) -> list[str]:
             f"{report['notes'][THINKING]:,} rows have steps with the thinking of a reasoning model. They are kept with their labels, "
             "but search and selection remove thinking before they score a solution. Remove these steps from the rows."
         )
+    benchmarks = {name.removeprefix(BENCHMARK): n for name, n in report["notes"].items() if name.startswith(BENCHMARK)}
+    if benchmarks:
+        rows = ", ".join(f"{number:,} of {name}" for name, number in benchmarks.items())
+        warnings.append(
+            f"rows of benchmarks become training data ({rows}). Do not measure on these files, and pass the files that you measure on to "
+            "--exclude."
+        )
     return warnings + unused_warnings(report["notes"])
 
 
-def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTree:
+def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTree | list[StepTree]:
     """
-    Return the validated step tree of one row.
+    Return the validated step tree of one row, or the trees of a row of PRMBench.
 
     Args:
         record (`dict[str, Any]`):
@@ -113,12 +149,15 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
     if "completions" not in record:
         if is_math_shepherd(record) or is_er_prm(record) or is_conversation(record):
             return parse_math_shepherd(record, where, notes)
+        if is_benchmark_row(record):
+            return parse_benchmark_row(record, where, notes)
         remedy = other_command(record)
         if remedy:
             raise ValueError(
                 f"{where}: found {shown(sorted(record), 200)}, expected `prompt`, `completions` and `labels`. {remedy}"
             )
-    prompt, steps = record.get("prompt"), record.get("completions")
+    texts = plain_row(record, where)
+    prompt, steps = texts.get("prompt"), texts.get("completions")
     if isinstance(prompt, str) and not prompt.strip():
         raise RowError("blank_prompt", where, f"column `prompt` holds {shown(prompt)}, expected a non-empty string.")
     for i, step in enumerate(steps if isinstance(steps, list) else ()):
@@ -129,7 +168,7 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
                 f"`completions[{i}]` is {shown(step)}, expected a non-empty step text. Remove the step.",
             )
     notes.update(UNUSED + name for name in unused_parts(record, has_choices=False))
-    tree = StepTree.from_row(record, where)
+    tree = StepTree.from_row(texts, where)
     count_answers(tree.completions, notes, tree.parents)
     if any(map(thinking_spans, tree.completions)):
         notes[THINKING] += 1

@@ -36,3 +36,18 @@ def points_between(low: float, high: float) -> str:
 
 def _rounded(value: float) -> str:
     return f"{round(100 * value, 1) + 0.0:.1f}".replace("-", "−")  # + 0.0: no negative zero
+
+
+def tint(score: float) -> str:
+    """
+    Return the colour of a score as a CSS value: orange at 0, grey at 0.5, blue at 1.
+
+    Example:
+
+    ```python
+    >>> tint(0.75)
+    'color-mix(in oklab, var(--high) 50%, var(--middle))'
+    ```
+    """
+    share = 2 * min(max(score, 0.0), 1.0) - 1
+    return f"color-mix(in oklab, var(--{'high' if share > 0 else 'low'}) {100 * abs(share):.0f}%, var(--middle))"

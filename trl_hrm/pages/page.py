@@ -20,7 +20,8 @@ from markupsafe import Markup
 
 from ..io import claimed_file, remove_partial, replacing
 from ..terminal import one_line, printable
-from .numbers import percent
+from .latex import with_math
+from .numbers import percent, tint
 from .pictures import Picture
 
 
@@ -174,5 +175,5 @@ _ENVIRONMENT = Environment(
     keep_trailing_newline=True,
 )
 _ENVIRONMENT.globals["resource"] = lambda name: Markup(resource(name))
-_ENVIRONMENT.filters |= {"kept": _kept, "percent": percent, "png": _png}
+_ENVIRONMENT.filters |= {"kept": _kept, "math": with_math, "percent": percent, "png": _png, "tint": tint}
 _ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":")}

@@ -257,16 +257,18 @@ def band_picture(
     return curves_picture(name, title, curves, baselines, paint)
 
 
-def reliability_picture(calibrations: dict[str, list[dict[str, Any]]]) -> Picture:
+def reliability_picture(calibrations: dict[str, list[dict[str, Any]]], judged: str = "solutions") -> Picture:
     """
-    Draw the share of correct solutions over the mean score of each bin. A calibrated model lies on the diagonal.
+    Draw the share of correct solutions (or steps) over the mean score of each bin. A calibrated model lies on the diagonal.
 
     Args:
         calibrations (`dict[str, list[dict]]`):
             Bins of each name with `count`, `mean_score` and `share_right`.
+        judged (`str`, *optional*, defaults to `"solutions"`):
+            What has a score: `"solutions"` or `"steps"`.
     """
     filled = {name: [one for one in bins if one["count"]] for name, bins in calibrations.items()}
-    text = "Share of correct solutions over their mean score, by bins. " + "; ".join(
+    text = f"Share of correct {judged} over their mean score, by bins. " + "; ".join(
         f"{name}: {len(bins)} bins, the highest at score {bins[-1]['mean_score']:.2f} with {percent(bins[-1]['share_right'])} correct"
         for name, bins in filled.items()
         if bins
@@ -282,11 +284,11 @@ def reliability_picture(calibrations: dict[str, list[dict[str, Any]]]) -> Pictur
             axes.scatter(x, y, sizes, color=color, marker=marker, label=shown_label(name), linewidths=0)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-2, 102)
-        axes.set_xlabel("mean score of the bin (larger marks: more solutions)")
+        axes.set_xlabel(f"mean score of the bin (larger marks: more {judged})")
         axes.set_ylabel("correct, %")
         legend(axes, theme)
 
-    return draw("calibration", "Calibration: are 90 % of solutions with a score of 0.9 correct?", text, paint, 3.3)
+    return draw("calibration", f"Calibration: are 90 % of {judged} with a score of 0.9 correct?", text, paint, 3.3)
 
 
 def draw_scores(judged: Sequence[float], chosen: Sequence[float], axis: str, path: Path) -> "Figure":

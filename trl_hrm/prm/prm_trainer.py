@@ -26,7 +26,7 @@ from transformers.utils import is_peft_available
 from .._compat import get_config_model_id, global_then_local_main_first
 from ..io import shown
 from ..step_format import STEP_FORMAT_NAME, StepFormat
-from ..trainer.step_trainer import StepTrainer, set_up_model
+from ..trainer.step_trainer import StepSources, StepTrainer, set_up_model
 from .prm_config import PRMConfig
 from .token_rows import IGNORED, DataCollatorForStepLabels, check_token_rows, tokenize_dataset
 
@@ -311,11 +311,13 @@ class PRMTrainer(StepTrainer):
                 if processing_class is None
                 else processing_class(args.step_separator, add_special_tokens=False)["input_ids"]
             )
-            rows, report = check_token_rows(rows, name, separator_ids, args.dataset_num_proc)
+            rows, report, num_labels = check_token_rows(rows, name, separator_ids, args.dataset_num_proc)
             if "input_ids" not in dataset.column_names:
                 for row in dataset.select_columns(["prompt", "completions"]):
                     report.count_control_text(processing_class, self.step_format, row["prompt"], row["completions"])
         self.reports[name] = report
+        if name != "train_dataset" and "input_ids" not in dataset.column_names:
+            self._sources[name] = self._token_sources(dataset, num_labels)
         dropped = report.labels_too_long or report.trees_without_labels
         dropped = dropped or report.prompts_with_control_text or report.steps_with_control_text
         logger.log(logging.WARNING if dropped else logging.INFO, f"{name}: {report}")
@@ -328,6 +330,15 @@ class PRMTrainer(StepTrainer):
                 "Set `step_separator` to the separator of the dataset, and pass the tokenizer as `processing_class`."
             )
         return rows
+
+    @staticmethod
+    def _token_sources(dataset: Dataset, num_labels: np.ndarray) -> StepSources:
+        """Return where the labelled tokens of evaluation rows come from, given the number of labels left in each row."""
+        steps: list[int] = []
+        for labels, number in zip(dataset["labels"], num_labels.tolist(), strict=True):
+            labelled = [i for i, label in enumerate(labels) if label is not None and label != IGNORED]
+            steps += labelled[:number]  # truncation drops the last steps
+        return StepSources(dataset, np.repeat(np.arange(len(num_labels)), num_labels), np.array(steps, int))
 
     def _check_collator(self, rows: Dataset, args: PRMConfig, name: str) -> None:
         """Raise if the user's data collator casts soft labels to integers: 0.9 would be trained as 0."""

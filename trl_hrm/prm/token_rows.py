@@ -139,7 +139,7 @@ def _tokenize(
 
 def check_token_rows(
     rows: Dataset, name: str, separator_ids: list[int] | None, num_proc: int | None
-) -> tuple[Dataset, TokenReport]:
+) -> tuple[Dataset, TokenReport, np.ndarray]:
     """
     Check and count the labels of token rows, and drop the rows of [`tokenize_dataset`] that have no label left.
 
@@ -154,7 +154,8 @@ def check_token_rows(
             Number of processes.
 
     Returns:
-        `tuple[Dataset, TokenReport]`: The rows and their counts. Rows that were already tokenized are returned unchanged.
+        `tuple[Dataset, TokenReport, np.ndarray]`: The rows, their counts, and the number of labels in each row before rows were
+        dropped. Rows that were already tokenized are returned unchanged.
 
     Raises:
         `ValueError`: If the column `labels` is missing, a row does not have one label per token, a label is not a
@@ -195,7 +196,7 @@ def check_token_rows(
             rows = rows.select(np.flatnonzero(kept))
             facts = {column: values[kept > 0] for column, values in facts.items()}
     report.describe_rows(facts["tokens"], facts["labels"])
-    return rows, report
+    return rows, report, kept
 
 
 def _facts(row: Mapping[str, Any], i: int, name: str, separator_ids: list[int] | None, version: str) -> dict[str, int]:

@@ -24,7 +24,7 @@ from ..schema import Count, Share, check_json
 from ..search.engines.base import Engine, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples, num_token_ids
 from ..step_tree import StepTree
 from .judge_templates import FAULTS, FirstError, JudgeTemplate, published_template
-from .scoring_config import ScoringConfig, check_candidates
+from .scoring_config import ScoringConfig, plain_candidates
 
 
 MAX_SEED = 2**31  # servers may use 32-bit seeds
@@ -446,7 +446,7 @@ class GenerativeScorer:
             `ValueError`: If the lists have different lengths, or a reference answer that the template shows is missing.
             `OSError`: If the engine fails. Responses until then are in the log.
         """
-        check_candidates(prompts, candidates)
+        prompts, candidates = plain_candidates(prompts, candidates)
         answers = [None] * len(prompts) if answers is None else answers
         paths = [
             (prompt, answer, list(steps))

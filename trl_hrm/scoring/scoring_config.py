@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ..config import COUNT, Config
+from ..messages import plain_row
 from ..search.thinking import thought_length
 from ..step_format import StepFormat
 
@@ -85,9 +86,22 @@ class ScoringConfig(Config):
         return sorted(lengths - {1})
 
 
-def check_candidates(prompts: Sequence[str], candidates: Sequence[Sequence[Sequence[str]]]) -> None:
-    """Raise `ValueError` if there is not one list of candidates per prompt."""
+def plain_candidates(
+    prompts: Sequence[Any], candidates: Sequence[Sequence[Sequence[Any]]]
+) -> tuple[list[str], list[list[list[str]]]]:
+    """
+    Return the texts of prompts and candidates, which may be messages. See [`~messages.plain_row`].
+
+    Raises:
+        `ValueError`: If there is not one list of candidates per prompt, or the messages are not one problem and its steps.
+    """
     if len(prompts) != len(candidates):
         raise ValueError(
             f"Got {len(prompts)} prompts and candidates for {len(candidates)} prompts. Pass one list of candidates per prompt."
         )
+    texts = [plain_row({"prompt": prompt}, f"prompt {i}")["prompt"] for i, prompt in enumerate(prompts)]
+    plain = [
+        [plain_row({"completions": steps}, f"prompt {i}")["completions"] for steps in solutions]
+        for i, solutions in enumerate(candidates)
+    ]
+    return texts, plain

@@ -14,10 +14,11 @@ from ..forest import TokenTree, TokenTrie
 from ..io import shown
 from ..loading import check_checkpoint, load_tokenizer, read_step_format
 from ..losses import step_score
+from ..search.steps import RULES, StepRule, cut_text
 from ..step_format import StepFormat
 from ..step_tree import StepTree
 from ..terminal import plain
-from .scoring_config import ScoringConfig, check_candidates
+from .scoring_config import ScoringConfig, plain_candidates
 
 
 logger = logging.getLogger(__name__)
@@ -67,10 +68,10 @@ class TreeScorer:
 
         Args:
             prompts (`Sequence[str]`):
-                B problems.
+                B problems. Each may be a list of messages with one user message. System messages are left out.
             candidates (`Sequence[Sequence[Sequence[str]]]`):
                 N candidates for each prompt, each a list of S step texts. N and S can differ between prompts and candidates.
-                A blank step gets a score like any other step.
+                A blank step gets a score like any other step. A step may be an assistant message, or a list with one.
             spans (`Sequence[int | str]`, *optional*, defaults to `(1,)`):
                 Numbers of consecutive steps to score as one step. `(1,)` scores each step separately, as the
                 [HRM](https://huggingface.co/papers/2503.13551) paper does at inference (section 3.1). `(1, 2)` also scores
@@ -87,10 +88,10 @@ class TreeScorer:
             `list[list[list[float]]]`: Scores in `[0, 1]`, prompts × candidates × steps.
 
         Raises:
-            `ValueError`: If the lists have different lengths, a step is not a string, a solution has more tokens than the
+            `ValueError`: If the lists have different lengths, a step is not a text, a prompt has several user messages, a solution has more tokens than the
             model has positions, or the model returns NaN or infinity.
         """
-        check_candidates(prompts, candidates)
+        prompts, candidates = plain_candidates(prompts, candidates)
         trees = []
         for prompt, solutions in zip(prompts, candidates, strict=True):
             tree = StepTree(prompt, [], [], [])
@@ -105,6 +106,54 @@ class TreeScorer:
             ends = np.cumsum([0, *(len(steps) for steps in solutions)])
             results.append([scores[start:end] for start, end in zip(ends, ends[1:], strict=False)])
         return results
+
+    def score_texts(
+        self,
+        prompts: Sequence[str],
+        texts: Sequence[str],
+        rule: StepRule | str = "step_header",
+        spans: Sequence[int | str] = (1,),
+        combine: Literal["max", "mean"] = "max",
+        progress: bool = False,
+    ) -> list[list[tuple[str, float]]]:
+        """
+        Split solutions into steps and score them. The thinking of a reasoning model is left out, except with a [`ThinkingRule`].
+
+        Example:
+
+        ```python
+        >>> scorer.score_texts(["1+2+3 = ?"], ["1+2 = 3.\\n\\n3+3 = 7."], rule="blank_line")
+        [[('1+2 = 3.', 0.98), ('3+3 = 7.', 0.03)]]
+        ```
+
+        Args:
+            prompts (`Sequence[str]`):
+                B problems, see [`TreeScorer.score`].
+            texts (`Sequence[str]`):
+                B solutions, one per problem.
+            rule ([`StepRule`] or `str`, *optional*, defaults to `"step_header"`):
+                Rule that splits a solution into steps, or its name: `"step_header"`, `"blank_line"`, `"sentence"` or `"formula"`.
+            spans (`Sequence[int | str]`), combine (`str`), progress (`bool`):
+                See [`TreeScorer.score`].
+
+        Returns:
+            `list[list[tuple[str, float]]]`: The steps of each solution with their scores in `[0, 1]`. A blank solution has no steps.
+
+        Raises:
+            `ValueError`: If `rule` is unknown, or the lists have different lengths. See also [`TreeScorer.score`].
+        """
+        if isinstance(rule, str):
+            if rule not in RULES:
+                raise ValueError(f"`rule` is {shown(rule)}. It must be a `StepRule` or one of {', '.join(RULES)}.")
+            rule = RULES[rule]
+        wrong = next((text for text in texts if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise ValueError(
+                f"`texts` has {shown(wrong)}. Each solution must be a string. For lists of steps, use `score`."
+            )
+        steps = [cut_text(text, rule, rule.keeps_thinking) for text in texts]
+        scores = self.score(prompts, [[one] for one in steps], spans, combine, progress)
+        return [list(zip(one, values, strict=True)) for one, [values] in zip(steps, scores, strict=True)]
 
     def score_trees(
         self,

@@ -27,7 +27,7 @@ from ..data.problems_config import ProblemsConfig
 from ..grading import DEFAULT_EXTRACTORS
 from ..io import read_json_lines, shell_word, shown
 from ..search.more_rollouts import WHERE, FinishedRun, MoreRollouts, describe_plan, histogram
-from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
+from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig, TrackingConfig
 from ..search.run_folder import Shard
 from ..terminal import one_line, say
 
@@ -51,10 +51,10 @@ VERSIONED = {"torch", "transformers", "vllm", "math-verify", "latex2sympy2_exten
 
 
 @dataclass(kw_only=True)
-class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
+class AnnotateConfig(TrackingConfig, RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
     """
-    Configuration of [`annotate`]. It also has the fields of [`ProblemsConfig`], [`PolicyConfig`], [`PromptConfig`] and
-    [`RunConfig`].
+    Configuration of [`annotate`]. It also has the fields of [`ProblemsConfig`], [`PolicyConfig`], [`PromptConfig`],
+    [`RunConfig`] and [`TrackingConfig`].
 
     Args:
         search (`str`, *optional*):
@@ -375,6 +375,7 @@ def annotate(config: AnnotateConfig) -> "Annotation | str":
 
     Raises:
         `BlockingIOError`: If another process is writing to the folder.
+        `ImportError`: If a tracker of `report_to` is not installed.
         `OSError`: If the folder cannot be written. This is checked first.
         `ValueError`: If the input is invalid, the folder holds a run with different settings, or no problem could be searched.
 
@@ -387,8 +388,11 @@ def annotate(config: AnnotateConfig) -> "Annotation | str":
     print(run)
     ```
     """
-    from ..search.run_folder import MANIFEST, claimed_run, launched_shard
+    from ..search.run_folder import MANIFEST, claimed_run, launched_shard, unfinished_shards
+    from ..search.tree_table import log_trees
+    from ..tracking import check_trackers
 
+    check_trackers(config.report_to or ())
     run = None if config.more_from is None else FinishedRun(config.more_from)
     if config.dry_run:
         return describe_dry_run(config, config.read_problems()) if run is None else describe_more(config, run)
@@ -398,6 +402,11 @@ def annotate(config: AnnotateConfig) -> "Annotation | str":
     if summary["problems"] and summary["problems"].keys() <= {"error", "ungradable"}:
         say(format_summary(progress, summary, config.output_dir))
         raise ValueError(f"{config.output_dir}: no problem could be searched. {first_failure(config, shard)}")
+    if config.report_to:
+        if missing := unfinished_shards(config.output_dir):
+            say(f"Trees are logged when all shards are finished. Missing: {', '.join(map(str, missing))}.")
+        else:
+            log_trees({"": config.output_dir}, config.report_to, config.project, config.run_name)
     return Annotation(Path(config.output_dir), progress, summary)
 
 

@@ -4,6 +4,7 @@ Show the search tree of a problem, in the terminal and as a self-contained HTML 
 ```bash
 trl-hrm inspect runs/mcts
 trl-hrm inspect runs/mcts --problem 17
+trl-hrm inspect runs/mcts --all
 trl-hrm inspect math-aps-tree.jsonl --format openr --problem 0 --html tree.html
 ```
 """
@@ -13,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..config import COUNT, SEED, Config
 from ..io import shown
@@ -37,11 +38,14 @@ class InspectConfig(Config):
             Lines file.
         format (`str`, *optional*, defaults to `"run"`):
             Format of the input: `"run"` or `"openr"`.
-        problem (`str`, *optional*):
-            Problem to show: its id, or its position counted from 0. By default, all problems are listed.
+        problem (`list[str]`, *optional*):
+            Problems to show: ids, or positions counted from 0. By default, all problems are listed.
+        all (`bool`, *optional*, defaults to `False`):
+            Whether to save a page for every problem.
         html (`str`, *optional*):
             Output file for the HTML page. By default, it is named after the problem and saved in `inspect/` of the run's folder, or in
-            the working directory for other inputs.
+            the working directory for other inputs. For several problems: output folder for their pages and `index.html`, by default
+            `inspect/` of the run's folder or of the working directory.
         depth (`int`, *optional*):
             Number of levels to print. By default, as many as fit in 100 lines.
         breadth (`int`, *optional*, defaults to `8`):
@@ -65,16 +69,21 @@ class InspectConfig(Config):
         }
     )
     format: Literal["run", "openr"] = field(default="run", metadata={"help": "Format of the input."})
-    problem: str | None = field(
+    problem: list[str] | None = field(
         default=None,
-        metadata={"help": "Problem to show: its id, or its position counted from 0 (default: list all problems)."},
+        metadata={
+            "help": "Problems to show: ids, or positions counted from 0 (default: list all problems). Pages of several problems have "
+            "links to the previous and the next one."
+        },
     )
+    all: bool = field(default=False, metadata={"help": "Save a page for every problem."})
     html: str | None = field(
         default=None,
         metadata={
             "help": "Output file for the HTML page (default: named after the problem, in inspect/ of the run's folder, or "
-            "in the working directory for other inputs).",
-            "metavar": "FILE",
+            "in the working directory for other inputs). For several problems: output folder for their pages and index.html "
+            "(default: inspect/).",
+            "metavar": "FILE|FOLDER",
         },
     )
     depth: int | None = field(
@@ -112,12 +121,24 @@ class InspectConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         defaults = {field.name: field.default for field in fields(self)}
+        if self.all and self.problem is not None:
+            raise ValueError("`all` shows every problem, so `problem` has no effect. Remove one of them.")
         for name in ("html", "depth", "breadth", "rollouts", "hnc"):
-            if self.problem is None and getattr(self, name) != defaults[name]:
+            if self.problem is None and not self.all and getattr(self, name) != defaults[name]:
                 raise ValueError(f"`{name}` has no effect without `problem`. Set `problem`, or remove `{name}`.")
+        for name in ("depth", "breadth", "rollouts") if self.shows_several else ():
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"`{name}` has no effect with several problems, whose trees are not printed. Set one `problem`, or remove `{name}`."
+                )
         for name in ("hnc_rule", "hnc_seed"):
             if not self.hnc and getattr(self, name) != defaults[name]:
                 raise ValueError(f"`{name}` has no effect without `hnc`. Set `hnc`, or remove `{name}`.")
+
+    @property
+    def shows_several(self) -> bool:
+        """Whether pages of several problems are saved."""
+        return self.all or (self.problem is not None and len(self.problem) > 1)
 
 
 class Entry(NamedTuple):
@@ -130,7 +151,8 @@ class Entry(NamedTuple):
 
 def inspect_tree(config: InspectConfig) -> None:
     """
-    Print the problems of a run, or print the tree of one problem and save it as an HTML page.
+    Print the problems of a run, or print the tree of one problem and save it as an HTML page, or save pages of several problems with
+    links between them.
 
     Args:
         config ([`InspectConfig`]):
@@ -138,8 +160,8 @@ def inspect_tree(config: InspectConfig) -> None:
 
     Raises:
         `FileNotFoundError`: If the run does not exist.
-        `OSError`: If the page cannot be written.
-        `ValueError`: If the run does not have this problem.
+        `OSError`: If a page cannot be written.
+        `ValueError`: If the run does not have a problem, or the same problem is given twice.
     """
     import shutil
     import sys
@@ -159,13 +181,16 @@ def inspect_tree(config: InspectConfig) -> None:
     }
     with ExitStack() as files:
         entries = _entries(config.input, config.format, files)
+        if config.shows_several:
+            _write_pages(config, entries, files)
+            return
         if config.problem is None:
             trees = ((entry.place, entry.read()) for entry in entries)
             rows = ((place, tree, mc_scores(tree, config.estimator, config.truncated)[-1]) for place, tree in trees)
             for line in problem_lines(rows, **screen):
                 print(line)  # noqa: T201
             return
-        entry = _find(entries, config.problem, config.input)
+        entry = _find(entries, config.problem[0], config.input)
         inspection = _inspect(entry.read(), config)
     file = _page_path(config.input, config.html, entry.problem_id)
     with claimed_page(file, "html") as target:
@@ -174,6 +199,52 @@ def inspect_tree(config: InspectConfig) -> None:
         with replacing(target) as page:
             page.write(render_tree(inspection))
     say(f"\nPage: {plain(str(file))}")
+
+
+def _write_pages(config: InspectConfig, entries: Iterator[Entry], files: ExitStack) -> None:
+    """Save the pages of several problems, and then the page that lists them, in a folder."""
+
+    from ..io import claimed_folder, replacing
+    from ..pages.page import claimed_page, render
+    from ..search.inspection import render_tree
+
+    if config.problem is not None:
+        entries = iter(
+            [_find(_entries(config.input, config.format, files), one, config.input) for one in config.problem]
+        )
+    folder = Path(config.html or (Path(config.input) if Path(config.input).is_dir() else Path()) / "inspect")
+    files.enter_context(claimed_folder(folder, "html"))
+    rows: list[dict[str, Any]] = []
+    previous, current = None, next(entries, None)
+    while current is not None:
+        following = next(entries, None)
+        names = {"previous": previous, "next": following}
+        links = {
+            name: _page_path("", None, entry.problem_id).name for name, entry in names.items() if entry is not None
+        }
+        inspection = _inspect(current.read(), config)
+        file = _page_path("", None, current.problem_id).name
+        if any(row["file"] == file for row in rows):
+            raise ValueError(
+                f"{config.input}: problem {shown(current.problem_id)} is there twice. Its pages would replace each other."
+            )
+        with claimed_page(folder / file, "html") as target, replacing(target) as page:
+            page.write(render_tree(inspection, links | {"index": "index.html"}))
+        rows.append(
+            {
+                "place": current.place,
+                "file": file,
+                "problem": inspection.tree.problem,
+                "status": inspection.tree.status.replace("_", " "),
+                "score": inspection.scores[-1],
+                "counts": inspection.counts[-1],
+                "num_nodes": inspection.totals["num_nodes"],
+            }
+        )
+        previous, current = current, following
+    with claimed_page(folder / "index.html", "html") as target, replacing(target) as page:
+        page.write(render("problems.html.jinja", title=f"Search trees of {config.input}", rows=rows))
+    say(f"Pages of {len(rows):,} problems: {plain(str(folder / 'index.html'))}")
 
 
 def _entries(name: str, format: str, files: ExitStack) -> Iterator[Entry]:
@@ -260,6 +331,6 @@ def _page_path(name: str, html: str | None, problem_id: str) -> Path:
     if html is not None:
         return Path(html)
     safe = re.sub(r"[^\w-]+", "_", problem_id, flags=re.ASCII)[:60]
-    if safe != problem_id:
+    if safe != problem_id or safe == "index":  # the page that lists the problems
         safe += f"-{make_id(problem_id)[:8]}"
     return (Path(name) / "inspect" if Path(name).is_dir() else Path()) / f"{safe}.html"

@@ -16,7 +16,7 @@ from ..config import COUNT
 from ..data.problems_config import ProblemsConfig
 from ..grading import DEFAULT_EXTRACTORS
 from ..scoring.reward_model_config import RewardModelConfig
-from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
+from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig, TrackingConfig
 from ..terminal import say
 from .annotate import make_manifest
 from .best_of_n import NUMBERS, own_shard
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class StepSearchConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, ProblemsConfig):
+class StepSearchConfig(TrackingConfig, RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, ProblemsConfig):
     """
     Configuration of [`step_search`]. It also has the fields of [`ProblemsConfig`], [`PolicyConfig`], [`PromptConfig`],
-    [`RewardModelConfig`] and [`RunConfig`].
+    [`RewardModelConfig`], [`RunConfig`] and [`TrackingConfig`].
 
     Args:
         output_dir (`str`, *optional*, defaults to `"outputs/step-search"`):
@@ -131,6 +131,7 @@ def step_search(config: StepSearchConfig) -> "Results | None":
 
     Raises:
         `FileExistsError`: If `output_dir` already has results and `overwrite` is not set.
+        `ImportError`: If a tracker of `report_to` is not installed.
         `ValueError`: If the input is invalid, the reward model is incompatible, an N is invalid for the strategy, or `output_dir` has
             a search with different settings.
     """
@@ -138,11 +139,18 @@ def step_search(config: StepSearchConfig) -> "Results | None":
 
     from ..evaluation.results import RESULTS, candidates_name, check_results
     from ..search.run_folder import claimed_run
+    from ..search.tree_table import log_trees
+    from ..tracking import check_trackers
 
+    check_trackers(config.report_to or ())
     shard = own_shard()
     with claimed_run(config.output_dir, shard, [RESULTS, *map(candidates_name, config.n)]):
         check_results(Path(config.output_dir), config.overwrite)
-        return _step_search(config, shard)
+        results = _step_search(config, shard)
+    if results is not None and config.report_to:
+        folders = {f"n-{n}/": Path(config.output_dir, f"n-{n}") for n in sorted(set(config.n))}
+        log_trees(folders, config.report_to, config.project, config.run_name)
+    return results
 
 
 def _step_search(config: StepSearchConfig, shard: "Shard") -> "Results | None":

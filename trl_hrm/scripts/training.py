@@ -105,6 +105,7 @@ def launch(name: str, argv: Sequence[str]) -> None:
 
     from .._compat import resolve_accelerate_config_argument, subtract_subsequence
 
+    _refuse_mixture(argv)
     # Whether the batch sizes of GRPO are valid depends on the number of processes, which this process does not have
     parser.dataclass_types = [kind for kind in parser.dataclass_types if not issubclass(kind, GRPOConfig)]
     *_, of_file, of_argv = parser.parse_args_and_config(
@@ -338,6 +339,7 @@ def run_script(
     raises = is_debug()
     try:
         with ending_with_launcher():
+            _refuse_mixture(argv)
             if "--config" in argv[:-1]:
                 _check_settings(argv[argv.index("--config") + 1], parser)
             parser.set_defaults(do_train=True)  # so that `--do_train false` can be told from the default
@@ -377,6 +379,31 @@ def _check_tasks(args: "TrainingArguments") -> None:
         )
     if args.do_eval and args.eval_strategy == "no":
         raise ValueError("`do_eval` is true, but `eval_strategy` is no. Set `eval_strategy` to steps or epoch.")
+
+
+def _refuse_mixture(argv: Sequence[str]) -> None:
+    """
+    Refuse the options of TRL's `DatasetMixtureConfig`, which TRL's own commands have.
+
+    TRL concatenates the datasets without weights and splits them by row, so that a problem may be in both splits.
+
+    Raises:
+        `ValueError`: If one of the options is given, on the command line or in the file of `--config`.
+    """
+    names = {word.removeprefix("--").partition("=")[0] for word in argv if word.startswith("--")}
+    if "--config" in argv[:-1]:
+        names |= read_yaml(argv[argv.index("--config") + 1]).keys()
+    if names & {"datasets", "test_split_size"}:
+        raise ValueError(
+            "`datasets` and `test_split_size` are options of TRL's commands that this command does not have. Set `dataset_name` to one "
+            "dataset. To mix datasets of labelled steps with weights, without a problem in both splits, build it with `trl-hrm "
+            "build-stepwise INPUT INPUT --weights 1 1 --output_dir DATA`."
+        )
+    if "streaming" in names:
+        raise ValueError(
+            "`streaming` is an option of TRL's commands that this command does not have. Remove it. A dataset does not need to fit in "
+            "memory: its rows are read from disk, and prepared rows are written to disk."
+        )
 
 
 def _check_settings(file: str, parser: "TrlParser") -> None:

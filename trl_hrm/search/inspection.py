@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from markupsafe import Markup
+
+from ..pages.latex import find_math, to_mathml
 from ..pages.page import render
+from ..terminal import printable
 from .tree import ROOT, SearchTree
 from .values import LeafCounts
 
@@ -126,22 +130,31 @@ def lines(tree: SearchTree) -> list[Line]:
     return found
 
 
-def render_tree(inspection: Inspection) -> str:
+def render_tree(inspection: Inspection, links: Mapping[str, str] | None = None) -> str:
     """
     Render a tree as an HTML page with an overview of the whole tree, its steps, and the full text of each step.
 
     Args:
         inspection ([`Inspection`]):
             Tree with its scores and counts.
+        links (`Mapping[str, str]`, *optional*):
+            Relative URLs of the pages `"previous"` and `"next"`, for other problems, and `"index"`, for the list of all problems.
 
     Returns:
         `str`: HTML page. It is deterministic.
     """
-    return render("tree.html.jinja", data=page_data(inspection))
+    formulas: dict[Markup, int] = {}
+    data = page_data(inspection, formulas)
+    return render("tree.html.jinja", data=data | {"links": dict(links or {})}, formulas=formulas)
 
 
-def page_data(inspection: Inspection) -> dict[str, Any]:
-    """Return the data of the page: columns over N + 1 nodes, with the prompt last, and the lines of the tree."""
+def page_data(inspection: Inspection, formulas: dict[Markup, int]) -> dict[str, Any]:
+    """
+    Return the data of the page: columns over N + 1 nodes, with the prompt last, and the lines of the tree.
+
+    Formulas are added to `formulas`, with their position in it. `math` has the places of formulas in texts, by the index of the node:
+    start and end, in characters of JavaScript, and the position of the formula. `answers` has the positions of the formulas of answers.
+    """
     tree = inspection.tree
     problem, nodes = tree.problem, tree.nodes
     columns = {
@@ -157,6 +170,17 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
     names = "node_id role answer finish stop_reason num_cached weight merged_from num_merged"
     for name in names.split():
         columns[name] = [getattr(node, name) for node in nodes] + [None]
+    places: dict[int, list[tuple[int, int, int]]] = {}
+    for i, text in enumerate(columns["text"]):
+        for start, end, markup in find_math(text):
+            start, end = (len(text[:place].encode("utf-16-le", "surrogatepass")) // 2 for place in (start, end))
+            places.setdefault(i, []).append((start, end, formulas.setdefault(markup, len(formulas))))
+    answers = {}
+    for answer in sorted({*columns["answer"], problem.answer} - {None}):
+        markup = to_mathml(answer) if "\\" in answer else None
+        if markup is not None and "<mtable" not in markup:  # a table is higher than a row of the tree
+            found = Markup('<span class="math" title="{}">{}</span>').format(printable(answer), markup)
+            answers[answer] = formulas.setdefault(found, len(formulas))
     columns["seed"] = [str(node.seed) for node in nodes] + [None]  # JavaScript numbers above 2**53 lose digits
     return {
         "problem": {
@@ -170,5 +194,7 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
         "totals": dict(inspection.totals),
         "outcomes": OUTCOMES,
         "nodes": columns,
+        "math": places,
+        "answers": answers,
         "lines": [(line.nodes, line.above, line.kind) for line in lines(tree)],
     }

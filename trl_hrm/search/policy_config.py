@@ -9,6 +9,7 @@ from ..config import COUNT, PROCESSES, SEED, Config, Dtype
 from ..encoding import CHAT_TEMPLATE_DATE
 from ..grading import DEFAULT_EXTRACTORS, EXTRACTORS
 from ..io import read_text, shown
+from ..tracking import TRACKERS
 from .prompts import PROMPTS, Prompt
 from .run_folder import Shard, show_own_gpu
 from .segmentation_config import SegmentationConfig
@@ -355,6 +356,52 @@ class PromptConfig(SegmentationConfig):
             chat_template_date=self.chat_template_date,
         )
         return prompt, rule
+
+
+@dataclass(kw_only=True)
+class TrackingConfig(Config):
+    """
+    Trackers that get the search trees of a run when it is finished. See [`~search.tree_table.log_trees`].
+
+    Args:
+        report_to (`list[str]`, *optional*):
+            Trackers to log to: `"trackio"` and `"wandb"`. By default, nothing is logged.
+        project (`str`, *optional*, defaults to `"trl_hrm"`):
+            Name of the project, for `report_to`.
+        run_name (`str`, *optional*):
+            Name of the run, for `report_to`. By default, the tracker chooses it.
+
+    Raises:
+        `ValueError`: If `run_name` or `project` is set without `report_to`.
+    """
+
+    report_to: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Trackers that get a table of the problems and pages of trees at the end: trackio and wandb (default: none).",
+            "choices": list(TRACKERS),
+            "advanced": True,
+        },
+    )
+    project: str = field(
+        default="trl_hrm", metadata={"help": "Name of the project, for --report_to.", "advanced": True}
+    )
+    run_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the run, for --report_to (default: the tracker chooses it).",
+            "advanced": True,
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.report_to:
+            for name, default in (("project", "trl_hrm"), ("run_name", None)):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"`{name}` has no effect without `report_to`. Set `report_to`, or remove `{name}`."
+                    )
 
 
 @dataclass(kw_only=True)

@@ -24,6 +24,7 @@ from ..step_tree import StepTree
 
 TOKEN_COLUMNS = ["input_ids", "position_ids", "subtree_end"]
 STEP_COLUMNS = ["step_positions", "labels", "label_weights", "num_merged"]
+SOURCE_COLUMNS = ["source_rows", "source_steps"]  # row and step of the dataset that each labelled step comes from
 PROMPT_LENGTHS = "prompt_lengths"  # number of tokens of the problem before each labelled step, for implicit rewards
 REF_LOG_PROBS = "ref_log_probs"  # log-probability of the solution up to each labelled step, of the reference model
 
@@ -130,6 +131,39 @@ COUNTS = [
 
 
 @dataclass(frozen=True)
+class SamePrompt:
+    """
+    The rows of each prompt of a dataset of N rows, in 16 bytes per row.
+
+    The first row of a prompt becomes the tree of all of them. The other rows become empty and are dropped.
+
+    Args:
+        order (`np.ndarray`): Indices of the rows, with those of a prompt next to each other, shape `(N,)`.
+        starts (`np.ndarray`): For the first row of each prompt, its place in `order`, and -1 for the others, shape `(N,)`.
+        sizes (`np.ndarray`): For the first row of each prompt, the number of rows of the prompt, and 0 for the others, shape `(N,)`.
+    """
+
+    order: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "SamePrompt | None":
+        """Return the rows of each prompt, or `None` if no prompt has several rows."""
+        order, group_sizes = group_by_prompt(dataset)
+        if len(group_sizes) == len(order):
+            return None
+        places = np.cumsum(group_sizes) - group_sizes
+        starts, sizes = np.full(len(order), -1, dtype=np.int32), np.zeros(len(order), dtype=np.int32)
+        starts[order[places]], sizes[order[places]] = places, group_sizes
+        return cls(order, starts, sizes)
+
+    def rows(self, i: int) -> list[int]:
+        """Return the rows of the tree that row `i` becomes."""
+        return self.order[self.starts[i] : self.starts[i] + self.sizes[i]].tolist() if self.sizes[i] else []
+
+
+@dataclass(frozen=True)
 class ForestBuilder:
     """
     Converts step trees to forest rows. See [`HRMRewardConfig`] for details on the settings.
@@ -144,6 +178,8 @@ class ForestBuilder:
         label_weighting (`str`): `"unique"`, `"occurrence"` or `"column"`.
         error_weight (`float`): Weight of a step with label 0 relative to a step with label 1.
         train_on_last_step_only (`bool`): Whether to keep only the label of the last step of each trajectory.
+        keep_sources (`bool`): Whether to add the columns `source_rows` and `source_steps`: the row of the dataset and the index
+            of the step in this row. For a step that occurs in several rows, the first of them.
         version (`str`): Version of this package. It is a field because `datasets` caches rows by the fields of the
             builder, not by its code.
     """
@@ -156,6 +192,7 @@ class ForestBuilder:
     label_weighting: Literal["unique", "occurrence", "column"] = "unique"
     error_weight: float = 1.0
     train_on_last_step_only: bool = False
+    keep_sources: bool = False
     version: str = __version__
 
     def __call__(self, dataset: Dataset, name: str, num_proc: int | None = None) -> tuple[Dataset, ForestReport]:
@@ -172,7 +209,8 @@ class ForestBuilder:
 
         Returns:
             `tuple[Dataset, ForestReport]`: Rows with `input_ids`, `position_ids`, `subtree_end` (one entry per token)
-            and `step_positions`, `labels`, `label_weights`, `num_merged` (one entry per labelled step).
+            and `step_positions`, `labels`, `label_weights`, `num_merged` (one entry per labelled step). With `keep_sources`, also
+            `source_rows` and `source_steps` (one entry per labelled step).
 
         Raises:
             `ValueError`: If a row is malformed, a prompt leaves no room for a step, or no label is left.
@@ -190,11 +228,7 @@ class ForestBuilder:
                 f"{name} has the columns {dataset.column_names}. It must have `prompt`, `completions` and `labels` "
                 "(and `parents` for trees)."
             )
-        # The first row of a prompt becomes the tree. The other rows of the prompt become empty and are dropped
-        joined: dict[int, list[int]] = {}
-        for rows in group_by_prompt(dataset):
-            if len(rows) > 1:
-                joined |= dict.fromkeys(rows[1:], []) | {rows[0]: rows}
+        joined = SamePrompt.of(dataset)
         trees = dataset.map(
             self._encode_row,
             with_indices=True,
@@ -203,24 +237,33 @@ class ForestBuilder:
             num_proc=num_proc,
             desc=f"Encoding {name}",
         )
-        report = ForestReport(rows_in=len(dataset), **{count: int(np.sum(trees[count])) for count in COUNTS})
-        lengths = np.sort(flat_column(trees, "path_lengths"))
-        if len(lengths):
-            report.max_length_p99 = int(lengths[math.ceil(len(lengths) * 99 / 100) - 1])
+        counts = {name: sum(pc.sum(values).as_py() for values in _arrow(trees, name)) for name in COUNTS}
+        report = ForestReport(rows_in=len(dataset), **counts)
+        # How many labels have each length, since a list of all lengths would grow with the dataset
+        lengths = np.zeros(0, dtype=np.int64)
+        for lists in _arrow(trees, "path_lengths"):
+            found = np.bincount(pc.list_flatten(lists).to_numpy(), minlength=len(lengths))
+            found[: len(lengths)] += lengths
+            lengths = found
+        if lengths.any():
+            kept = math.ceil(report.labels_in * 99 / 100)
+            report.max_length_p99 = int(np.searchsorted(np.cumsum(lengths), kept))
         trees = trees.remove_columns([*COUNTS, "path_lengths"])
         rows = trees.map(self._rows, batched=True, num_proc=num_proc, desc=f"Laying out {name}")
         report.describe_rows(_lengths(rows, "input_ids"), _lengths(rows, "labels"))
         if not len(rows):
             raise ValueError(f"{name}: no labelled step is left to train on ({report}).")
-        if self.label_weighting == "column" and not flat_column(rows, "label_weights").any():
+        if self.label_weighting == "column" and not any(
+            pc.list_flatten(lists).to_numpy().any() for lists in _arrow(rows, "label_weights")
+        ):
             raise ValueError(f"{name}: all `label_weights` of labelled steps are 0. At least one must be above 0.")
         return rows, report
 
     def _encode_row(
-        self, row: Mapping[str, Any], i: int, dataset: Dataset | None, joined: dict[int, list[int]], name: str
+        self, row: Mapping[str, Any], i: int, dataset: Dataset | None, joined: "SamePrompt | None", name: str
     ) -> dict[str, Any]:
         """Encode the trees of one prompt as one token tree, with the label of each labelled step and the counts."""
-        indices = joined.get(i, [i])
+        indices = [i] if joined is None else joined.rows(i)
         rows = [row] if indices == [i] else [dataset[j] for j in indices]
         places = [f"{name} row {j}" for j in indices]
         trees = [StepTree.from_row(row, where) for row, where in zip(rows, places, strict=True)]
@@ -230,8 +273,9 @@ class ForestBuilder:
         labels: list[list[float]] = []
         weights: list[list[float]] = []
         num_merged: list[int] = []
+        sources: list[tuple[int, int]] = []
         path_lengths: list[int] = []  # of all labels, including dropped ones
-        for tree, where in zip(trees, places, strict=True):
+        for place, tree, where in zip(indices, trees, places, strict=True):
             kept = self._kept_labels(tree, where)
             given_weights = self._weights(tree, where)
             report.count_control_text(self.tokenizer, self.step_format, tree.prompt, tree.completions, tree.num_merged)
@@ -257,6 +301,7 @@ class ForestBuilder:
                     labels.append([])
                     weights.append([])
                     num_merged.append(tree.num_merged[i] if tree.num_merged else 1)
+                    sources.append((place, i))
                 labels[step].append(kept[i])
                 weights[step].append(given_weights[i])
         token_tree = trie.layout()
@@ -277,6 +322,9 @@ class ForestBuilder:
         columns = _columns(token_tree, means[order], step_weights[order], np.array(num_merged, dtype=np.int32)[order])
         if is_implicit:
             columns[PROMPT_LENGTHS] = token_tree.starts
+        if self.keep_sources:
+            found = np.array(sources, dtype=np.int32).reshape(-1, 2)[order]
+            columns |= dict(zip(SOURCE_COLUMNS, found.T, strict=True))
         counts = {name: getattr(report, name) for name in COUNTS}
         return columns | counts | {"path_lengths": np.array(path_lengths, dtype=np.int32)}
 
@@ -321,6 +369,10 @@ class ForestBuilder:
         """Split the trees of a batch if needed and pack the parts into rows."""
         pieces, values = [], []
         names = TOKEN_COLUMNS + STEP_COLUMNS + [PROMPT_LENGTHS] * (PROMPT_LENGTHS in batch)
+        kept = {"labels": np.float32, "label_weights": np.float32, "num_merged": np.int32}
+        if self.keep_sources:
+            names += SOURCE_COLUMNS
+            kept |= dict.fromkeys(SOURCE_COLUMNS, np.int32)
         for i in range(len(batch["input_ids"])):
             columns = {name: batch[name][i] for name in names}
             if not len(columns["labels"]):
@@ -338,12 +390,15 @@ class ForestBuilder:
             groups = [[i] for i in range(len(pieces))]
         rows = []
         for group in groups:
-            steps = [
-                np.concatenate([np.asarray(values[i][name], dtype)[pieces[i].steps] for i in group])
-                for name, dtype in (("labels", np.float32), ("label_weights", np.float32), ("num_merged", np.int32))
-            ]
+            steps = {
+                name: np.concatenate([np.asarray(values[i][name], dtype)[pieces[i].steps] for i in group])
+                for name, dtype in kept.items()
+            }
             joined = TokenTree.join([pieces[i] for i in group])
-            rows.append(_columns(joined, *steps) | {PROMPT_LENGTHS: joined.starts})
+            columns = _columns(joined, steps["labels"], steps["label_weights"], steps["num_merged"])
+            rows.append(
+                columns | {PROMPT_LENGTHS: joined.starts} | {name: steps[name] for name in names if name in steps}
+            )
         return {name: [row[name] for row in rows] for name in names}
 
 
@@ -371,6 +426,11 @@ def _lengths(rows: Dataset, column: str) -> np.ndarray:
 def flat_column(rows: Dataset, column: str) -> np.ndarray:
     """Concatenate the lists of all rows into one array."""
     return np.concatenate([np.array([], int), *(pc.list_flatten(lists).to_numpy() for lists in _arrow(rows, column))])
+
+
+def longest_path(rows: Dataset) -> int:
+    """Return the number of tokens of the longest path in the rows. The dataset must not be empty."""
+    return max(pc.max(pc.list_flatten(lists)).as_py() for lists in _arrow(rows, "position_ids")) + 1
 
 
 def _token_tree(row: Mapping[str, Any]) -> TokenTree:

@@ -102,6 +102,13 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
             Weight of a wrong step (label 0) relative to a correct step (label 1) in the mean loss. A soft label `y` has
             the weight `y + (1 - y) * error_weight`.
 
+        > Parameters that control the logging
+
+        log_worst_steps (`int`, *optional*, defaults to `0`):
+            Maximum number of wrong steps scored as correct, and of correct steps scored as wrong, to show after each evaluation, with
+            the calibration of the scores. See [`StepTableCallback`], which is added to the trainer. Requires an `eval_dataset`. With 0,
+            nothing is shown.
+
         > Parameters that control resuming
 
         resume_from_checkpoint (`str` or `bool`, *optional*):
@@ -290,8 +297,19 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
         },
     )
 
+    # Parameters that control the logging
+    log_worst_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Maximum number of wrong steps scored as correct, and of correct steps scored as wrong, to show after each "
+            "evaluation, with the calibration of the scores: in `_evaluations` in `output_dir`, and in trackio or Weights & Biases."
+        },
+    )
+
     def __post_init__(self):
         super().__post_init__()
+        if self.log_worst_steps < 0:
+            raise ValueError(f"`log_worst_steps` is {self.log_worst_steps}. It must be at least 0.")
         if self.chat_template_date is None:
             raise ValueError(
                 "`chat_template_date` is None. With a chat template that prints today's date, the token ids would change "

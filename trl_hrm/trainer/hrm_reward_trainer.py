@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Value
 from transformers import (
     DataCollator,
     PreTrainedModel,
@@ -27,6 +27,7 @@ from ..heads import LABEL_NAMES, check_head, gather_steps, step_outputs
 from ..io import shown
 from ..loading import load_base_model, load_reward_model, load_tokenizer, read_step_format
 from ..losses import step_score
+from ..messages import prompt_text, step_text, system_texts
 from ..pages.papers import HRM_PAPER
 from ..rewards import separator_rule
 from ..search.steps import cut_text
@@ -34,15 +35,18 @@ from ..step_format import StepFormat, published_name
 from ..step_metrics import METRICS, judged_steps, step_metrics
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
 from .forest_dataset import (
+    SOURCE_COLUMNS,
     STEP_COLUMNS,
     TOKEN_COLUMNS,
     DataCollatorForForest,
     ForestBuilder,
     ForestReport,
     flat_column,
+    longest_path,
 )
 from .hrm_reward_config import HRMRewardConfig
-from .step_trainer import StepTrainer, set_up_model, warn_of_another_format
+from .step_table_callback import StepTableCallback
+from .step_trainer import StepSources, StepTrainer, set_up_model, warn_of_another_format
 
 
 if is_peft_available():
@@ -188,6 +192,13 @@ class HRMRewardTrainer(StepTrainer):
         )
         self.label_names = ["labels", "label_weights", "num_merged"]
         self._signature_columns = TOKEN_COLUMNS + STEP_COLUMNS  # other columns are removed
+        if args.log_worst_steps:
+            if eval_dataset is None:
+                raise ValueError(
+                    f"`log_worst_steps` is {args.log_worst_steps}, but there is no evaluation. Pass an `eval_dataset`, and set "
+                    "`eval_strategy` and `eval_steps`."
+                )
+            self.add_callback(StepTableCallback(self, args.log_worst_steps))
 
     def _load_model(
         self, model: "str | PreTrainedModel | PeftModel", args: HRMRewardConfig, has_adapter: bool
@@ -213,13 +224,21 @@ class HRMRewardTrainer(StepTrainer):
         if isinstance(dataset, Dataset) and set(TOKEN_COLUMNS + STEP_COLUMNS) <= set(dataset.column_names):
             return dataset  # already prepared
         rows, self.reports[name] = prepare_rows(dataset, processing_class, self.step_format, args, name)
-        longest = int(flat_column(rows, "position_ids").max()) + 1
+        if name != "train_dataset":
+            self._sources[name] = StepSources(dataset, *(flat_column(rows, column) for column in SOURCE_COLUMNS))
+            rows = rows.remove_columns(SOURCE_COLUMNS)
+        longest = longest_path(rows)
         if self._max_positions is not None and longest > self._max_positions:
             raise ValueError(
                 f"{name}: a path has {longest:,} tokens, but the model has {self._max_positions:,} positions. Set `max_length` to at most "
                 f"{self._max_positions:,}, which drops the steps of longer paths, or use a model with more positions."
             )
         return rows
+
+    def _source_row(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        if "completion" in row:
+            return stepwise_row(row, 0, self.step_format.step_separator, "the dataset", __version__)
+        return row
 
     def _step_logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the outputs at the step tokens, shape `(B, S, C)`. Padded steps repeat token 0."""
@@ -316,7 +335,7 @@ def prepare_rows(
             Arguments of the training.
         name (`str`):
             Name of the dataset in messages. `train_on_last_step_only` applies to `"train_dataset"`, and only it requires the column
-            of `label_weighting="column"`.
+            of `label_weighting="column"`. The rows of other datasets also have the columns `source_rows` and `source_steps`.
 
     Raises:
         `TypeError`: If the dataset is not a [`~datasets.Dataset`].
@@ -327,14 +346,24 @@ def prepare_rows(
             f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because rows are joined by "
             "prompt and packed before training. Load the dataset without `streaming=True`."
         )
+    if "prompt" in dataset.column_names and not isinstance(dataset.features["prompt"], Value):
+        own = [] if step_format.system_prompt is None else [step_format.system_prompt]
+        prompts = dataset.select_columns("prompt").with_format(None)
+        other = sum(_system_texts(row["prompt"]) not in ([], own) for row in prompts)
+        if other:
+            logger.warning(
+                f"{name}: the system messages of {other:,} of {len(dataset):,} prompts are left out. If the reward model should see a system "
+                "message, set `system_prompt` to it (with `prompt_style='chat'`), which is the same for all rows."
+            )
+    is_training = name == "train_dataset"
     has_weights = "label_weights" in dataset.column_names
     label_weighting = args.label_weighting
-    if name == "train_dataset" and has_weights and label_weighting != "column":
+    if is_training and has_weights and label_weighting != "column":
         logger.warning(
             f"{name} has the column `label_weights`, which is not used. To weight the loss of each step by it, set "
             "`label_weighting='column'`. Do not use the weights of a dataset with `balance`, which would undo the balance."
         )
-    if name != "train_dataset" and not has_weights and label_weighting == "column":
+    if not is_training and not has_weights and label_weighting == "column":
         label_weighting = "unique"
     if {"completion", "label"} <= set(dataset.column_names):
         dataset = dataset.map(
@@ -357,7 +386,8 @@ def prepare_rows(
         packing=args.packing,
         label_weighting=label_weighting,
         error_weight=args.error_weight,
-        train_on_last_step_only=args.train_on_last_step_only and name == "train_dataset",
+        train_on_last_step_only=args.train_on_last_step_only and is_training,
+        keep_sources=not is_training,
     )
     with global_then_local_main_first():
         rows, report = builder(dataset, name, num_proc=args.dataset_num_proc)
@@ -368,6 +398,14 @@ def prepare_rows(
     if too_long is not None:
         logger.warning(f"{name}: {too_long}")
     return rows, report
+
+
+def _system_texts(prompt: Any) -> list[str]:
+    """Return the system messages of a prompt. Invalid prompts are errors later, with their row."""
+    try:
+        return system_texts(prompt)
+    except ValueError:
+        return []
 
 
 def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str, version: str) -> dict[str, Any]:
@@ -392,11 +430,11 @@ def stepwise_row(row: Mapping[str, Any], index: int, separator: str, name: str, 
         `ValueError`: If the prompt or the completion is not one text, or the completion has no steps.
     """
     texts = []
-    for column, role in (("prompt", "user"), ("completion", "assistant")):
-        value = row[column]
-        if isinstance(value, list) and all(isinstance(message, dict) for message in value):
-            messages = [message for message in value if message.get("role") != "system"]
-            value = messages[0].get("content") if [message.get("role") for message in messages] == [role] else None
+    for column, role, read in (("prompt", "user", prompt_text), ("completion", "assistant", step_text)):
+        try:
+            value = read(row[column])
+        except ValueError:
+            value = None
         if not isinstance(value, str):
             raise ValueError(
                 f"{name} row {index}: `{column}` is {shown(row[column])}. It must be a string, or a conversation with one {role} message."

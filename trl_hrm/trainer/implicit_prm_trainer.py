@@ -309,7 +309,7 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{file}: the file is damaged ({error}). Delete it to compute it again.") from error
         prepared = rows.add_column(REF_LOG_PROBS, [part.numpy() for part in stored.split(counts)])
-        self._prepared.append(prepared)
+        self._prepared.append((prepared, self.sources_of(rows)))
         return prepared
 
     def _ref_log_probs_of(self, rows: Dataset) -> list[torch.Tensor]:

@@ -1,6 +1,5 @@
 """Show completions with their steps coloured by reward: in TRL's table of completions, and as a page."""
 
-import importlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +8,11 @@ from typing import Any
 from transformers import Trainer
 
 from ..io import replacing
+from ..pages.numbers import tint
 from ..pages.page import render
 from ..rewards import ScoredCompletion
 from ..terminal import one_line
+from ..tracking import TrackedPage, log_to_trackers
 
 
 # Blue, white and orange are distinguishable for colour-blind readers, on light and on dark pages
@@ -71,14 +72,7 @@ def steps_page(step: int, logs: dict[str, Any]) -> str:
     """
     groups: list[dict[str, Any]] = []  # consecutive completions of the same prompt
     for i, (prompt, (scored, advantages)) in enumerate(zip(logs["prompt"], logs["steps"], strict=True)):
-        if not isinstance(prompt, str):
-            parts = []
-            for message in prompt:
-                content = message.get("content") or ""
-                if not isinstance(content, str):  # blocks, which may be images
-                    content = "".join(block.get("text") or f"[{block['type']}]" for block in content)
-                parts.append(f"{message['role']}: {content}")
-            prompt = "\n\n".join(parts)
+        prompt = prompt_text(prompt)
         if not groups or groups[-1]["prompt"] != prompt:
             groups.append({"prompt": prompt, "completions": []})
         facts = [f"{name} {_number(values[i])}" for name, values in logs["rewards"].items()]
@@ -105,12 +99,20 @@ def log_steps_page(trainer: Trainer) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"steps_{step:05d}.html") as file:
         file.write(page)
-    for name in ("trackio", "wandb"):
-        if name in trainer.args.report_to:
-            backend = importlib.import_module(name)
-            if name == "wandb" and backend.run is None:  # turned off by an environment variable
-                continue
-            backend.log({"completion_steps": backend.Html(page, inject=False)})
+    log_to_trackers(trainer.args.report_to, {"completion_steps": TrackedPage(page)})
+
+
+def prompt_text(prompt: str | Sequence[dict[str, Any]]) -> str:
+    """Return a prompt as text. The messages of a conversation are separated by blank lines, and images are shown as `[image]`."""
+    if isinstance(prompt, str):
+        return prompt
+    parts = []
+    for message in prompt:
+        content = message.get("content") or ""
+        if not isinstance(content, str):  # blocks, which may be images
+            content = "".join(block.get("text") or f"[{block['type']}]" for block in content)
+        parts.append(f"{message['role']}: {content}")
+    return "\n\n".join(parts)
 
 
 def _values(rewards: Sequence[float], advantages: Sequence[float] | None) -> list[str]:
@@ -139,18 +141,3 @@ def _pieces(scored: ScoredCompletion, values: Sequence[str] | None) -> list[dict
             end = stop
         pieces.append({"text": text[end:]})
     return [piece | {"text": piece["text"].strip()} for piece in pieces if piece["text"].strip()]
-
-
-def tint(score: float) -> str:
-    """
-    Return the colour of a score as a CSS value: orange at 0, grey at 0.5, blue at 1.
-
-    Example:
-
-    ```python
-    >>> tint(0.75)
-    'color-mix(in oklab, var(--high) 50%, var(--middle))'
-    ```
-    """
-    share = 2 * min(max(score, 0.0), 1.0) - 1
-    return f"color-mix(in oklab, var(--{'high' if share > 0 else 'low'}) {100 * abs(share):.0f}%, var(--middle))"

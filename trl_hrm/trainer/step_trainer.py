@@ -1,10 +1,12 @@
 """Base class of the trainers of step reward models: loss over the global batch, evaluation, checkpoints and logs."""
 
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
@@ -22,6 +24,7 @@ from ..step_format import StepFormat
 from ..training.checkpoints import plain
 from ..training.hub_push import HubPushMixin
 from ..training.safe_training import SafeTrainingMixin
+from .forest_dataset import flat_column
 from .model_card import save_reward_model_card
 
 
@@ -31,6 +34,44 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 # Linear layers of the heads of `classification`, `regression`, `mlp` and `value`
 _HEAD_LAYERS = ("classifier", "score", "score.0", "score.2", "v_head.summary")
+
+
+@dataclass(frozen=True)
+class StepSources:
+    """
+    Where the N labelled steps of prepared rows come from, in the order of the rows.
+
+    Args:
+        data ([`~datasets.Dataset`]): Dataset before it was prepared.
+        rows (`np.ndarray`): Row of `data` for each step, shape `(N,)`.
+        steps (`np.ndarray`): Index of each step in its row, shape `(N,)`.
+    """
+
+    data: Dataset
+    rows: np.ndarray
+    steps: np.ndarray
+
+
+@dataclass(frozen=True)
+class EvaluatedSteps:
+    """
+    The N labelled steps of an evaluation, in the order of the prepared rows.
+
+    Args:
+        scores (`np.ndarray`): Probability of each step to be correct, according to the model, in `[0, 1]`. Shape `(N,)`.
+        losses (`np.ndarray`): Loss of each step, before weighting. Shape `(N,)`.
+        labels (`np.ndarray`): Probability of each step to be correct, according to the dataset. Shape `(N,)`.
+        num_merged (`np.ndarray`): Number of original steps in each step. Shape `(N,)`.
+        sources ([`StepSources`]): Where the steps come from.
+        name (`str`): Prefix of the metrics of the evaluation, such as `eval`.
+    """
+
+    scores: np.ndarray
+    losses: np.ndarray
+    labels: np.ndarray
+    num_merged: np.ndarray
+    sources: StepSources
+    name: str
 
 
 class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
@@ -67,7 +108,10 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         **trainer_arguments,
     ):
         self.reports: dict[str, Any] = {}  # what was kept and dropped of each dataset, by its name
-        self._prepared: list[Dataset] = []
+        self._sources: dict[str, StepSources] = {}  # of datasets that `_prepare_dataset` has just prepared, by name
+        self._prepared: list[tuple[Dataset, StepSources | None]] = []
+        self._evaluated: Dataset | None = None  # in the evaluation that is running
+        self._outputs: tuple[str, EvalLoopOutput] | None = None  # prefix and outputs of this evaluation
         self._train_data, self._eval_data = train_dataset, eval_dataset
         train_dataset = self._prepare_once(train_dataset, processing_class, args, "train_dataset")
         eval_dataset = self._prepare_eval_dataset(eval_dataset, processing_class, args)
@@ -118,10 +162,10 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
     def _prepare_once(self, dataset, processing_class, args, name):
         # Preparing a dataset twice would overwrite its report without the rows dropped the first time. It would happen
         # because `Trainer.evaluate` calls `evaluate` for each dataset of a dict, and users pass `trainer.eval_dataset`
-        if any(dataset is prepared for prepared in self._prepared):
+        if any(dataset is prepared for prepared, _ in self._prepared):
             return dataset
         dataset = self._prepare_dataset(dataset, processing_class, args, name)
-        self._prepared.append(dataset)
+        self._prepared.append((dataset, self._sources.pop(name, None)))
         return dataset
 
     def _prepare_eval_dataset(self, eval_dataset, processing_class, args):
@@ -144,7 +188,12 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         self._warn_of_new_head()
         if not isinstance(eval_dataset, str):
             eval_dataset = self._prepare_eval_dataset(eval_dataset, self.processing_class, self.args)
-        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+        evaluated = self.eval_dataset if eval_dataset is None else eval_dataset
+        self._evaluated = self.eval_dataset[evaluated] if isinstance(evaluated, str) else evaluated
+        try:
+            return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+        finally:
+            self._evaluated = self._outputs = None
 
     def predict(self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"):
         self._warn_of_new_head()
@@ -237,10 +286,84 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         # The evaluation loss is the mean over all steps. Trainer would average over batches
         self._eval_sums = []
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        self._outputs = metric_key_prefix, output
         if self._eval_sums:  # empty if a subclass overrides `prediction_step`
             loss, weight = torch.cat(self._eval_sums).cpu().double().sum(dim=0)
             output.metrics[f"{metric_key_prefix}_loss"] = (loss / weight).item()
         return output
+
+    def sources_of(self, dataset: Dataset | None) -> StepSources | None:
+        """Return where the labelled steps of a prepared dataset come from, or `None` if the caller passed prepared rows."""
+        return next((sources for prepared, sources in self._prepared if prepared is dataset), None)
+
+    def _source_row(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a row of a dataset with `prompt` and `completions`, as [`StepSources`] counts its steps."""
+        return row
+
+    def source_path(self, sources: StepSources, index: int) -> tuple[Any, list[str]]:
+        """
+        Return the problem and the steps of a solution up to a labelled step.
+
+        Args:
+            sources ([`StepSources`]):
+                Sources of an evaluation.
+            index (`int`):
+                Number of the step, below N.
+
+        Returns:
+            `tuple[Any, list[str]]`: The prompt as in the dataset, and the texts of the steps. The last one is the labelled step.
+        """
+        row = self._source_row(sources.data[int(sources.rows[index])])
+        step, path = int(sources.steps[index]), []
+        parents = row.get("parents")
+        while step >= 0:
+            path.append(row["completions"][step])
+            step = step - 1 if parents is None else parents[step]
+        return row["prompt"], path[::-1]
+
+    def evaluated_steps(self) -> EvaluatedSteps:
+        """
+        Return the scores of all labelled steps of the evaluation that has just been computed, on every process. Only for callbacks in
+        `on_evaluate`. Nothing is computed by the model.
+
+        Raises:
+            `RuntimeError`: If no evaluation is running.
+            `ValueError`: If the evaluation has no outputs at the steps, if the dataset was prepared by the caller, so that the texts of
+                its steps are unknown, or if its rows were evaluated in another order.
+        """
+        if self._evaluated is None or self._outputs is None:
+            raise RuntimeError("No evaluation is running. Call `evaluated_steps` in `on_evaluate` of a callback.")
+        name, output = self._outputs
+        sources = self.sources_of(self._evaluated)
+        if sources is None:
+            raise ValueError(
+                "The evaluation dataset was already prepared when the trainer received it, so the texts of its steps are unknown. Pass "
+                "it with `prompt`, `completions` and `labels`."
+            )
+        predictions, label_ids = output.predictions, output.label_ids
+        label_ids = label_ids if isinstance(label_ids, tuple) else (label_ids,)
+        if not isinstance(predictions, np.ndarray) or predictions.shape[:-1] != np.shape(label_ids[0]):
+            found = "missing" if predictions is None else f"of shape {np.shape(predictions)}"
+            raise ValueError(
+                f"The predictions of the evaluation are {found}. They must be the outputs at every label. Remove `prediction_loss_only` "
+                "and `preprocess_logits_for_metrics`."
+            )
+        judged = label_ids[0] >= 0
+        labels = label_ids[0][judged]
+        expected = flat_column(self._evaluated, "labels")
+        if not np.array_equal(labels, expected[expected >= 0].astype(labels.dtype)) or len(labels) != len(
+            sources.rows
+        ):
+            raise ValueError(
+                "The rows of the evaluation are in another order than in the dataset, so the texts of its steps are unknown. Leave "
+                "`train_sampling_strategy` and the sampler of the evaluation at their default values."
+            )
+        num_merged = label_ids[2][judged] if len(label_ids) > 2 else np.ones(len(labels), int)
+        logits = torch.from_numpy(predictions[judged]).float()
+        with torch.no_grad():
+            losses = self.compute_step_loss(logits, torch.from_numpy(labels).float(), torch.from_numpy(num_merged))
+        scores = step_score(logits.double(), self.step_format)
+        return EvaluatedSteps(scores.numpy(), losses.float().numpy(), labels, num_merged, sources, name)
 
     # Saving and the model card
 

@@ -56,7 +56,7 @@ FREE_ARGUMENTS = frozenset(
     ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout deepspeed fsdp
     fsdp_config parallelism_config local_rank
     trust_remote_code ref_model precompute_ref_hidden ref_hidden_dir precompute_ref_log_probs
-    log_completions log_multimodal num_completions_to_print log_unique_prompts log_completions_hub_repo
+    log_worst_steps log_completions log_multimodal num_completions_to_print log_unique_prompts log_completions_hub_repo
     num_generations_eval stop_on_reward_hacking ds3_gather_for_generation
     vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization
     vllm_enable_sleep_mode

@@ -18,26 +18,17 @@ files (986 rows of `dyck_languages`, 300 of each other task): every index lies w
 `logical_deduction`), so the accuracy on these rows and F1 are uncertain, as the intervals show.
 """
 
-from collections import Counter
 from dataclasses import replace
-from typing import Any
 
+from ...data.benchmark_rows import parse_big_bench_mistake
 from .process_bench import PROCESS_BENCH
-from .suite import Place, Solution, as_it_is, first_error_labels, steps_of, text_of
-
-
-def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution]:
-    """Parse one row. See [`Suite`]."""
-    steps = steps_of(record, "steps", place.where)
-    problem = text_of(record, "input", place.where)
-    labels = first_error_labels(record["mistake_index"], steps, None, "mistake_index", place)
-    return [Solution(place.where, place.name, f"{place.name}-{place.row}", problem, steps, labels, origin=problem)]
+from .suite import as_it_is
 
 
 BIG_BENCH_MISTAKE = replace(
     PROCESS_BENCH,
     name="bigbenchmistake",
     columns=("input", "steps", "mistake_index"),
-    parse=parse,
+    parse=parse_big_bench_mistake,
     adapt=as_it_is,
 )

@@ -32,57 +32,16 @@ Checked on 394 of their rows: 11 rows name error steps after the end of the proc
 module ignores these numbers. The results count them.
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from ...data.faults import RowError
-from ...io import shown
-from .suite import Place, Solution, Suite, steps_of, text_of
+from ...data.benchmark_rows import CATEGORIES, CLASSES, Solution, parse_prm_bench
+from .suite import Suite
 
 
-CATEGORIES = {
-    "simplicity": ("redundency", "circular"),
-    "soundness": ("counterfactual", "step_contradiction", "domain_inconsistency", "confidence"),
-    "sensitivity": ("missing_condition", "deception", "multi_solutions"),
-}
-CLASSES = tuple(name for names in CATEGORIES.values() for name in names)
 WITHOUT_ERRORS = ("multi_solutions", "correct")
-CORRECT_FROM = "redundency"
 OUTCOMES = (((0, 0, 1, 0), (0, 1, 0, 0)), ((1, 0, 0, 0), (0, 0, 0, 1)))  # see `tally`
-
-
-def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution]:
-    """Parse one row: the modified solution and, for rows of `CORRECT_FROM`, the original solution. See [`Suite`]."""
-    where, kind, name = place.where, record["classification"], str(record["idx"])
-    if kind not in CLASSES:
-        raise RowError(
-            "unknown_classification",
-            where,
-            f"`classification` is {shown(kind)}, expected one of {', '.join(CLASSES)}.",
-        )
-    steps = steps_of(record, "modified_process", where)
-    origin = text_of(record, "original_question", where)
-    labels = _labels(record["error_steps"], steps, where, notes)
-    solutions = [Solution(where, kind, name, text_of(record, "modified_question", where), steps, labels, origin)]
-    if kind == CORRECT_FROM:
-        steps = steps_of(record, "original_process", where)
-        solutions.append(Solution(where, "correct", name, origin, steps, [1] * len(steps), origin))
-    return solutions
-
-
-def _labels(error_steps: Any, steps: Sequence[str], where: str, notes: Counter) -> list[int]:
-    numbers = error_steps if isinstance(error_steps, list) else [None]
-    if not all(isinstance(number, int) and number >= 1 for number in numbers):
-        raise RowError(
-            "bad_label",
-            where,
-            f"`error_steps` is {shown(error_steps)}, expected a list of numbers from 1. Correct the row, or remove it.",
-        )
-    notes["error_steps_past_the_end"] += sum(number > len(steps) for number in numbers)
-    return [int(number not in numbers) for number in range(1, len(steps) + 1)]
 
 
 def tally(solution: Solution, scores: Sequence[float], threshold: float) -> tuple[int, int, int, int]:
@@ -148,7 +107,7 @@ PRM_BENCH = Suite(
         "modified_process",
         "error_steps",
     ),
-    parse=parse,
+    parse=parse_prm_bench,
     tally=tally,
     outcomes=OUTCOMES,
     summarize=summarize,

@@ -35,64 +35,12 @@ of exactly 0.5 differ. For models with arbitrary scores they tune the threshold 
 in the results. Not checked: the original rows, which were not available.
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from ...data.faults import RowError
-from ...io import shown
-from .suite import Place, Solution, Suite, first_error_labels, steps_of, text_of
-
-
-MR_STEP = "model_output_solution_first_error_step"
-MR_CORRECTNESS = "model_output_solution_correctness"
-MR_STEPS = ("model_output_step_format", "model_output_steps")  # in order of preference
-
-
-def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution]:
-    """Parse one row. See [`Suite`]."""
-    steps = steps_of(record, "steps", place.where)
-    problem = text_of(record, "problem", place.where)
-    if MR_STEP in record:
-        labels = _mr_labels(record, steps, place._replace(first_step=1))
-    else:
-        labels = first_error_labels(record["label"], steps, -1, "label", place)
-    subset = str(record.get("subset", place.name))
-    name = str(record.get("id", f"{place.name}-{place.row}"))
-    return [Solution(place.where, subset, name, problem, steps, labels, origin=problem)]
-
-
-def adapt(record: dict[str, Any]) -> dict[str, Any]:
-    """Convert a row of MR-GSM8K or MR-MATH to the columns of ProcessBench. Return other rows unchanged."""
-    column = next((name for name in MR_STEPS if isinstance(record.get(name), list)), None)
-    if column is None or MR_STEP not in record or "question" not in record:
-        return record
-    # each step of MR-MATH is a list with one element
-    steps = [step[0] if isinstance(step, list) and len(step) == 1 else step for step in record[column]]
-    columns = {"problem": record["question"], "steps": steps, "label": record[MR_STEP]}
-    names = [str(record[name]) for name in ("uuid", "id") if record.get(name) is not None]
-    return record | columns | ({"id": names[0]} if names else {})
-
-
-def _mr_labels(record: dict[str, Any], steps: Sequence[str], place: Place) -> list[int | None]:
-    value, correctness = record[MR_STEP], record.get(MR_CORRECTNESS)
-    if isinstance(value, str):
-        value = value.strip()
-        value = int(value) if value.isdecimal() else None if value.lower() in ("n/a", "na", "none", "") else value
-    labels = first_error_labels(value, steps, None, MR_STEP, place)
-    is_right = {"correct": True, "wrong": False, "incorrect": False}.get(str(correctness).strip().lower())
-    if isinstance(correctness, bool):
-        is_right = correctness
-    if is_right is not None and is_right != (0 not in labels):
-        raise RowError(
-            "label_contradicts_correctness",
-            place.where,
-            f"`{MR_CORRECTNESS}` is {shown(correctness)}, but `{MR_STEP}` is {shown(record[MR_STEP])}. Expected a step if and only if the "
-            "solution is wrong.",
-        )
-    return labels
+from ...data.benchmark_rows import Solution, adapt, parse_process_bench
+from .suite import Suite
 
 
 def predict_first_error(scores: Sequence[float], threshold: float) -> int:
@@ -184,7 +132,7 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 PROCESS_BENCH = Suite(
     name="processbench",
     columns=("problem", "steps", "label"),
-    parse=parse,
+    parse=parse_process_bench,
     tally=tally,
     outcomes=OUTCOMES,
     summarize=summarize,

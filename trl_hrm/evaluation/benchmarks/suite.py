@@ -1,66 +1,16 @@
 """Definition of a benchmark for step reward models, and reading of its solutions from files and datasets."""
 
-import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from ...data.benchmark_rows import Place, Solution
 from ...data.faults import RowError, RowFaults
 from ...data.problems import parts_warning, unused_parts
 from ...data.sources import DatasetRows, JsonLines, all_rows, is_json_file, loaded_dataset
 from ...io import shown
-
-
-class Place(NamedTuple):
-    """
-    Location of a row: `where` (file and line, or source and row) for messages, `name` of the file or split, index
-    `row` from 0, and the number of the `first_step` in its labels.
-    """
-
-    where: str
-    name: str
-    row: int
-    first_step: int = 0
-
-
-@dataclass(frozen=True)
-class Solution:
-    """
-    A solution with the labels of a benchmark.
-
-    Args:
-        where (`str`):
-            File and line, or row, of the solution.
-        subset (`str`):
-            Subset of the benchmark.
-        id (`str`):
-            Id in the benchmark.
-        problem (`str`):
-            Problem shown to the reward model.
-        steps (`list[str]`):
-            Texts of the S steps.
-        labels (`list[int | None]`):
-            1 for a correct step, 0 for a wrong step, `None` for an unlabelled step.
-        origin (`str`):
-            Original problem. Solutions with the same origin are drawn together in the bootstrap, and are in the same
-            validation split.
-    """
-
-    where: str
-    subset: str
-    id: str
-    problem: str
-    steps: list[str]
-    labels: list[int | None]
-    origin: str
-
-    @property
-    def first_error(self) -> int:
-        """Index of the first wrong step, or -1 if no step is wrong."""
-        return self.labels.index(0) if 0 in self.labels else -1
 
 
 def as_it_is(record: dict[str, Any]) -> dict[str, Any]:
@@ -292,73 +242,3 @@ def _unknown(record: dict[str, Any], where: str, suites: Sequence[Suite]) -> Row
         "these rows to --suite, remove the source, or map its columns with --columns, such as --columns problem=question "
         "steps=solution_steps.",
     )
-
-
-def text_of(record: dict[str, Any], column: str, where: str) -> str:
-    """Return the text of a column. Raise [`RowError`] if it is not a non-empty string."""
-    value = record[column]
-    if not isinstance(value, str) or not value.strip():
-        raise RowError(
-            "no_problem",
-            where,
-            f"`{column}` is {shown(value)}, expected a non-empty string. Correct the row, or remove it.",
-        )
-    return value
-
-
-def steps_of(record: dict[str, Any], column: str, where: str) -> list[str]:
-    """Return the steps of a column, including blank ones. Raise [`RowError`] if it is not a non-empty list of strings."""
-    steps = record[column]
-    if not isinstance(steps, list) or not steps:
-        raise RowError(
-            "no_steps",
-            where,
-            f"`{column}` is {shown(steps)}, expected a list of steps. Correct the row, or remove it.",
-        )
-    for i, step in enumerate(steps):
-        if not isinstance(step, str):
-            raise RowError(
-                "bad_step",
-                where,
-                f"`{column}[{i}]` is {shown(step)}, expected a string. Correct the row, or remove it.",
-            )
-    return steps
-
-
-def first_error_labels(
-    value: Any, steps: Sequence[str], none: int | None, column: str, place: Place
-) -> list[int | None]:
-    """
-    Return step labels from the number of the first wrong step. Steps after it are unlabelled.
-
-    Args:
-        value (`int` or `None`):
-            Number of the first wrong step, counted from `place.first_step`, or a value for no error: `none`, or 0 if
-            labels count from 1. Integer-valued floats are converted and NaN is treated as `None`, because tables with
-            missing values contain them.
-        steps (`Sequence[str]`):
-            Texts of the S steps.
-        none (`int` or `None`):
-            Value for no error in this benchmark.
-        column (`str`):
-            Name of the column, for messages.
-        place ([`Place`]):
-            Location of the row.
-    """
-    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
-        value = None if math.isnan(value) else int(value)
-    first = place.first_step
-    no_error = (none, *range(first))
-    if not isinstance(value, bool) and value in no_error:
-        return [1] * len(steps)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value - first < len(steps):
-        hint = " If the labels count from 1, pass --first_step 1." if not first and value == len(steps) else ""
-        raise RowError(
-            "bad_label",
-            place.where,
-            f"`{column}` is {shown(value)}, expected the index of the first wrong step of {len(steps)} steps"
-            f"{', counted from 1' if first else ''}, or {' or '.join(map(json.dumps, no_error))} for no error. Correct the row, or "
-            f"remove it.{hint}",
-        )
-    index = value - first
-    return [1] * index + [0] + [None] * (len(steps) - index - 1)

@@ -20,6 +20,20 @@ function make(tag, className, ...content) {
   return element;
 }
 
+/** A text as nodes, in which formulas are copies of the elements that the server made. Everything else is inserted as text. */
+function withMath(text, places = []) {
+  const parts = [];
+  let end = 0;
+  for (const [start, stop, i] of places) {
+    parts.push(text.slice(end, start), byId("formulas").content.children[i].cloneNode(true));
+    end = stop;
+  }
+  return [...parts, text.slice(end)];
+}
+
+const textOf = (node) => withMath(of("text", node), data.math[node === PROMPT ? columns.text.length - 1 : node]);
+const answerOf = (answer) => (Object.hasOwn(data.answers, answer) ? withMath(answer, [[0, answer.length, data.answers[answer]]]) : [oneLine(answer)]);
+
 function facts(pairs) {
   return pairs.filter(Boolean).map(([name, ...value]) => make("div", "", make("dt", "", name), make("dd", "", ...value)));
 }
@@ -109,8 +123,8 @@ function valueMark(score) {
 
 function badge(outcome, answer, count = 1) {
   const symbol = { correct: "✓", wrong: "✗" }[outcome];
-  const text = symbol ? `${symbol} ${oneLine(answer ?? "")}` : answer ? `${outcome}: ${oneLine(answer)}` : outcome;
-  const element = make("span", `badge ${outcome}`, text + (count > 1 ? ` ×${count}` : ""));
+  const words = symbol ? `${symbol} ` : answer ? `${outcome}: ` : outcome;
+  const element = make("span", `badge ${outcome}`, words, ...(answer ? answerOf(answer) : []), count > 1 ? ` ×${count}` : "");
   element.title = outcome;
   return element;
 }

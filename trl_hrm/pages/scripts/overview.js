@@ -156,7 +156,10 @@ byId("search").addEventListener("keydown", (event) => {
 byId("next").addEventListener("click", () => goToHit(1));
 byId("previous").addEventListener("click", () => goToHit(-1));
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "/" || event.target === byId("search") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target === byId("search") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const link = { p: "previous", n: "next" }[event.key];
+  if (link in data.links) location.href = data.links[link];
+  if (event.key !== "/") return;
   event.preventDefault();
   byId("search").focus();
 });
@@ -166,10 +169,11 @@ document.addEventListener("keydown", (event) => {
 const { problem, totals } = data;
 document.title = `${problem.id} · search tree`;
 byId("kicker").append(...(data.run ? [make("span", "", data.run), " · "] : []), "problem ", make("span", "", problem.id), make("span", "status", problem.status.replaceAll("_", " ")));
-byId("problem").textContent = problem.prompt;
+byId("problem").append(...textOf(PROMPT));
+for (const [name, href] of Object.entries(data.links)) byId(`page-${name}`).href = href;
 const rootScore = of("score", PROMPT);
 byId("facts").append(...facts([
-  ["Reference answer", problem.answer],
+  ["Reference answer", ...(problem.answer === null ? [null] : answerOf(problem.answer))],
   ["MC score of the prompt", rootScore === null ? "none" : rootScore.toFixed(3), make("span", "note", data.basis ? ` ${data.basis}` : "")],
   of("answered", PROMPT) > 0 && ["Correct answers", `${number(of("correct", PROMPT))} of ${number(of("answered", PROMPT))}`,
     of("unresolved", PROMPT) ? make("span", "note", `, ${number(of("unresolved", PROMPT))} more without an answer`) : null],

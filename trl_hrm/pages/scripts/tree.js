@@ -75,7 +75,23 @@ function rowContent(line) {
   if (line.nodes.length > 1) marks.push(make("span", "badge", `×${line.nodes.length}`));
   if (of("merged_from", node)) marks.push(make("span", "badge", "moved up"));
   if (of("outcome", node)) marks.push(badge(of("outcome", node), of("answer", node)));
-  return [valueMark(of("score", node)), make("span", "step", ...highlighted(text)), ...marks];
+  return [valueMark(of("score", node)), make("span", "step", ...(needle || line.kind === "prompt" ? highlighted(text) : beginning(node))), ...marks];
+}
+
+/** The beginning of a step on one line, with its formulas. Tables are too high for a row, so their source is shown. */
+function beginning(node) {
+  const parts = [];
+  let length = 0;
+  for (const part of textOf(node)) {
+    const shown = typeof part !== "string" ? part : part.replace(/\s+/g, " ");
+    const isTable = typeof part !== "string" && part.querySelector("mtable");
+    parts.push(isTable ? oneLine(part.title) : typeof shown === "string" ? shown.slice(0, 400 - length) : shown);
+    length += typeof shown === "string" ? shown.length : 10;
+    if (length >= 400) break;
+  }
+  if (typeof parts[0] === "string") parts[0] = parts[0].trimStart();
+  if (typeof parts.at(-1) === "string") parts[parts.length - 1] = parts.at(-1).trimEnd();
+  return parts;
 }
 
 /** The beginning of a text, or the part of it around the search text. */
@@ -166,7 +182,7 @@ function showDetail(line) {
   if (score !== undefined) headline.append(valueMark(score));
   if (outcome && line.kind === "node") headline.append(badge(outcome, of("answer", node)));
   const parts = [headline, change(line), make("p", "change", leavesText(line))];
-  if (line.kind !== "rollouts") parts.push(make("pre", "", of("text", node)));
+  if (line.kind !== "rollouts") parts.push(make("pre", "", ...textOf(node)));
   parts.push(...endingsPart(line), ...trailPart(line), ...samplePart(line));
   byId("detail").replaceChildren(...parts.filter((part) => part !== null));
   byId("detail").scrollTop = 0;
@@ -205,8 +221,8 @@ function trailPart(line) {
   if (line.kind === "prompt") return [];
   const items = [PROMPT, ...pathTo(of("parent", line.nodes[0]))].map((node) => {
     const score = of("score", node);
-    const text = node === PROMPT ? "Prompt" : of("text", node);
-    const button = make("button", shadeOf(score), make("b", "", score === null ? "–" : score.toFixed(2)), make("span", "", text));
+    const text = node === PROMPT ? ["Prompt"] : textOf(node);
+    const button = make("button", shadeOf(score), make("b", "", score === null ? "–" : score.toFixed(2)), make("span", "", ...text));
     button.type = "button";
     button.addEventListener("click", () => select(lineOf.get(node)));
     return make("li", "", button);
@@ -227,7 +243,7 @@ function samplePart(line) {
     make("dl", "", ...facts([
       ["Role", of("role", node)],
       ["Ended by", ended, stop === null ? null : make("code", "", ` ${JSON.stringify(stop)}`)],
-      of("answer", node) !== null && ["Answer", `${of("answer", node)} (${of("outcome", node)})`],
+      of("answer", node) !== null && ["Answer", ...answerOf(of("answer", node)), ` (${of("outcome", node)})`],
       ["Tokens", number(of("num_tokens", node)) + cached],
       ["Seed", list("seed")],
       of("weight", node) !== 1 && ["Weight", `represents ${of("weight", node)} siblings`],

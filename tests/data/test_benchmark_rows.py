@@ -1,0 +1,82 @@
+"""Rows of benchmarks as training data: their labels, and which split and exclusion they belong to."""
+
+import json
+
+import pytest
+from datasets import load_dataset
+
+from trl_hrm import BuildStepwiseConfig, build_stepwise
+
+
+PRMBENCH = {
+    "idx": "a",
+    "classification": "missing_condition",
+    "original_question": "1+2+3?",
+    "modified_question": "1+2?",
+    "question": "1+2+3?",
+    "original_process": ["1+2=3.", "3+3=6."],
+    "modified_process": ["1+2=3.", "3+3=7.", "Done."],
+    "error_steps": [2],
+}
+PROCESSBENCH = {"id": "b", "problem": "2+2?", "steps": ["2+2=5.", "So 5."], "label": 0, "final_answer_correct": False}
+MISTAKE = {"input": "3+3?", "steps": ["3+3=6."], "target": "6", "answer": "6", "mistake_index": None}
+
+
+def build(tmp_path, *rows, **options):
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = BuildStepwiseConfig(inputs=[str(source)], output_dir=str(tmp_path / "out"), **{"test_size": 0} | options)
+    report = build_stepwise(config)
+    return load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache")), report
+
+
+def test_labels_of_each_benchmark(tmp_path):
+    dataset, report = build(tmp_path, PRMBENCH, PROCESSBENCH, MISTAKE)
+    found = {row["prompt"]: (row["completions"], row["labels"], row["original_prompt"]) for row in dataset["train"]}
+    assert found == {
+        "1+2?": (["1+2=3.", "3+3=7.", "Done."], [1.0, 0.0, 1.0], "1+2+3?"),
+        "1+2+3?": (["1+2=3.", "3+3=6."], [1.0, 1.0], "1+2+3?"),
+        "2+2?": (["2+2=5.", "So 5."], [0.0, None], None),
+        "3+3?": (["3+3=6."], [1.0], None),
+    }
+    assert report["warnings"] == [
+        "rows of benchmarks become training data (1 of bigbenchmistake, 1 of prmbench, 1 of processbench). Do not measure on these "
+        "files, and pass the files that you measure on to --exclude."
+    ]
+
+
+def test_both_solutions_of_a_row_share_their_steps_if_the_problem_is_the_same(tmp_path):
+    row = PRMBENCH | {"modified_question": "1+2+3?", "classification": "redundency"}
+    dataset, report = build(tmp_path, row, row | {"idx": "c", "modified_process": ["1+2=4."], "error_steps": [1]})
+    [tree] = dataset["train"]
+    assert tree["completions"] == ["1+2=3.", "3+3=7.", "Done.", "3+3=6.", "1+2=4."]
+    assert tree["parents"] == [-1, 0, 1, 0, -1]
+    assert tree["labels"] == [1.0, 0.0, 1.0, 1.0, 0.0]
+    assert report["notes"]["joined_records"] == 1
+
+
+@pytest.mark.parametrize("excluded", [{"problem": "1+2+3?"}, {"problem": "1 + 2?"}, PRMBENCH])
+def test_a_problem_is_excluded_with_the_problem_that_it_was_changed_from(tmp_path, excluded):
+    """Every spelling differs only where the problem itself does: `1 + 2?` is not `1+2?`."""
+    (tmp_path / "test.jsonl").write_text(json.dumps(excluded))
+    dataset, report = build(tmp_path, PRMBENCH, MISTAKE, exclude=[str(tmp_path / "test.jsonl")])
+    is_kept = excluded == {"problem": "1 + 2?"}
+    assert report["dropped"] == ({} if is_kept else {"excluded": 1})
+    assert ("1+2?" in dataset["train"]["prompt"]) == is_kept
+
+
+def test_a_changed_problem_is_in_the_split_of_the_original(tmp_path):
+    rows = [
+        PRMBENCH | {"idx": str(i), "original_question": f"What is {i} + 1?", "modified_question": f"What is {i}?"}
+        for i in range(40)
+    ]
+    dataset, _ = build(tmp_path, *rows, test_size=0.5)
+    for split in dataset.values():
+        numbers = [prompt.split()[2].strip("?") for prompt in split["prompt"]]
+        assert all(numbers.count(number) == 2 for number in numbers)
+    assert len(dataset["train"]) + len(dataset["test"]) == 80
+
+
+def test_a_blank_step_drops_the_row(tmp_path):
+    _, report = build(tmp_path, PROCESSBENCH | {"steps": ["2+2=5.", " "]}, MISTAKE)
+    assert report["dropped"] == {"blank_step": 1}
