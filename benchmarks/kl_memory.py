@@ -2,6 +2,7 @@
 Memory and time of the KL term of KLSelfTrainer, with the vocabulary of Qwen2.5 (151,936 tokens).
 
     python benchmarks/kl_memory.py
+    python benchmarks/kl_memory.py --loss_tokens 1024 --step_tokens 256 --rounds 1
 
 Memory: memory added by the forward and backward pass of a loss over `--loss_tokens` tokens, in a process that already holds hidden states
 and heads. LM is the language-model loss of TRL's fused head.
@@ -15,24 +16,19 @@ Compares SFTTrainer with KLSelfTrainer with a frozen copy and with precomputed s
 the policy with its adapter disabled. KLSelfTrainer also uses narrow tiles for the language-model loss. `SFT, narrow tiles` shows the effect
 of this alone. Every measurement runs in a separate process, and the systems alternate. The first step is not measured.
 
-With `--gpu`: bfloat16 on one GPU, GPU memory, and a larger model.
+Times are CPU seconds of one thread. With `--gpu`: wall time, bfloat16 on one GPU, GPU memory, and a larger model.
 """
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
+
+from common import now, peak, reset_peak, run_worker, where_and_when
 
 
-VOCABULARY = 151_936
 LOSSES = [
     "LM + KL, full logits",
     "LM, TRL's tiles",
@@ -58,6 +54,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--step_tokens", type=int, default=512, help="number of tokens per training step (default: 512)"
     )
     parser.add_argument("--hidden_size", type=int, default=512, help="hidden size of heads and model (default: 512)")
+    parser.add_argument(
+        "--vocab_size", type=int, default=151_936, help="size of the vocabulary (default: %(default)s)"
+    )
     parser.add_argument("--num_steps", type=int, default=2, help="training steps per run (default: 2)")
     parser.add_argument("--rounds", type=int, default=3, help="runs per system (default: 3)")
     parser.add_argument(
@@ -79,13 +78,15 @@ def make_parser() -> argparse.ArgumentParser:
 def measure_loss(args: argparse.Namespace) -> dict:
     import torch
 
+    import trl_hrm.kl  # noqa: F401
+
     torch.manual_seed(0)
     device, dtype = ("cuda", torch.bfloat16) if args.gpu else ("cpu", torch.float32)
     options = {"device": device, "dtype": dtype}
-    weight = torch.randn(VOCABULARY, args.hidden_size, **options) * args.hidden_size**-0.5
+    weight = torch.randn(args.vocab_size, args.hidden_size, **options) * args.hidden_size**-0.5
     hidden = torch.randn(args.loss_tokens, args.hidden_size, **options)
     ref_weight, ref_hidden = weight + 0.01, hidden + 0.05 * torch.randn_like(hidden)
-    targets = torch.randint(0, VOCABULARY, (args.loss_tokens,), device=device)
+    targets = torch.randint(0, args.vocab_size, (args.loss_tokens,), device=device)
     for leaf in (weight, hidden):
         leaf.requires_grad_()
         leaf.grad = torch.zeros_like(leaf)  # as if accumulated from an earlier micro-batch
@@ -98,11 +99,9 @@ def measure_loss(args: argparse.Namespace) -> dict:
         "LM + KL, trl_hrm": lambda *inputs: lm_loss(*inputs) + kl_loss(*inputs),
     }[args.worker]
     before = reset_peak(args.gpu)
-    start = time.perf_counter()
+    start = now(args.gpu)
     loss(hidden, weight, ref_hidden, ref_weight, targets).backward()
-    if args.gpu:
-        torch.cuda.synchronize()
-    return {"seconds": time.perf_counter() - start, "bytes": peak(args.gpu) - before}
+    return {"seconds": now(args.gpu) - start, "bytes": peak(args.gpu) - before}
 
 
 def full_loss(hidden, weight, ref_hidden, ref_weight, targets):
@@ -136,26 +135,6 @@ def lm_loss(hidden, weight, ref_hidden, ref_weight, targets, tile: int | None = 
     return -log_probs.mean()
 
 
-def reset_peak(gpu: bool) -> int:
-    """Reset the peak memory, and return the memory in use in bytes."""
-    import torch
-
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak(gpu)
-
-
-def peak(gpu: bool) -> int:
-    import torch
-
-    if gpu:
-        return torch.cuda.max_memory_allocated()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
 # Time of a step
 
 
@@ -176,22 +155,17 @@ def measure_steps(args: argparse.Namespace) -> dict:
     sizes = {name: weight.numel() for name, weight in model.named_parameters()}
     head = sizes["model.embed_tokens.weight"]
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(0, VOCABULARY, (args.num_steps + 1, args.step_tokens), generator=generator).tolist()
+    rows = torch.randint(0, args.vocab_size, (args.num_steps + 1, args.step_tokens), generator=generator).tolist()
     times = []
 
     class Clock(TrainerCallback):
-        def now(self) -> float:
-            if args.gpu:
-                torch.cuda.synchronize()
-            return time.perf_counter()
-
         def on_train_begin(self, *unused, **kwargs):
-            self.start = self.now()
+            self.start = now(args.gpu)
 
         def on_step_end(self, *unused, **kwargs):  # since the last step, to include loading the batch
-            now = self.now()
-            times.append(now - self.start)
-            self.start = now
+            end = now(args.gpu)
+            times.append(end - self.start)
+            self.start = end
 
     settings = {
         "output_dir": args.work,
@@ -236,9 +210,9 @@ def make_model(args: argparse.Namespace):
     width = args.hidden_size
     num_layers = 24 if args.gpu else 10
     # one layer has 10 / num_layers times the parameters of the head, including attention
-    intermediate = round((10 * VOCABULARY / num_layers - 2.5 * width) / 3 / 64) * 64
+    intermediate = round((10 * args.vocab_size / num_layers - 2.5 * width) / 3 / 64) * 64
     config = Qwen2Config(
-        vocab_size=VOCABULARY,
+        vocab_size=args.vocab_size,
         hidden_size=width,
         intermediate_size=intermediate,
         num_hidden_layers=num_layers,
@@ -253,26 +227,29 @@ def make_model(args: argparse.Namespace):
 # All measurements
 
 
-def run_worker(system: str) -> dict:
+def run_system(system: str, args: argparse.Namespace) -> dict:
+    options = {
+        name: value for name, value in vars(args).items() if name not in ("parts", "gpu", "worker", "work", "json")
+    }
+    words = [f"--{name}={value}" for name, value in options.items()] + ["--gpu"] * args.gpu
     with tempfile.TemporaryDirectory() as work:
-        command = [sys.executable, __file__, *sys.argv[1:], "--worker", system, "--work", work]
-        environment = dict(os.environ, HF_HUB_OFFLINE="1")
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"{system} failed:\n{result.stdout}\n{result.stderr}")
-    return json.loads(result.stdout.strip().splitlines()[-1])
+        return run_worker(__file__, [*words, f"--worker={system}", f"--work={work}"])
 
 
 def main() -> None:
     args = make_parser().parse_args()
     if args.worker:
+        if not args.gpu:
+            import torch
+
+            torch.set_num_threads(1)
         print(json.dumps(measure_loss(args) if args.worker in LOSSES else measure_steps(args)))
         return
     systems = (LOSSES if "memory" in args.parts else []) + (STEPS if "time" in args.parts else [])
     results = {system: [] for system in systems}
     for number in range(args.rounds):
         for system in results:
-            results[system].append(run_worker(system))
+            results[system].append(run_system(system, args))
             run = results[system][-1]
             print(
                 f"round {number + 1}/{args.rounds}  {system:<24} {run['seconds']:7.1f} s  {run['bytes'] / 1e9:6.2f} GB",
@@ -288,18 +265,13 @@ def report(args: argparse.Namespace, results: dict[str, list[dict]]) -> str:
 
     lines = memory_table(args, median) if "memory" in args.parts else []
     lines += time_table(args, results, median) if "time" in args.parts else []
-    names = ("torch", "transformers", "trl", "accelerate", "peft")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    cores = len(os.sched_getaffinity(0))
-    where = "one GPU" if args.gpu else f"{cores} cores"
-    lines += [f"{time.strftime('%Y-%m-%d')}; {versions}; Python {platform.python_version()}, {where}."]
-    return "\n".join(lines)
+    return "\n".join([*lines, where_and_when(("torch", "transformers", "trl", "accelerate", "peft"), args.gpu)])
 
 
 def memory_table(args: argparse.Namespace, median: Callable[[str, str], float]) -> list[str]:
     full = median(LOSSES[0], "bytes")
     lines = [
-        f"Loss of {args.loss_tokens:,} tokens, vocabulary {VOCABULARY:,}, hidden size {args.hidden_size}:",
+        f"Loss of {args.loss_tokens:,} tokens, vocabulary {args.vocab_size:,}, hidden size {args.hidden_size}:",
         "",
         "| loss | added memory, GB | relative to full logits | seconds (median) |",
         "|---|---|---|---|",

@@ -2,6 +2,7 @@
 Seconds to score 64 candidates of one problem: as a forest, compared with one sequence per step prefix and one per candidate.
 
     python benchmarks/scoring.py
+    python benchmarks/scoring.py --shape smollm2 --num_candidates 16 --workloads "shared prompt" --rounds 1
 
 Workloads of random words, with the size of competition problems:
 
@@ -19,22 +20,37 @@ Systems, which alternate in one process and use the same weights:
 
 Each system uses the faster of batch sizes 1 and 8, measured on a part of the data before the rounds. Plain sequences are sorted by length to
 minimize padding. Only the time of the forest includes tokenization and building the tree. The scores of all systems are compared first.
+
+The time is CPU time of one thread, so that other programs disturb it less, or wall time with `--gpu`. "Tokens saved" is the number of tokens of a system
+divided by the number of tokens of the forest: a forest is faster by this ratio if the time only depends on the number of tokens. Memory is the
+peak while a system runs, minus the memory in use before (weights, data).
 """
 
 import argparse
-import importlib.metadata
-import os
-import platform
+import json
 import random
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForTokenClassification, set_seed
+from common import (
+    SHAPES,
+    card_name,
+    describe_shape,
+    make_model,
+    model_flops,
+    now,
+    num_compute_parameters,
+    peak,
+    peak_flops,
+    reset_peak,
+    where_and_when,
+)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_hrm import StepFormat, StepScorer
 from trl_hrm.losses import step_score
@@ -45,57 +61,92 @@ WORDS = (
     "let x be the sum of all y so that we add and then divide by 2 which gives 3 4 7 12 = + - hence thus now".split()
 )
 LEAST_SECONDS = 5.0  # minimum time per system and round, to average over several short runs
+WORKLOADS = ["next step", "shared steps", "shared prompt"]
+SYSTEMS = ["forest", "per prefix", "per candidate", "ceiling", "ceiling short"]
 
 
 def main() -> None:
     args = make_parser().parse_args()
+    args.shape = args.shape or ("qwen2.5-math-1.5b" if args.gpu else "tiny")
     tokenizer = make_tokenizer([" ".join(WORDS) + "\n\n" + " ".join(reversed(WORDS))] * 3, 400)
-    report = [versions(args)]
-    for name, num_steps, shared in (
-        ("next step", args.shared_steps + 1, args.shared_steps),
-        ("shared steps", args.num_steps, args.shared_steps),
-        ("shared prompt", args.num_steps, 0),
-    ):
+    if not args.gpu:
+        torch.set_num_threads(1)
+    models = [new_model(args, len(tokenizer)) for _ in range(2)]
+    if args.gpu:
+        models[0].set_attn_implementation("flex_attention")
+    line = where_and_when(("torch", "transformers"), args.gpu)
+    report = [
+        f"{describe_shape(args.shape, models[0])}, {'bf16' if args.gpu else 'fp32'}, {args.rounds} rounds. {line}"
+    ]
+    results = {}
+    for name in args.workloads:
+        num_steps, shared = {
+            "next step": (args.shared_steps + 1, args.shared_steps),
+            "shared steps": (args.num_steps, args.shared_steps),
+            "shared prompt": (args.num_steps, 0),
+        }[name]
         problem, candidates = make_candidates(tokenizer, args, num_steps, shared)
-        seconds, tokens, batch_sizes = compare(args, tokenizer, name, problem, candidates)
+        results[name] = compare(args, tokenizer, models, name, problem, candidates)
         title = f"**{name}**: {args.num_candidates} candidates; a problem of {args.prompt_tokens} tokens, {num_steps} steps of "
         title += f"{args.step_tokens} tokens (and the separator), {shared} of them shared by all."
-        report.append(format_table(title, args.num_candidates, seconds, tokens, batch_sizes))
+        card_peak = 1e12 * args.peak_tflops if args.peak_tflops else peak_flops(card_name() if args.gpu else None)
+        flops_per_token = model_flops(num_compute_parameters(models[0]), 1, training=False)
+        report.append(
+            format_table(title, args.num_candidates, results[name], flops_per_token / card_peak if card_peak else None)
+        )
+    if args.json:
+        Path(args.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print("\n\n".join(report))
 
 
 def compare(
-    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, name: str, problem: str, candidates: list[list[str]]
-) -> tuple[dict[str, list[float]], dict[str, int], dict[str, int]]:
-    """Run all systems on one workload. Return seconds, tokens and batch size of each system."""
-    scorer = StepScorer(make_model(args, len(tokenizer)), tokenizer, StepFormat(), max_length=args.max_length)
-    plain = make_model(args, len(tokenizer))
+    args: argparse.Namespace,
+    tokenizer: PreTrainedTokenizerBase,
+    models: list[PreTrainedModel],
+    name: str,
+    problem: str,
+    candidates: list[list[str]],
+) -> dict[str, dict]:
+    """Run all systems on one workload. Return seconds, tokens, batch size and peak memory of each system."""
+    model, plain = models  # equal weights: StepScorer changes the attention of its model
+    scorer = StepScorer(model, tokenizer, StepFormat(), max_length=args.max_length)
     run_forest = partial(forest_scores, scorer, problem, candidates)
     num_tokens = forest_tokens(scorer, problem, candidates)
-    sequences = make_sequences(scorer, problem, candidates, num_tokens)
+    sequences = {
+        system: found
+        for system, found in make_sequences(scorer, problem, candidates, num_tokens).items()
+        if system in args.systems
+    }
     expected = run_forest(8)
+    tolerance = 0.05 if args.gpu else 1e-4  # bf16 has 8 bits of precision
     for system, first in (("per prefix", 8 * len(candidates[0])), ("per candidate", 8)):  # sequences of 8 candidates
+        if system not in sequences:
+            continue
         found = plain_scores(plain, sequences[system][:first], 8)
         difference = np.abs(found - expected[: len(found)]).max()
         line = f"{name}: {system} differs from the forest by at most {difference:.1e}; scores deviate by {found.std():.2f}"
         print(line, file=sys.stderr, flush=True)
-        if not difference < 1e-4:
-            raise ValueError(f"Scores of {system} and of the forest differ by {difference}. Expected less than 1e-4.")
-    batch_sizes = {"forest": faster_batch(run_forest)}
+        if not difference < tolerance:
+            raise ValueError(
+                f"Scores of {system} and of the forest differ by {difference}. Expected less than {tolerance}."
+            )
+    runs = {"forest": (run_forest, num_tokens, run_forest)}
     for system, found in sequences.items():
         part = found[:: max(1, len(found) // 64)]
-        batch_sizes[system] = faster_batch(partial(plain_scores, plain, part))
-    runs = {"forest": run_forest} | {
-        system: partial(plain_scores, plain, found) for system, found in sequences.items()
-    }
-    seconds: dict[str, list[float]] = {system: [] for system in runs}
-    for number in range(args.rounds):
-        for system, run in runs.items():
-            seconds[system].append(timed(run, batch_sizes[system], LEAST_SECONDS))
-            line = f"round {number + 1}/{args.rounds}  {name}: {system:<14} {seconds[system][-1]:8.2f} s"
+        number = sum(len(ids) for ids, _ in found)
+        runs[system] = partial(plain_scores, plain, found), number, partial(plain_scores, plain, part)
+    results = {}
+    for system, (_, number, part) in runs.items():
+        results[system] = {"tokens": number, "batch": faster_batch(part, args.gpu), "seconds": [], "memory": 0.0}
+    for round_number in range(args.rounds):
+        for system, (run, _, _) in runs.items():
+            result = results[system]
+            before = reset_peak(args.gpu)
+            result["seconds"].append(timed(run, args.gpu, result["batch"], args.least_seconds))
+            result["memory"] = max(result["memory"], (peak(args.gpu) - before) / 2**20)
+            line = f"round {round_number + 1}/{args.rounds}  {name}: {system:<14} {result['seconds'][-1]:8.2f} s"
             print(line, file=sys.stderr, flush=True)
-    tokens = {"forest": num_tokens} | {s: sum(len(ids) for ids, _ in found) for s, found in sequences.items()}
-    return seconds, tokens, batch_sizes
+    return results
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -109,11 +160,31 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shared_steps", type=int, default=6, help="number of steps shared by all candidates (default: 6)"
     )
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS, help="default: all")
+    parser.add_argument(
+        "--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="systems next to the forest (default: all)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="runs per system (default: 3)")
+    parser.add_argument(
+        "--least_seconds", type=float, default=LEAST_SECONDS, help="least seconds per run (default: %(default)s)"
+    )
     parser.add_argument("--max_length", type=int, default=2048, help="number of tokens per row (default: 2048)")
-    parser.add_argument("--hidden_size", type=int, default=384, help="hidden size of the model (default: 384)")
-    parser.add_argument("--num_layers", type=int, default=4, help="number of layers of the model (default: 4)")
+    parser.add_argument("--shape", choices=SHAPES, help="model (default: tiny, with --gpu qwen2.5-math-1.5b)")
+    parser.add_argument("--hidden_size", type=int, default=384, help="hidden size of the tiny shape (default: 384)")
+    parser.add_argument("--num_layers", type=int, default=4, help="number of layers of the tiny shape (default: 4)")
+    parser.add_argument("--gpu", action="store_true", help="one GPU, bf16, flex attention")
+    parser.add_argument(
+        "--peak_tflops", type=float, help="peak of the card in bf16 (default: by the name of the card)"
+    )
+    parser.add_argument("--json", help="file for the results as JSON")
     return parser
+
+
+def new_model(args: argparse.Namespace, vocab_size: int) -> PreTrainedModel:
+    model = make_model(
+        args.shape, vocab_size, hidden_size=args.hidden_size, num_layers=args.num_layers, wide_init=True
+    )
+    return model.to(torch.bfloat16).cuda().eval() if args.gpu else model.eval()
 
 
 def make_candidates(
@@ -134,23 +205,6 @@ def make_candidates(
     ]
 
 
-def make_model(args: argparse.Namespace, vocab_size: int) -> PreTrainedModel:
-    set_seed(0)
-    config = Qwen2Config(
-        vocab_size=vocab_size,
-        hidden_size=args.hidden_size,
-        intermediate_size=args.hidden_size * 11 // 4,
-        num_hidden_layers=args.num_layers,
-        num_attention_heads=args.hidden_size // 64,
-        num_key_value_heads=max(1, args.hidden_size // 256),
-        max_position_embeddings=8192,
-        num_labels=2,
-        initializer_range=args.hidden_size**-0.5,  # large enough for different scores
-        use_cache=False,
-    )
-    return Qwen2ForTokenClassification(config).eval()
-
-
 def make_sequences(
     scorer: StepScorer, prompt: str, candidates: list[list[str]], num_tokens: int
 ) -> dict[str, list[tuple[list[int], list[int]]]]:
@@ -164,7 +218,7 @@ def make_sequences(
             ends.append(len(ids) - 1)
             prefixes.append((ids, [len(ids) - 1]))
         whole.append((ids, ends))
-    vocab_size = scorer.model.config.vocab_size
+    vocab_size = len(scorer.tokenizer)
     return {
         "per prefix": prefixes,
         "per candidate": whole,
@@ -206,65 +260,54 @@ def plain_scores(model: PreTrainedModel, sequences: list[tuple[list[int], list[i
         ids = torch.zeros((len(batch), width), dtype=torch.long)
         for row, i in enumerate(batch):
             ids[row, : len(sequences[i][0])] = torch.tensor(sequences[i][0])
-        logits = model(input_ids=ids).logits  # causal, so padding on the right has no effect
+        logits = (
+            model(input_ids=ids.to(model.device)).logits.float().cpu()
+        )  # causal, so padding on the right has no effect
         for row, i in enumerate(batch):
             scores[i] = step_score(logits[row, sequences[i][1]], StepFormat()).numpy()
     return np.concatenate(scores)
 
 
-def timed(run: Callable[[int], np.ndarray], batch_size: int, least: float = 0.0) -> float:
+def timed(run: Callable[[int], np.ndarray], gpu: bool, batch_size: int, least: float = 0.0) -> float:
     """Return the mean seconds per run. Runs are repeated for `least` seconds."""
-    start, num_runs = time.perf_counter(), 0
-    while num_runs == 0 or time.perf_counter() - start < least:
+    start, num_runs = now(gpu), 0
+    while num_runs == 0 or now(gpu) - start < least:
         run(batch_size)
         num_runs += 1
-    return (time.perf_counter() - start) / num_runs
+    return (now(gpu) - start) / num_runs
 
 
-def faster_batch(run: Callable[[int], np.ndarray]) -> int:
+def faster_batch(run: Callable[[int], np.ndarray], gpu: bool) -> int:
     """Return the faster of batch sizes 1 and 8."""
     run(8)  # warm-up
-    return min((1, 8), key=partial(timed, run))
+    return min((1, 8), key=partial(timed, run, gpu))
 
 
 def format_table(
-    title: str,
-    num_candidates: int,
-    seconds: dict[str, list[float]],
-    tokens: dict[str, int],
-    batch_sizes: dict[str, int],
+    title: str, num_candidates: int, results: dict[str, dict], peak_share_per_token: float | None = None
 ) -> str:
-    median = {system: statistics.median(found) for system, found in seconds.items()}
+    """Return the table of one workload. `peak_share_per_token` is the time of one token at the peak of the card, in seconds."""
+    median = {system: statistics.median(result["seconds"]) for system, result in results.items()}
     lines = [
         title,
         "",
-        "| system | tokens read | batch | seconds (median; all) | candidates/s | forest is faster by |",
-        "|---|---|---|---|---|---|",
+        "| system | tokens | tokens saved | forest is faster by | seconds (median; all) | candidates/s | batch | peak memory, MiB |"
+        + " of the card's peak FLOPs |" * (peak_share_per_token is not None),
+        "|---|---|---|---|---|---|---|---|" + "---|" * (peak_share_per_token is not None),
     ]
-    for system in seconds:
-        ratio = "" if system == "forest" else f"{median[system] / median['forest']:.2f}×"
-        every = ", ".join(f"{value:.2f}" for value in seconds[system])
-        rate = num_candidates / median[system]
-        lines.append(
-            f"| {system} | {tokens[system]:,} | {batch_sizes[system]} | {median[system]:.2f} ({every}) | {rate:.1f} "
-            f"| {ratio} |"
+    for system, result in results.items():
+        is_forest = system == "forest"
+        ratio = "" if is_forest else f"{median[system] / median['forest']:.2f}×"
+        saved = "" if is_forest else f"{result['tokens'] / results['forest']['tokens']:.2f}×"
+        every = ", ".join(f"{value:.2f}" for value in result["seconds"])
+        line = (
+            f"| {system} | {result['tokens']:,} | {saved} | {ratio} | {median[system]:.2f} ({every}) "
+            f"| {num_candidates / median[system]:.1f} | {result['batch']} | {result['memory']:,.0f} |"
         )
-    share = {system: median[system] / median["forest"] for system in ("ceiling", "ceiling short")}
-    lines += [
-        "",
-        f"Speed relative to the ceiling: {share['ceiling']:.0%}, to the short ceiling: {share['ceiling short']:.0%}.",
-    ]
+        if peak_share_per_token is not None:
+            line += f" {result['tokens'] * peak_share_per_token / median[system]:.1%} |"
+        lines.append(line)
     return "\n".join(lines)
-
-
-def versions(args: argparse.Namespace) -> str:
-    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))
-    cores = len(os.sched_getaffinity(0))
-    return (
-        f"{time.strftime('%Y-%m-%d')}; {packages}; Python {platform.python_version()}, {cores} cores, "
-        f"{torch.get_num_threads()} threads; {args.rounds} rounds. Model: Qwen2 token classifier with random weights, hidden "
-        f"size {args.hidden_size}, {args.num_layers} layers, fp32."
-    )
 
 
 if __name__ == "__main__":

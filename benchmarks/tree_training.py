@@ -2,6 +2,7 @@
 Labelled steps per second in training: one forward pass per tree compared with one sequence per path, with the same steps and model.
 
     python benchmarks/tree_training.py --data path/to/prm800k/phase1_test.jsonl
+    python benchmarks/tree_training.py --shape smollm2 --records 1 --max_labels 20 --rounds 1
 
 Systems, each a real training run in a separate process. The systems alternate.
 
@@ -11,22 +12,35 @@ Systems, each a real training run in a separate process. The systems alternate.
 - `prm ceiling`, `hrm ceiling`: the number of tokens of the trees, as plain causal rows of `--max_length`.
 - `prm ceiling short`, `hrm ceiling short`: the same tokens as plain causal rows of 512.
 
-The rate is the number of distinct labelled steps divided by the wall time of `Trainer.train`, without set-up and a warm-up step. TRL 1.13 is
-installed in a temporary folder. With `--gpu`: the shape of Qwen2.5-Math-1.5B with random weights, bf16, flex attention.
+The rate is the number of distinct labelled steps divided by the time of `Trainer.train`, without set-up and a warm-up step. On a CPU, it is the CPU
+time of one thread, so that other programs disturb it less. TRL 1.13 is installed in a temporary folder. "Tokens" counts all tokens that the
+model computes, with padding. If the time only depended on this number, a tree would be faster by the ratio in the next column. With `--gpu`: the
+shape of Qwen2.5-Math-1.5B with random weights, bf16, flex attention, wall time, and the share of the card's peak FLOPs.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from common import (
+    SHAPES,
+    card_name,
+    describe_shape,
+    make_model,
+    model_flops,
+    now,
+    num_compute_parameters,
+    peak,
+    peak_flops,
+    run_worker,
+    where_and_when,
+)
 
 
 SYSTEMS = [
@@ -38,6 +52,7 @@ SYSTEMS = [
     for kind in kinds
 ]
 SHORT = 512
+WITH_OLD_TRL = ("prm TRL 1.13", "hrm per label")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -45,13 +60,25 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=str(shared / "prm800k" / "phase1_test.jsonl"), help="PRM800K file")
     parser.add_argument("--records", type=int, default=4, help="number of records to train on (default: 4)")
+    parser.add_argument("--max_labels", type=int, help="only records with at most this number of labelled steps")
     parser.add_argument("--rounds", type=int, default=3, help="runs per system (default: 3)")
     parser.add_argument("--max_length", type=int, default=4096, help="number of tokens per row (default: 4096)")
-    parser.add_argument("--hidden_size", type=int, default=384, help="hidden size of the CPU model (default: 384)")
-    parser.add_argument("--num_layers", type=int, default=4, help="number of layers of the CPU model (default: 4)")
+    parser.add_argument(
+        "--shape", choices=SHAPES, help="shape of the model (default: tiny, with --gpu qwen2.5-math-1.5b)"
+    )
+    parser.add_argument("--hidden_size", type=int, default=384, help="hidden size of the tiny shape (default: 384)")
+    parser.add_argument("--num_layers", type=int, default=4, help="number of layers of the tiny shape (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="seed for choosing records (default: 0)")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="systems to run (default: all)")
-    parser.add_argument("--gpu", action="store_true", help="Qwen2.5-Math-1.5B shape, bf16, flex attention")
+    parser.add_argument("--gpu", action="store_true", help="one GPU, bf16, flex attention")
+    parser.add_argument(
+        "--peak_tflops", type=float, help="peak of the card in bf16 (default: by the name of the card)"
+    )
+    parser.add_argument(
+        "--trl_1_13",
+        help="folder with TRL 1.13, from `pip install --no-deps --target FOLDER trl==1.13.0` (default: installed to a temporary folder)",
+    )
+    parser.add_argument("--json", help="file for the results as JSON")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
     return parser
@@ -77,11 +104,14 @@ def prepare(args: argparse.Namespace, work: Path) -> dict:
         (text for row in dataset for text in texts_of([row["prompt"], row["completions"]])), 8192
     )
     tokenizer.save_pretrained(work / "tokenizer")
-    chosen = sorted(random.Random(args.seed).sample(range(len(dataset)), min(args.records, len(dataset))))
+    counts = [len(row["labels"]) - row["labels"].count(None) for row in dataset]
+    fitting = [i for i, count in enumerate(counts) if args.max_labels is None or count <= args.max_labels]
+    if not fitting:
+        raise ValueError(f"No record has at most {args.max_labels} labelled steps. The smallest has {min(counts)}.")
+    chosen = sorted(random.Random(args.seed).sample(fitting, min(args.records, len(fitting))))
     columns = ("prompt", "completions", "labels", "parents")
-    whole = sum(len(row["labels"]) - row["labels"].count(None) for row in dataset)
     trees = [StepTree.from_row({name: dataset[i][name] for name in columns}) for i in chosen]
-    facts = {"labels of the whole file": whole}
+    facts = {"labels of the whole file": sum(counts)}
     for view, view_trees in (("prm", trees), ("hrm", [hrm_view(tree) for tree in trees])):
         (work / f"{view}.jsonl").write_text("".join(json.dumps(tree.to_row()) + "\n" for tree in view_trees))
         rows, report = ForestBuilder(tokenizer, StepFormat(), args.max_length)(read_rows(work, view), view)
@@ -94,10 +124,11 @@ def prepare(args: argparse.Namespace, work: Path) -> dict:
             "distinct tokens": report.tokens,
             "tokens of one row per label": report.tokens_unshared,
         }
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(work / "trl"), "trl==1.13.0"],
-        check=True,
-    )
+    if args.trl_1_13 is None and set(args.systems) & set(WITH_OLD_TRL):
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(work / "trl"), "trl==1.13.0"],
+            check=True,
+        )
     (work / "facts.json").write_text(json.dumps(facts))
     return facts
 
@@ -106,35 +137,6 @@ def read_rows(work: Path, view: str):
     from datasets import Dataset
 
     return Dataset.from_list([json.loads(line) for line in open(work / f"{view}.jsonl")])
-
-
-def make_model(args: argparse.Namespace, vocab_size: int):
-    import torch
-    from transformers import Qwen2Config, Qwen2ForTokenClassification, set_seed
-
-    set_seed(0)
-    if args.gpu:
-        config = Qwen2Config(
-            vocab_size=151936,
-            hidden_size=1536,
-            intermediate_size=8960,
-            num_hidden_layers=28,
-            num_attention_heads=12,
-            num_key_value_heads=2,
-            num_labels=2,
-        )
-        return Qwen2ForTokenClassification(config).to(torch.bfloat16).cuda()
-    config = Qwen2Config(
-        vocab_size=vocab_size,
-        hidden_size=args.hidden_size,
-        intermediate_size=args.hidden_size * 11 // 4,
-        num_hidden_layers=args.num_layers,
-        num_attention_heads=args.hidden_size // 64,
-        num_key_value_heads=max(1, args.hidden_size // 256),
-        max_position_embeddings=8192,
-        num_labels=2,
-    )
-    return Qwen2ForTokenClassification(config)
 
 
 # Workers: one system in one process
@@ -148,7 +150,11 @@ def worker(args: argparse.Namespace) -> None:
     view, kind = args.worker.split(" ", 1)
     facts = json.loads((work / "facts.json").read_text())[view]
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
-    model = make_model(args, len(tokenizer))
+    if not args.gpu:
+        torch.set_num_threads(1)
+    model = make_model(args.shape, len(tokenizer), hidden_size=args.hidden_size, num_layers=args.num_layers)
+    if args.gpu:
+        model = model.to(torch.bfloat16).cuda()
     settings = {
         "output_dir": str(work / "out"),
         "num_train_epochs": 1,
@@ -165,23 +171,26 @@ def worker(args: argparse.Namespace) -> None:
     warm_up = torch.randint(2, 1000, (1, SHORT), device=model.device)
     model(warm_up, use_cache=False).logits.float().sum().backward()
     model.zero_grad()
-    start = time.perf_counter()
-    trainer.train()
     if args.gpu:
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "rate": facts["labels"] / seconds, "memory": peak_memory(args.gpu)}))
+        trainer.train()  # compiles the kernels for all rows
+    num_tokens = 0
 
+    def count(module, positional, keywords):
+        nonlocal num_tokens
+        num_tokens += (keywords["input_ids"] if "input_ids" in keywords else positional[0]).numel()
 
-def peak_memory(gpu: bool) -> float:
-    """Return the peak GPU or resident memory of this process in MiB."""
-    import resource
-
-    import torch
-
-    if gpu:
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    start = now(args.gpu)
+    trainer.train()
+    seconds = now(args.gpu) - start
+    facts = {
+        "seconds": seconds,
+        "rate": facts["labels"] / seconds,
+        "memory": peak(args.gpu) / 2**20,
+        "tokens": num_tokens,
+    }
+    flops = model_flops(num_compute_parameters(model), num_tokens, training=True)
+    print(json.dumps(facts | {"flops": flops, "model": describe_shape(args.shape, model)}))
 
 
 def tree_trainer(args, settings, model, tokenizer, work, view):
@@ -260,19 +269,21 @@ def causal_trainer(args, settings, model, tokenizer, work, view):
 # Driver
 
 
-def run_worker(system: str, work: Path) -> dict:
-    environment = dict(os.environ, HF_HUB_OFFLINE="1", CI="1")
-    if system in ("prm TRL 1.13", "hrm per label"):
-        environment["PYTHONPATH"] = str(work / "trl")
-    command = [sys.executable, __file__, *sys.argv[1:], "--worker", system, "--work", str(work)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"{system} failed:\n{result.stdout}\n{result.stderr}")
-    return json.loads(result.stdout.strip().splitlines()[-1])
+def run_system(system: str, args: argparse.Namespace, work: Path) -> dict:
+    environment = {"CI": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4") if args.gpu else "1"}
+    if system in WITH_OLD_TRL:
+        paths = [args.trl_1_13 or str(work / "trl"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+    options = {
+        name: value for name, value in vars(args).items() if name not in ("systems", "gpu", "worker", "work", "json")
+    }
+    words = [f"--{name}={value}" for name, value in options.items() if value is not None] + ["--gpu"] * args.gpu
+    return run_worker(__file__, [*words, f"--worker={system}", f"--work={work}"], environment)
 
 
 def main() -> None:
     args = make_parser().parse_args()
+    args.shape = args.shape or ("qwen2.5-math-1.5b" if args.gpu else "tiny")
     if args.worker:
         worker(args)
         return
@@ -281,9 +292,11 @@ def main() -> None:
         results = {system: [] for system in args.systems}
         for number in range(args.rounds):
             for system in args.systems:
-                results[system].append(run_worker(system, Path(folder)))
+                results[system].append(run_system(system, args, Path(folder)))
                 seconds = results[system][-1]["seconds"]
                 print(f"round {number + 1}/{args.rounds}  {system:<18} {seconds:8.1f} s", file=sys.stderr, flush=True)
+    if args.json:
+        Path(args.json).write_text(json.dumps({"facts": facts, "results": results}, indent=1) + "\n", encoding="utf-8")
     print(report(args, facts, results))
 
 
@@ -294,27 +307,28 @@ def report(args: argparse.Namespace, facts: dict, results: dict[str, list[dict]]
     ]
     lines[0] += f" The whole file has {facts['labels of the whole file']:,} labelled steps."
     lines += [f"{view}: " + ", ".join(f"{n:,} {name}" for name, n in facts[view].items()) for view in ("prm", "hrm")]
+    card_peak = 1e12 * args.peak_tflops if args.peak_tflops else peak_flops(card_name() if args.gpu else None)
     lines += [
         "",
-        "| system | labelled steps/s (median; all) | peak memory, MiB | tree is faster by |",
-        "|---|---|---|---|",
+        "| system | labelled steps/s (median; all) | tree is faster by | tokens | tokens, relative to the tree | tokens/s | peak memory, MiB |"
+        + " of the card's peak FLOPs |" * bool(card_peak),
+        "|---|---|---|---|---|---|---|" + "---|" * bool(card_peak),
     ]
     for system, runs in results.items():
         tree = f"{system[:3]} tree"
-        ratio = f"{rates[tree] / rates[system]:.2f}×" if tree in rates and system != tree else ""
+        is_compared = tree in rates and system != tree
+        ratio = f"{rates[tree] / rates[system]:.2f}×" if is_compared else ""
+        more = f"{runs[0]['tokens'] / results[tree][0]['tokens']:.2f}×" if is_compared else ""
         every = ", ".join(f"{run['rate']:.1f}" for run in runs)
         memory = statistics.median(run["memory"] for run in runs)
-        lines.append(f"| {system} | {rates[system]:.1f} ({every}) | {memory:,.0f} | {ratio} |")
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}"
-        for name in ("torch", "transformers", "trl", "accelerate", "datasets")
-    )
-    cores = len(os.sched_getaffinity(0))
-    lines += [
-        "",
-        f"{time.strftime('%Y-%m-%d')}; {versions}, peer trl 1.13.0; Python {platform.python_version()}, {cores} cores.",
-    ]
-    return "\n".join(lines)
+        seconds = statistics.median(run["seconds"] for run in runs)
+        lines.append(
+            f"| {system} | {rates[system]:.1f} ({every}) | {ratio} | {runs[0]['tokens']:,} | {more} | {runs[0]['tokens'] / seconds:,.0f} "
+            f"| {memory:,.0f} |" + (f" {runs[0]['flops'] / seconds / card_peak:.1%} |" if card_peak else "")
+        )
+    versions = where_and_when(("torch", "transformers", "trl", "accelerate", "datasets"), args.gpu)
+    model = next(iter(results.values()))[0]["model"]
+    return "\n".join([*lines, "", f"{model}, {'bf16' if args.gpu else 'fp32'}. Peer: trl 1.13.0. {versions}"])
 
 
 if __name__ == "__main__":
