@@ -588,7 +588,8 @@ class Aurocs:
             for number, rows in by_seed.items()
         }
         self.labels, self.columns = labels, columns
-        self.values, self.draws = auroc_draws(columns, labels, problems, seed)
+        is_defined = 0 < (labels >= 0.5).sum() < len(labels)  # there are right and wrong steps
+        self.values, self.draws = auroc_draws(columns, labels, problems, seed) if is_defined else ({}, {})
 
     def mean(self, title: str) -> str:
         """Return the mean over seeds, their standard deviation, and the interval over problems."""
@@ -701,17 +702,12 @@ def outcome_tables(tests, scores, arms, seed: int) -> list[str]:
     for title in arms:
         cells = []
         for one in kinds.values():
-            means = [
-                np.mean(
-                    [
-                        column[one.labels >= 0.5 if right else one.labels < 0.5].mean()
-                        for key, column in one.columns.items()
-                        if key[0] == title
-                    ]
-                )
-                for right in (True, False)
-            ]
-            cells += [one.mean(title), f"{means[0]:.2f}", f"{means[1]:.2f}"]
+            cells.append(one.mean(title))
+            for is_kind in (one.labels >= 0.5, one.labels < 0.5):
+                means = [
+                    column[is_kind].mean() for key, column in one.columns.items() if key[0] == title and is_kind.any()
+                ]
+                cells.append(f"{np.mean(means):.2f}" if means else "–")
         rows.append([title, *cells])
     number = {test: (int((one.labels >= 0.5).sum()), int((one.labels < 0.5).sum())) for test, one in kinds.items()}
     heads = [

@@ -1,0 +1,163 @@
+"""Data, measures and report of the study of real labels. Its trainings use the trainer, which has its own tests."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from trl_hrm import StepFormat, StepScorer, StepTree
+from trl_hrm.tiny_model import make_tiny_model
+
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import real_labels  # noqa: E402
+from real_labels import ARMS, DIFFERENCES, PROFILES, Aurocs, Job  # noqa: E402
+
+
+ROW = {
+    "prompt": "1+1+1?",
+    "problem": "1+1+1?",
+    "completions": ["1+1=3.", "1+1=2.", "1+1=4.", "2+1=3.", "2+1=5."],
+    "labels": [0.0, 1.0, 0.0, None, 0.0],
+    "parents": [-1, -1, -1, 1, 1],
+}
+
+
+def test_jobs_have_different_names_and_the_main_ones_come_first():
+    jobs = real_labels.make_jobs(3)
+    assert len({job.name for job in jobs}) == len(jobs) == 33
+    assert [job.name for job in jobs[:5]] == ["prm-lora-0", "hrm-lora-0", "orm-lora-0", "hrm3-lora-0", "prm-lora-1"]
+    titles = [arm.title for arm in ARMS]
+    assert len(set(titles)) == len(titles)
+    assert {title for pair in DIFFERENCES for title in pair} <= set(titles)
+
+
+def test_steps_are_added_after_the_wrong_steps_that_they_replaced():
+    row = real_labels.with_corrections(ROW, {("1+1+1?", "1+1=2."), ("other", "2+1=3.")})
+    assert row["completions"][5:] == ["1+1=2.", "1+1=2.", "1+1=4."]
+    assert row["parents"][5:] == [0, 2, 0]
+    assert row["labels"][5:] == [1.0, 1.0, 0.0]
+    assert row["is_added"] == [False] * 5 + [True] * 3
+    assert ROW["labels"] == [0.0, 1.0, 0.0, None, 0.0]  # unchanged
+    _, labels, _ = real_labels.flat([row], real_labels.every_step)
+    assert labels.tolist() == [0.0, 1.0, 0.0, 0.0]
+    _, labels, _ = real_labels.flat([row], real_labels.after_an_error)
+    assert labels.tolist() == [1.0, 1.0, 0.0]
+
+
+def test_outcomes_of_paths():
+    tree = StepTree.from_row({name: ROW[name] for name in ("prompt", "completions", "labels", "parents")})
+    rows = list(real_labels.outcome_rows(tree))
+    # the path to "2+1=3." has a step without a label, so its outcome is unknown
+    assert [(row["completions"], row["labels"]) for row in rows] == [
+        (["1+1=3."], [0.0]),
+        (["1+1=4."], [0.0]),
+        (["1+1=2.", "2+1=5."], [None, 0.0]),
+    ]
+    right = StepTree("p", ["a", "b"], [1.0, 1.0], [-1, 0])
+    assert [row["labels"] for row in real_labels.outcome_rows(right)] == [[None, 1.0]]
+
+
+@pytest.mark.parametrize("spans", [1, 2, 3])
+def test_merged_steps_have_the_scores_of_spans(tmp_path, spans):
+    row = ROW | {
+        "completions": [*ROW["completions"], "So 3."],
+        "labels": [*ROW["labels"], 1.0],
+        "parents": [-1, -1, -1, 1, 1, 3],
+    }
+    make_tiny_model(row["completions"], tmp_path)
+    StepFormat().save(tmp_path)
+    scorer = StepScorer.from_pretrained(str(tmp_path))
+    tree, owners = real_labels.with_merged_steps(row, 3)
+    [values] = scorer.score_trees([tree])
+    given = StepTree(row["prompt"], row["completions"], [None] * 6, row["parents"])
+    [expected] = scorer.score_trees([given], spans=range(1, spans + 1))
+    assert [max(values[i] for i in own[:spans]) for own in owners] == pytest.approx(expected, abs=1e-6)
+
+
+def test_auroc_and_differences():
+    generator = np.random.default_rng(0)
+    tests = [{"problem": str(i), "labels": [float(i % 2), 1.0, 0.0], "parents": [-1, 0, 1]} for i in range(20)]
+    scores = {
+        "good": {
+            seed: [[0.9 * label + 0.05 * generator.random() for label in row["labels"]] for row in tests]
+            for seed in (0, 1, 2)
+        },
+        "random": {seed: [[generator.random() for _ in range(3)] for _ in tests] for seed in (0, 1)},
+    }
+    found = Aurocs(tests, scores, real_labels.every_step, seed=0)
+    labels = [label for row in tests for label in row["labels"]]
+    for seed in (0, 1):
+        expected = roc_auc_score(labels, [score for row in scores["random"][seed] for score in row])
+        assert found.values["random", seed] == pytest.approx(expected)
+    assert found.mean("good") == "1.000 ± 0.000 [1.00, 1.00]"
+    text, is_settled = found.difference("good", "random")
+    mean = np.mean([1 - found.values["random", seed] for seed in (0, 1)])
+    assert text.startswith(f"+{mean:.3f} [")
+    low, high = real_labels.t_interval([1 - found.values["random", seed] for seed in (0, 1)])
+    assert f"({low:+.2f}, {high:+.2f})".replace("-", "−") in text
+    assert is_settled == (low > 0)
+    assert found.difference("good", "missing") is None
+    assert real_labels.t_interval([0.3]) == (-np.inf, np.inf)
+
+
+def test_an_overlap_of_training_and_test_problems_is_an_error(tmp_path, monkeypatch):
+    tests = {"gsm8k": [{"prompt": "1 +  1?", "problem": "1 + 1?"}]}
+    monkeypatch.setattr(
+        real_labels, "load", lambda folder: [{"prompt": "2?", "original_prompt": "1 + 1?"}, {"prompt": "3?"}]
+    )
+    with pytest.raises(RuntimeError, match="1 test problems are in the training mixture"):
+        real_labels.check_overlap(tmp_path, tests)
+    monkeypatch.setattr(real_labels, "load", lambda folder: [{"prompt": "2?", "original_prompt": None}])
+    assert real_labels.check_overlap(tmp_path, tests) == {"trained": 1, "tested": 1, "both": 0}
+
+
+def test_report_has_what_is_finished_and_says_what_is_missing(tmp_path):
+    generator = np.random.default_rng(0)
+    rows = [
+        ROW | {"problem": str(i), "subset": "all", "labels": [1.0, 1.0, 0.0, None, None], "parents": [-1, 0, 1, 2, 3]}
+        for i in range(8)
+    ]
+    trees = [real_labels.with_corrections(ROW | {"problem": str(i)}, {("1+1+1?", "1+1=2.")}) for i in range(4)]
+    right = [row | {"labels": [1.0, 0.0, 1.0, 0.0, None]} for row in rows]
+    tests = {"prm800k": trees, "gsm8k": rows, "prmbench": right, "bbm": rows}
+    (tmp_path / "tests.json").write_text(json.dumps(tests))
+    counts = {"problems": 8, "steps": 24, "wrong": 8}
+    source = {"a/prm800k.jsonl": {"labelled_steps": {"train": 1234}}}
+    mixture = {"sources": source, "dropped": {"excluded": 5}}
+    overlap = {"trained": 7, "tested": 6, "both": 0}
+    counts = {"mixture": mixture, "tests": dict.fromkeys(tests, counts), "overlap": overlap}
+    (tmp_path / "counts.json").write_text(json.dumps(counts))
+    settings = {"profile": asdict(PROFILES["quick"]), "date": "2026-01-01", "versions": {"torch": "2"}}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+
+    def scores(most):
+        return {
+            name: [
+                [[generator.random() for _ in own] for own in real_labels.with_merged_steps(row, most)[1]]
+                for row in test
+            ]
+            for name, test in tests.items()
+        }
+
+    for name in real_labels.BASELINES:
+        (tmp_path / "jobs" / name).mkdir(parents=True)
+        (tmp_path / "jobs" / name / "scores.json").write_text(json.dumps({"scores": {"0": scores(1)}}))
+    result = {"tokens_per_row": 100.0, "labels_per_row": 10.0}
+    finished = {
+        Job("prm", "lora", 0): result | {"scores": {"1": scores(1), "2": scores(1)}},
+        Job("hrm", "lora", 0): result | {"scores": {"2": scores(2)}},
+    }
+    text = real_labels.report(SimpleNamespace(seed=1, docs=None), tmp_path, finished, 33)
+    assert "2 of the 33 trainings of the study are finished" in text
+    assert "1,234 labelled steps of PRM800K" in text
+    assert "5 rows were excluded" in text
+    assert "PRM 200 tokens with 20 labels" in text
+    assert "| HRM, spans 1 and 2 − PRM |" in text
+    assert "ORM |" not in text
+    assert (tmp_path / "real-labels.png").exists()
