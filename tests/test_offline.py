@@ -19,6 +19,7 @@ from .search.policies import KNOWN
 
 
 ELSEWHERE = {
+    "app": "it serves until it is stopped: tests/scripts/test_app.py opens its page in a browser",
     "demo": "it takes minutes: tests/demo/test_demo.py runs it behind the same guard",
 }
 POLICY = (

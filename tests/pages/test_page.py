@@ -48,5 +48,7 @@ def test_write_page(tmp_path):
 
 
 def test_the_style_loads_nothing():
-    style = (resources.files("trl_hrm.pages") / "style.css").read_text(encoding="utf-8")
-    assert not re.search(r"url\(|@import", style)
+    styles = [file for file in resources.files("trl_hrm.pages").iterdir() if file.name.endswith(".css")]
+    assert len(styles) == 5
+    for file in styles:
+        assert not re.search(r"url\(|@import", file.read_text(encoding="utf-8")), file.name

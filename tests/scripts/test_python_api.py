@@ -104,5 +104,5 @@ def test_two_processes_on_one_output(name, work, monkeypatch, capsys):
 
 
 def test_no_command_is_left_out():
-    # These train for minutes, or for a measured time, and have tests of their own
-    assert set(SETTINGS) | {"demo", "quickstart", "reason"} == set(COMMANDS)
+    # These train for minutes, or for a measured time, or serve until they are stopped, and have tests of their own
+    assert set(SETTINGS) | {"app", "demo", "quickstart", "reason"} == set(COMMANDS)

@@ -1,5 +1,5 @@
 """
-Render HTML pages from the templates in `templates/` and the style sheet `style.css`.
+Render HTML pages from the templates in `templates/` and the style sheets next to this file.
 
 A page contains its style, scripts and pictures. It makes no network requests, and its content security policy forbids
 them. The HTML templates (`.html.jinja`) escape all text. `huggingface_hub` renders the templates of model and dataset

@@ -107,6 +107,44 @@ def score_steps(
     return scores
 
 
+def score_spans(
+    scorer: TreeScorer, problem: str, steps: Sequence[str], scoring: ScoringConfig
+) -> list[dict[int, float | None]]:
+    """
+    Score the steps of one solution without combining the scores of a step over several spans. [`~scoring.tree_scorer.combined`] gives
+    the scores of [`TreeScorer.score`].
+
+    Args:
+        scorer ([`TreeScorer`]):
+            Reward model.
+        problem (`str`):
+            The problem.
+        steps (`Sequence[str]`):
+            S step texts.
+        scoring ([`ScoringConfig`]):
+            How steps are scored.
+
+    Returns:
+        `list[dict[int, float | None]]`: For each of the S steps, its scores by the number of steps that are scored as one: 1 is the
+        step alone, 2 is the step merged with the previous step. `None` if a judge gave no readable verdict.
+
+    Raises:
+        `ValueError`: See [`TreeScorer.score`].
+    """
+    parents = list(range(-1, len(steps) - 1))
+    runs = []
+    if scoring.merges:
+        scorer.step_format.check_merged(scorer.tokenizer)
+        runs = merged_runs(steps, parents, scoring, scorer.step_format)
+    texts = [*steps, *(scorer.step_format.merge([steps[i] for i in run]) for run in runs)]
+    tree = StepTree(problem, texts, [None] * len(texts), [*parents, *(parents[run[0]] for run in runs)])
+    [scores] = scorer.score_trees([tree])
+    found: list[dict[int, float | None]] = [{1: score} for score in scores[: len(steps)]]
+    for run, score in zip(runs, scores[len(steps) :], strict=True):
+        found[run[-1]][len(run)] = score
+    return found
+
+
 def scorer_cost(counts: Counter) -> dict[str, float]:
     """Return the cost of the scorer in the counts of [`score_steps`]. `num_tokens` are the tokens of the problems and the steps."""
     cost = {

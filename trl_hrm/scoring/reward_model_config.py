@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -422,3 +422,43 @@ class RewardModelConfig(ScoringConfig):
         from ..step_format import StepFormat
 
         return None if self.step_format is None else StepFormat.named(self.step_format)
+
+
+@dataclass(kw_only=True)
+class RewardModelsConfig(RewardModelConfig):
+    """
+    Configuration of several reward models and of the engine that runs them. It also has the fields of [`RewardModelConfig`].
+
+    Args:
+        reward_model (`list[str]`):
+            Paths or Hub ids of the reward models. Each is scored in its own step format. The other options apply to all of them.
+
+    Raises:
+        `ValueError`: If there are several reward models, and an option can only apply to one.
+    """
+
+    reward_model: list[str] = field(
+        metadata={
+            "help": "Paths or Hub ids of the reward models. Each is scored in its own step format.",
+            "metavar": "MODEL",
+        }
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, words in (("served_model_name", "the name of one model"), ("judge_log", "the log of one model")):
+            if len(self.reward_model) > 1 and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` is {words}. Remove it, or pass one `reward_model`.")
+
+    def scoring_configs(self) -> list[RewardModelConfig]:
+        """Return the config of each reward model. The options of a judge only apply to judges."""
+        from .judge_templates import published_template
+
+        shared = {field.name: getattr(self, field.name) for field in fields(RewardModelConfig)}
+        configs = []
+        for name in self.reward_model:
+            settings = shared | {"reward_model": name}
+            if self.judge_template is None and published_template(name) is None:
+                settings |= dict.fromkeys(JUDGE_OPTIONS)  # these are for the judges among the models
+            configs.append(RewardModelConfig(**settings))
+        return configs

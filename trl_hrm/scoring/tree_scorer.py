@@ -176,10 +176,9 @@ class TreeScorer:
                         f"A solution has {longest} tokens, but the model has {self.max_positions} positions. Shorten or "
                         f"remove the solution. Its prompt is {shown(tree.prompt)}."
                     )
-        reduce = np.max if scoring.combine == "max" else np.mean
         scores = []
         for tree, (_, steps), values in zip(trees, encoded, self._forward(token_trees, progress), strict=True):
-            scores.append([float(reduce(values[judged])) for judged in steps])
+            scores.append([combined(values[judged], scoring) for judged in steps])
             check_scores(scores[-1], len(steps), f"prompt {shown(tree.prompt)}")
         return scores
 
@@ -247,6 +246,11 @@ class ChainScorer(TreeScorer):
         steps. The outputs of a sequence with S steps have the shape `(S, C)` and are on the CPU.
         """
         raise NotImplementedError
+
+
+def combined(scores: Sequence[float], scoring: ScoringConfig) -> float:
+    """Return the score of a step from its scores over several spans."""
+    return float(np.max(scores) if scoring.combine == "max" else np.mean(scores))
 
 
 def merged_runs(

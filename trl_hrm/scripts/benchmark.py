@@ -8,14 +8,14 @@ trl-hrm benchmark --reward_model Qwen/Qwen2.5-Math-PRM-7B me/my-hrm --suite proc
 """
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import SEED
 from ..data.sources import parse_columns
 from ..io import claimed_folder, shown, write_or_keep
-from ..scoring.reward_model_config import JUDGE_OPTIONS, RewardModelConfig
+from ..scoring.reward_model_config import RewardModelConfig, RewardModelsConfig
 from ..terminal import one_line, plain, say
 
 
@@ -27,13 +27,11 @@ COMPARISON = "comparison.md"  # of several reward models
 
 
 @dataclass(kw_only=True)
-class BenchmarkConfig(RewardModelConfig):
+class BenchmarkConfig(RewardModelsConfig):
     """
-    Configuration of [`benchmark`]. It also has the fields of [`RewardModelConfig`].
+    Configuration of [`benchmark`]. It also has the fields of [`RewardModelsConfig`].
 
     Args:
-        reward_model (`list[str]`):
-            Paths or Hub ids of the reward models. Each is scored in its own step format. The other options apply to all of them.
         data (`list[str]`):
             JSON or JSON Lines files, dataset folders or Hub ids. All splits of a dataset are read. Each input is assigned to a
             benchmark by its columns.
@@ -63,12 +61,6 @@ class BenchmarkConfig(RewardModelConfig):
         `ValueError`: If an option is out of range, or has no effect with the other options.
     """
 
-    reward_model: list[str] = field(
-        metadata={
-            "help": "Paths or Hub ids of the reward models. Each is scored in its own step format.",
-            "metavar": "MODEL",
-        }
-    )
     data: list[str] = field(
         metadata={
             "help": "JSON or JSON Lines files, dataset folders or Hub ids. All splits of a dataset are read. Each input is "
@@ -142,23 +134,6 @@ class BenchmarkConfig(RewardModelConfig):
                     f"`reward_model` has several models whose results would be saved in the folder {shown(name)}. Run the command "
                     "once for each of them."
                 )
-        if len(names) > 1 and self.served_model_name is not None:
-            raise ValueError("`served_model_name` is the name of one model. Remove it, or pass one `reward_model`.")
-        if len(names) > 1 and self.judge_log is not None:
-            raise ValueError("`judge_log` is the log of one model. Remove it, or pass one `reward_model`.")
-
-    def scoring_configs(self) -> list[RewardModelConfig]:
-        """Return the config of each reward model. The options of a judge only apply to judges."""
-        from ..scoring.judge_templates import published_template
-
-        shared = {field.name: getattr(self, field.name) for field in fields(RewardModelConfig)}
-        configs = []
-        for name in self.reward_model:
-            settings = shared | {"reward_model": name}
-            if self.judge_template is None and published_template(name) is None:
-                settings |= dict.fromkeys(JUDGE_OPTIONS)  # these are for the judges among the models
-            configs.append(RewardModelConfig(**settings))
-        return configs
 
 
 def folder_name(reward_model: str) -> str:
