@@ -245,13 +245,28 @@ class DatasetRows:
 
     def read(self, chunk: dict[str, int]) -> Iterator[tuple[str, Address, dict[str, Any]]]:
         """Yield `(where, address, record)` for each row of the chunk. `where` is `dataset row i`, counted from 0."""
-        for row in range(chunk["start"], chunk["stop"]):
-            yield f"{self._row} {row}", Address(0, row, row), rename_columns(self._record(row), self.columns)
+        rows = range(chunk["start"], chunk["stop"])
+        for row, record in zip(rows, self._records(rows), strict=True):
+            yield f"{self._row} {row}", Address(0, row, row), rename_columns(record, self.columns)
 
     def pick(self, addresses: Iterable[Address]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield `(where, record)` for rows at the given addresses, in that order."""
-        for address in addresses:
-            yield f"{self._row} {address.line}", rename_columns(self._record(address.start), self.columns)
+        addresses = list(addresses)
+        for start in range(0, len(addresses), CHUNK_ROWS):
+            batch = addresses[start : start + CHUNK_ROWS]
+            for address, record in zip(batch, self._records([address.start for address in batch]), strict=True):
+                yield f"{self._row} {address.line}", rename_columns(record, self.columns)
+
+    def _records(self, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Yield rows. They are read at once, or one by one if a value cannot be read, so that the error names its row."""
+        try:
+            columns = self.dataset[rows]
+            media = [{}] * len(rows) if self._media is None else self._media[rows].to_pylist()
+        except (ArithmeticError, ValueError, TypeError):
+            yield from map(self._record, rows)
+            return
+        for values, others in zip(zip(*columns.values(), strict=True), media, strict=True):
+            yield dict(zip(columns, values, strict=True)) | others
 
     def _record(self, row: int) -> dict[str, Any]:
         try:
