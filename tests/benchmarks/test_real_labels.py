@@ -76,7 +76,7 @@ def test_merged_steps_have_the_scores_of_spans(tmp_path, spans):
     tree, owners = real_labels.with_merged_steps(row, 3)
     [values] = scorer.score_trees([tree])
     given = StepTree(row["prompt"], row["completions"], [None] * 6, row["parents"])
-    [expected] = scorer.score_trees([given], spans=range(1, spans + 1))
+    [expected] = scorer.score_trees([given], spans=list(range(1, spans + 1)))
     assert [max(values[i] for i in own[:spans]) for own in owners] == pytest.approx(expected, abs=1e-6)
 
 
