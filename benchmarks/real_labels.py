@@ -82,7 +82,7 @@ class Profile:
 
 PROFILES = {
     "quick": Profile(rows=2, seeds=1, prm800k=2, gsm8k=4, prmbench=4, bbm=2),
-    "short": Profile(rows=20, seeds=3, prm800k=13, gsm8k=90, prmbench=40, bbm=24),
+    "short": Profile(rows=16, seeds=3, prm800k=7, gsm8k=60, prmbench=30, bbm=12),
     "full": Profile(rows=160, seeds=3, prm800k=None, gsm8k=400, prmbench=400, bbm=200),
 }
 
@@ -107,8 +107,9 @@ class Job:
 
 def make_jobs(seeds: int) -> list[Job]:
     """Return all trainings, the most important ones first."""
-    systems, numbers = ("prm", "hrm", "orm", "hrm3"), range(seeds)
+    systems, numbers = ("prm", "hrm", "orm"), range(seeds)
     jobs = [Job(system, "lora", seed) for seed in numbers for system in systems]
+    jobs += [Job("hrm3", "lora", seed) for seed in numbers]
     jobs += [Job(system, "full", seed) for seed in numbers for system in ("prm", "hrm")]
     jobs += [Job("prm", "lora", seed, separator=name) for name in list(SEPARATORS)[1:] for seed in numbers]
     jobs += [Job("prm", "lora", seed, weighting="occurrence") for seed in numbers]
