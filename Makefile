@@ -4,7 +4,7 @@ VENV ?= .venv
 VENV_LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-real test-hub test-slow test-lowest docs lint format bench clean
+.PHONY: install demo test test-real test-hub test-slow test-lowest docs lint format bench bench-full clean
 
 install: $(VENV)/.installed
 
@@ -60,17 +60,36 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Small sizes of the benchmarks of speed and memory: about 20 minutes on two cores. `make bench-full` has the sizes of
+# benchmarks/README.md, and takes more than an hour.
 bench: install
+	$(BIN)/python benchmarks/tree_training.py --records 1 --max_labels 30 --rounds 1
+	$(BIN)/python benchmarks/scoring.py --num_candidates 16 --rounds 1 --least_seconds 1
+	$(BIN)/python benchmarks/tree_scaling.py --cases "best of 16" "search, depth 8" "full, branching 4" "long 8,000"
+	$(BIN)/python benchmarks/kl_memory.py --loss_tokens 1024 --step_tokens 128 --hidden_size 128 --rounds 1
+	$(BIN)/python benchmarks/builders.py --repeats 10
+	$(BIN)/python benchmarks/grid_builders.py --seconds 0.5 --rounds 1
+	$(BIN)/python benchmarks/export.py --trees 50
+	$(BIN)/python benchmarks/search.py --num_problems 16 --rounds 1
+	$(BIN)/python benchmarks/curves.py --num_runs 50 --num_intervals 100
+	$(BIN)/python benchmarks/step_search.py --num_problems 4 --rounds 1 --policy_steps 200
+	$(BIN)/python benchmarks/reasoning_speed.py --rounds 1 --seconds 1 --row_steps 0
+
+bench-full: install
 	$(BIN)/python benchmarks/tree_training.py
+	$(BIN)/python benchmarks/tree_training.py --shape smollm2 --records 1 --max_labels 12 --rounds 1
+	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/scoring.py --shape smollm2 --num_candidates 16 --rounds 1
+	$(BIN)/python benchmarks/tree_scaling.py
+	$(BIN)/python benchmarks/long_paths.py
+	$(BIN)/python benchmarks/kl_memory.py
 	$(BIN)/python benchmarks/builders.py
 	$(BIN)/python benchmarks/grid_builders.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/engine.py
-	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/curves.py
 	$(BIN)/python benchmarks/step_search.py
-	$(BIN)/python benchmarks/kl_memory.py
 	$(BIN)/python benchmarks/lambda_study.py
 	$(BIN)/python benchmarks/reasoning_speed.py
 

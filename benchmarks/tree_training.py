@@ -168,7 +168,7 @@ def worker(args: argparse.Namespace) -> None:
     }
     make = {"tree": tree_trainer, "TRL 1.13": trl_trainer, "per label": trl_trainer}.get(kind, causal_trainer)
     trainer = make(args, settings, model, tokenizer, work, view)
-    warm_up = torch.randint(2, 1000, (1, SHORT), device=model.device)
+    warm_up = torch.randint(2, min(1000, len(tokenizer)), (1, SHORT), device=model.device)
     model(warm_up, use_cache=False).logits.float().sum().backward()
     model.zero_grad()
     if args.gpu:
@@ -249,7 +249,7 @@ def causal_trainer(args, settings, model, tokenizer, work, view):
 
     length = SHORT if "short" in args.worker else args.max_length
     facts = json.loads((work / "facts.json").read_text())[view]
-    ids = torch.randint(2, 1000, (-(-facts["tokens"] // length), length))
+    ids = torch.randint(2, min(1000, len(tokenizer)), (-(-facts["tokens"] // length), length))
     last = facts["tokens"] - (len(ids) - 1) * length
     rows = [row[:last] if i == len(ids) - 1 else row for i, row in enumerate(ids)]
     rows = [{"input_ids": row, "labels": torch.tensor([-100] * (len(row) - 1) + [1])} for row in rows]

@@ -12,7 +12,7 @@ import torch
 
 from trl_hrm.forest import TokenTrie
 
-from ..test_forest import fewest_tokens, random_trie
+from ..token_trees import fewest_tokens, random_trie
 
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
