@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -110,6 +112,63 @@ def policy(made_once) -> str:
     from .search.policies import SOLUTIONS, make_policy
 
     return str(made_once("policy", lambda folder: make_policy(folder, 256, texts=SOLUTIONS)))
+
+
+class GraderPool:
+    """
+    Grading workers that serve one grader after the other, because each new process imports SymPy.
+
+    A worker ends with the thread that started it, so a thread of this pool starts all of them.
+    """
+
+    def __init__(self) -> None:
+        self.starter = ThreadPoolExecutor(1)
+        self.idle: dict[float, list[tuple]] = {}  # by timeout: the process and the connection to it
+
+    def start(self, worker: Any, original: Callable) -> None:
+        while self.idle.get(worker.timeout):
+            worker.process, worker.connection = self.idle[worker.timeout].pop()
+            if worker.process.is_alive():
+                return
+            worker.stop()
+        self.starter.submit(original, worker).result()
+
+    def keep(self, grader: Any) -> None:
+        """Take the workers of a grader that is closed next, unless one is busy."""
+        if grader._idle.qsize() == len(grader._workers):
+            for worker in grader._workers:
+                if worker.process is not None and worker.process.is_alive():
+                    self.idle.setdefault(worker.timeout, []).append((worker.process, worker.connection))
+                    worker.process = None
+
+
+@pytest.fixture(scope="session")
+def grader_pool() -> Iterator[GraderPool]:
+    pool = GraderPool()
+    yield pool
+    for process, connection in sum(pool.idle.values(), []):
+        process.kill()
+        process.join()
+        connection.close()
+    pool.starter.shutdown()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_graders(grader_pool) -> Iterator[None]:
+    """Graders share their workers. Tests of the workers define a fixture of this name that does nothing."""
+    from trl_hrm.grading import grader
+
+    start, leave = grader._Worker.start, grader.AnswerGrader.__exit__
+
+    def leave_and_keep(self: grader.AnswerGrader, kind: type[BaseException] | None, *error: Any) -> None:
+        self._threads.shutdown(wait=kind is None, cancel_futures=True)
+        grader_pool.keep(self)
+        leave(self, kind, *error)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grader._Worker, "start", lambda worker: grader_pool.start(worker, start))
+        patch.setattr(grader.AnswerGrader, "__exit__", leave_and_keep)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,11 @@ import pytest
 from trl_hrm.grading import AnswerGrader, Grade, GraderError, extract_answer, judge, thinking_spans, visible_text
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shared_graders():
+    """Each grader of this file starts its own workers, which the tests kill, block and count."""
+
+
 HANGS = "9^{9^{9^9}}"
 RIGHT, WRONG = Grade(True, "graded"), Grade(False, "graded")
 UNCLEAR = Grade(None, "unparseable")

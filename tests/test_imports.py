@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ LAYERS = [
 LAYER_OF = {group: number for number, groups in enumerate(LAYERS) for group in groups}
 
 
+@cache
 def sources() -> list[Path]:
     return [
         path
@@ -52,6 +54,7 @@ def group_of(parts: tuple[str, ...]) -> str:
     return (parts[1] if len(parts) > 1 else "trl_hrm") if parts[0] == "trl_hrm" else parts[0]
 
 
+@cache  # three tests read all files
 def imports_of(path: Path) -> list[tuple[str, str]]:
     """Return (module, name) for every import in a file, including imports inside functions. Relative ones are resolved."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]

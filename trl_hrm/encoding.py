@@ -480,7 +480,13 @@ class _PlainCopy:
         # change
         last = {self.alias(text) for text in kept}
         values["added_tokens"].sort(key=lambda token: token["content"] in last)
-        self._tokenizer = Tokenizer.from_str(json.dumps(values))
+        try:
+            self._tokenizer = Tokenizer.from_str(json.dumps(values))
+        except Exception as error:  # that package has no class for its errors
+            raise ValueError(
+                f"{tokenizer.name_or_path}: a special token of the tokenizer is part of ordinary tokens ({shown(str(error), 200)}). Choose "
+                "special tokens that no text contains, or save the tokenizer again."
+            ) from error
         self._ids = {self._tokenizer.token_to_id(self.alias(text)): index for index, text in tokens.items()}
         self._tokens = tokens
 

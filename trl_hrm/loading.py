@@ -421,6 +421,11 @@ def load_tokenizer(
     _local_folder(path_or_repo, revision)
     with _one_line_errors(path_or_repo, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise ValueError(
+            f"{path_or_repo}: `model_max_length` of the tokenizer is {shown(tokenizer.model_max_length)}. It must be a number. Correct "
+            "tokenizer_config.json, or download or save the tokenizer again."
+        )
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
         raise ValueError(
             f"{path_or_repo}: the tokenizer has no tokens. Its files (such as tokenizer.json) are missing. Save the tokenizer to the "

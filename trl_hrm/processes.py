@@ -207,12 +207,15 @@ class StopSignals:
     def ending(self, message: str = "") -> Iterator[None]:
         """
         Context manager of the program. After a signal, it raises `KeyboardInterrupt`, even if cleanup has failed with another exception.
-        `message` is printed if the process ends without further cleanup, before the end of the block.
+        `message` is printed if the process ends without further cleanup, before the end of the block. Code that handles the signals itself,
+        as the launcher of several training processes does, raises `KeyboardInterrupt(number)`.
         """
         self._message = f"\n{message}\n" if message else ""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and error.args:
+                self.received = self.received or error.args[0]
             if self.received is None:
                 raise
             raise KeyboardInterrupt from None

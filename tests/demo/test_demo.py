@@ -129,32 +129,26 @@ class TestMeasuredClaims:
         assert evidence["best_of_n"]["pass_at_n"][EVIDENCE.n.index(16)] > 0.95
 
 
-SMALL = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-from trl_hrm import cli
-from trl_hrm.demo import profiles
-small = replace(
-    profiles.QUICK, policy_steps=600, num_train=8, num_test=6, num_starts=6, num_judged=8, num_capped=4, n=(1, 4), prefix_n=(1,),
-    models=profiles._models((0,), 4, (0,), (2.0,), (0,)), self_training_steps=4, self_training_samples=2,
-)
-profiles.PROFILES["quick"] = small
-if __name__ == "__main__":
-    sys.exit(cli.main(["demo", "--output_dir", sys.argv[1]]))
-"""
-
-
 @pytest.mark.slow
 def test_killed_twice_the_report_is_the_same(tmp_path):
     """After a kill, the rest of a stage must give the same result, whatever files already exist."""
-    script = tmp_path / "small.py"
-    script.write_text(SMALL)
     environment = guarded(tmp_path, offline=False)
 
     def start(folder: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / folder)], stdout=subprocess.PIPE, text=True, env=environment
+            [
+                sys.executable,
+                "-m",
+                "trl_hrm.cli",
+                "demo",
+                "--profile",
+                "smoke",
+                "--output_dir",
+                str(tmp_path / folder),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
 
     def kill_at(stage: str) -> None:

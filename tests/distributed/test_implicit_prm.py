@@ -75,6 +75,7 @@ def assert_saved_model_is_the_live_one(project: Project, run: Run) -> None:
     assert loss == pytest.approx(run.evaluation()["eval_loss"], abs=1e-5)
 
 
+@pytest.mark.slow  # test_launch.py trains in two processes with the same base class, and `.ci/run` launches this trainer in two
 def test_two_processes_equal_one(project, run):
     """Ranks hold different numbers of labels. A mean per rank would give another loss and other gradients."""
     single, double = run("single"), run("ddp")

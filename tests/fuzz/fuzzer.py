@@ -29,6 +29,7 @@ import yaml
 
 import trl_hrm
 from trl_hrm.cli import COMMANDS, TRAINING, main
+from trl_hrm.errors import MAX_LENGTH
 from trl_hrm.scripts.training import run_script
 
 from .mutators import VALUES, mutate
@@ -60,6 +61,8 @@ def run_seed(seed: int, inputs: Path) -> tuple[Target, Outcome]:
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         needed = " ".join((target.file, target.command, SETTINGS.get(target.command.split()[0], "")))
+        if "implicit" in needed:
+            needed += " policy"  # its reference
         for path in inputs.iterdir():
             if path.name in needed:
                 (shutil.copytree if path.is_dir() else shutil.copy)(path, work / path.name)
@@ -68,6 +71,8 @@ def run_seed(seed: int, inputs: Path) -> tuple[Target, Outcome]:
             file = rng.choice(files)
             file.write_bytes(mutate(file.read_bytes(), file.name, rng))
             names, more = [file.name, target.about or file.name], []
+            if target.command.split()[0] in TRAINING:
+                names.append("train_dataset")  # what the trainers call it
             if file.suffix == ".yaml":  # the name of an option is its place
                 names += [*settings_names(target), "arguments are required", "file not found"]
         else:
@@ -135,9 +140,9 @@ def run_command(target: Target, argv: list[str], names: list[str], work: Path) -
         return Outcome("several lines", printed)
     if "bug in trl_hrm" in message:
         return Outcome("package fault", printed)
-    if len(message) > 2000:
+    if len(message) > MAX_LENGTH + 300:  # with the words around it
         return Outcome("long error", message[:3000])
-    if not any(name in message for name in names):
+    if not any(one in message for name in names for one in (name[:100], repr(name)[1:-1])):
         return Outcome("unnamed", printed)
     return Outcome("error", message)
 

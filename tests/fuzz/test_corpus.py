@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from .fuzzer import run_command
-from .targets import ANNOTATE, MODEL, TRAIN, Target, check_dataset, words
+from .targets import ANNOTATE, MODEL, PARTED, TRAIN, Target, check_dataset, words
 
 
 STEPS = b'{"prompt": "1+2?", "completions": ["so 3"], "labels": [true]%s}\n'
@@ -48,6 +48,12 @@ def card(text: str) -> Callable[[Path], None]:
     return lambda path: path.write_text(f"---\n{text}\n---\n", encoding="utf-8")
 
 
+def tokenizer_settings(**settings: object) -> Callable[[Path], None]:
+    """Return a function that writes the settings of a tokenizer."""
+    given = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"} | settings
+    return lambda path: path.write_text(json.dumps(given), encoding="utf-8")
+
+
 def large_row(path: Path) -> None:
     with open(path, "wb") as file:
         file.write(b'{"prompt": "')
@@ -57,6 +63,7 @@ def large_row(path: Path) -> None:
 
 FOLDER = BUILD.replace("steps.jsonl", "rows")
 SCORE = f"score steps.jsonl {MODEL} --output scores.jsonl"
+SOLVE = "solve grid puzzles.txt --output answers.jsonl"
 REWARD = f"reward --model_name_or_path model --dataset_name rows {TRAIN}"
 CASES = {
     # JSON of users
@@ -109,6 +116,12 @@ CASES = {
     "damaged card": Case("rows/README.md", card("a: ["), FOLDER, "rows: the dataset cannot be read"),
     "nested card": Case("rows/README.md", card("dataset_info: " + "[" * 5000), FOLDER, "rows: the dataset cannot be read"),
     "card with a wrong type": Case("rows/README.md", card("dataset_info:\n  features: 7"), FOLDER, "rows: the dataset cannot be read"),
+    "damaged weights of a grid model": Case("grid/model.safetensors", b"\0" * 8, SOLVE, r"grid: the weights file is damaged \(Error while"),
+    "damaged configuration of a grid model": Case("grid/config.json", b"{", SOLVE, "grid"),
+    "padding token that is a letter": Case("policy/tokenizer_config.json", tokenizer_settings(pad_token="a"), f"{ANNOTATE} --output_dir OUT", "policy: a special token of the tokenizer is part of ordinary tokens"),
+    "length of a tokenizer": Case("model/tokenizer_config.json", tokenizer_settings(model_max_length="a"), SCORE, "model: `model_max_length` of the tokenizer is 'a'"),
+    # options
+    "option under its own name": Case("a", b"", f"{PARTED} --output_dir OUT --candidates_split a", "`candidates_split` is 'a', but has no effect because candidates.jsonl is a file"),
     "damaged zip": Case("rows/train.zip", b"PK\x03\x04x", FOLDER, "rows: the dataset cannot be read"),
 }  # fmt: skip
 

@@ -107,7 +107,8 @@ class DemoConfig(Config):
         output_dir (`str`, *optional*, defaults to `"outputs/demo"`):
             Output folder.
         profile (`str`, *optional*, defaults to `"quick"`):
-            Size of the demo. `"quick"` takes minutes. `"full"` takes an hour and reproduces docs/evidence.md.
+            Size of the demo. `"quick"` takes minutes. `"full"` takes an hour and reproduces docs/evidence.md. `"smoke"` only checks that every
+            stage runs: its models are hardly trained, so its numbers mean nothing.
         seed (`int`, *optional*, defaults to `42`):
             Random seed of the problems and the policy.
         num_workers (`int`, *optional*):
@@ -117,10 +118,11 @@ class DemoConfig(Config):
     """
 
     output_dir: str = field(default="outputs/demo", metadata={"help": "Output folder."})
-    profile: Literal["quick", "full"] = field(
+    profile: Literal["smoke", "quick", "full"] = field(
         default="quick",
         metadata={
-            "help": "Size of the demo. quick takes minutes. full takes an hour and reproduces docs/evidence.md."
+            "help": "Size of the demo. quick takes minutes. full takes an hour and reproduces docs/evidence.md. smoke only "
+            "checks that every stage runs: its numbers mean nothing."
         },
     )
     seed: int = field(default=42, metadata={"help": "Random seed of the problems and the policy.", "range": SEED})

@@ -1,6 +1,6 @@
 """Profiles of the demo: sizes, seeds and reward models."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -213,4 +213,18 @@ FULL = Profile(
     self_training_steps=120,
     self_training_samples=8,
 )
-PROFILES = {"quick": QUICK, "full": FULL}
+SMOKE = replace(
+    QUICK,
+    policy_steps=600,
+    num_train=8,
+    num_test=6,
+    num_starts=6,
+    num_judged=8,
+    num_capped=4,
+    n=(1, 4),
+    prefix_n=(1,),
+    models=_models((0,), 4, (0,), (2.0,), (0,)),
+    self_training_steps=4,
+    self_training_samples=2,
+)
+PROFILES = {"smoke": SMOKE, "quick": QUICK, "full": FULL}

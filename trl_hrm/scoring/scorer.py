@@ -178,6 +178,12 @@ class StepScorer(TreeScorer):
         """Return the scores at the step tokens of each row, in order of position."""
         joined = [TokenTree.join(row) for row in rows]
         tokens = pad_rows(joined, self.tokenizer.pad_token_id or 0)
+        largest, size = int(tokens["input_ids"].max()), self.model.config.get_text_config().vocab_size
+        if largest >= size:  # on a GPU, the lookup would end the process
+            raise ValueError(
+                f"{self.model.name_or_path}: the tokenizer gives the token id {largest} ({shown(self.tokenizer.convert_ids_to_tokens(largest))}), "
+                f"but the model has embeddings of {size} tokens. Use the tokenizer that the model was trained with."
+            )
         width = tokens["input_ids"].shape[1]
         device = self.model.device
         tokens = {name: tensor.to(device) for name, tensor in tokens.items()}

@@ -322,12 +322,12 @@ def _given(
     config: BestOfNConfig, shard: "Shard", counts: Counter
 ) -> "tuple[list[tuple[int, ProblemCandidates]], str, dict[str, Any], list[int]]":
     """Read the candidates. Return this shard's problems with their positions, a digest of all, the reading settings, and N."""
-    from ..data.candidate_sources import check_sizes, read_pool, reading_settings
+    from ..data.candidate_sources import check_sizes, read_pool, reading_settings, refuse_options
     from ..data.candidates_config import CandidatesConfig
     from ..data.solutions import solution_warnings
     from ..evaluation.best_of_n import pool_digest
     from ..evaluation.results import CANDIDATES
-    from ..search.run_folder import problem_shard
+    from ..search.run_folder import MANIFEST, problem_shard
 
     if Path(config.candidates).resolve() == Path(config.output_dir, CANDIDATES).resolve():
         raise ValueError(f"{config.candidates} would be overwritten by the results. Set another `output_dir`.")
@@ -335,6 +335,11 @@ def _given(
     columns = config.columns if config.problems is None else config.candidates_columns
     given = {name: getattr(config, name) for name in names}
     reader = CandidatesConfig(split=config.candidates_split, columns=columns or {}, **given)
+    # The same checks of `reader` would name its fields, not the options of this command
+    if Path(config.candidates, MANIFEST).is_file():
+        refuse_options(config, ("candidates_split", "candidates_columns"), "a run")
+    elif Path(config.candidates).is_file():
+        refuse_options(config, ("candidates_split",), "a file")
     answers = None
     if config.problems is not None:
         answers = config.read_problems()

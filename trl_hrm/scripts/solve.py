@@ -255,6 +255,7 @@ def load_model(config: SolveConfig) -> "HrmGridForSolving":
     Raises:
         `ValueError`: If it is another kind of model.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig
 
     from ..reasoning import HrmGridConfig, HrmGridForSolving
@@ -283,7 +284,12 @@ def load_model(config: SolveConfig) -> "HrmGridForSolving":
         raise ValueError(
             f"{config.model} is a model of the type {found.model_type!r}, expected 'hrm_grid', such as trained by `trl-hrm train-grid`."
         )
-    return HrmGridForSolving.from_pretrained(name, revision=config.revision).eval()
+    try:
+        return HrmGridForSolving.from_pretrained(name, revision=config.revision).eval()
+    except SafetensorError as error:
+        raise ValueError(
+            f"{config.model}: the weights file is damaged ({error}). Download or save the model again."
+        ) from error
 
 
 def read_puzzles(text: str, file: str, config: "HrmGridConfig") -> list[Puzzle]:

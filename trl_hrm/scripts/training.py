@@ -148,8 +148,8 @@ def launch(name: str, argv: Sequence[str]) -> None:
     try:
         with patch_environment(**{LAUNCHER: os.getpid()}):
             launch_command(args)
-    except SignalException:  # of several processes, to which it passes the signal on
-        raise KeyboardInterrupt from None
+    except SignalException as stopped:  # of several processes, to which it passes the signal on
+        raise KeyboardInterrupt(int(stopped.sigval)) from None
     except subprocess.CalledProcessError as error:
         _end_with(error.returncode)
     except ChildFailedError as error:
