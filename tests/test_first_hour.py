@@ -17,7 +17,8 @@ PAGE = (Path(__file__).resolve().parents[1] / "docs" / "first_hour.md").read_tex
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
 
 
 def commands() -> list[list[str]]:
@@ -55,7 +56,7 @@ def test_the_page_runs(tmp_path):
         )
         assert done.returncode == 0, f"{words}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
         printed[words[0]] = done.stdout
-    assert "A model hardly learns" not in printed["reward"]
+    assert "hardly learns" not in printed["reward"]
     assert len(list((tmp_path / "outputs" / "mine" / "_evaluations").glob("eval_*.html"))) == 20
     assert printed["score"].count("What is 20 % of 150?") == 2
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
