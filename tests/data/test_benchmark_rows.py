@@ -6,6 +6,7 @@ import pytest
 from datasets import load_dataset
 
 from trl_hrm import BuildStepwiseConfig, build_stepwise
+from trl_hrm.data.problems import problem_split
 
 
 PRMBENCH = {
@@ -80,3 +81,34 @@ def test_a_changed_problem_is_in_the_split_of_the_original(tmp_path):
 def test_a_blank_step_drops_the_row(tmp_path):
     _, report = build(tmp_path, PROCESSBENCH | {"steps": ["2+2=5.", " "]}, MISTAKE)
     assert report["dropped"] == {"blank_step": 1}
+
+
+@pytest.mark.parametrize("value", [["x"], "", 3])
+def test_an_original_prompt_that_is_no_text_drops_the_row(tmp_path, value):
+    row = {"prompt": "1?", "completions": ["1"], "labels": [True], "original_prompt": value}
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: column `original_prompt` is .*, expected the problem"):
+        build(tmp_path, row, strict=True)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_split_of_joined_rows_does_not_depend_on_their_order(tmp_path, order):
+    rows = [
+        {"prompt": f"{i}?", "completions": [step], "labels": [True], **origin}
+        for i in range(30)
+        for step, origin in (("a", {}), ("b", {"original_prompt": f"y{i}"}), ("c", {"original_prompt": f"x{i}"}))
+    ]
+    dataset, report = build(tmp_path, *rows[::order], test_size=0.5)
+    found = {row["prompt"]: (split, row["original_prompt"]) for split, rows in dataset.items() for row in rows}
+    assert found == {f"{i}?": (problem_split(f"x{i}", 0.5, 42), f"x{i}") for i in range(30)}
+    assert report["notes"]["rows_with_original_prompt"] == 60
+
+
+def test_problems_of_big_bench_mistake_are_excluded(tmp_path):
+    (tmp_path / "test.jsonl").write_text(json.dumps(MISTAKE))
+    _, report = build(tmp_path, MISTAKE, PROCESSBENCH, exclude=[str(tmp_path / "test.jsonl")])
+    assert report["dropped"] == {"excluded": 1}
+
+
+def test_a_row_with_a_part_of_the_columns_is_not_a_row_of_a_benchmark(tmp_path):
+    with pytest.raises(ValueError, match="rows.jsonl:1: found .*expected `prompt`, `completions` and `labels`"):
+        build(tmp_path, {name: PRMBENCH[name] for name in ("modified_process", "error_steps", "original_question")})

@@ -22,6 +22,17 @@ CATEGORIES = {
 }
 CLASSES = tuple(name for names in CATEGORIES.values() for name in names)
 CORRECT_FROM = "redundency"
+PROCESS_BENCH_COLUMNS = ("problem", "steps", "label")
+PRM_BENCH_COLUMNS = (
+    "idx",
+    "classification",
+    "original_question",
+    "modified_question",
+    "original_process",
+    "modified_process",
+    "error_steps",
+)
+BIG_BENCH_MISTAKE_COLUMNS = ("input", "steps", "mistake_index")
 BENCHMARK = "rows_of_"  # prefix of the counts of rows by benchmark
 ORIGINAL_PROMPT = "original_prompt"  # column with the problem that the prompt was changed from
 
@@ -216,7 +227,11 @@ def first_error_labels(
     if not isinstance(value, bool) and value in no_error:
         return [1] * len(steps)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value - first < len(steps):
-        hint = " If the labels count from 1, pass --first_step 1." if not first and value == len(steps) else ""
+        hint = (
+            " If the labels count from 1, pass --first_step 1 to trl-hrm benchmark, or subtract 1 from them."
+            if not first and value == len(steps)
+            else ""
+        )
         raise RowError(
             "bad_label",
             place.where,
@@ -231,8 +246,9 @@ def first_error_labels(
 def is_benchmark_row(record: dict[str, Any]) -> bool:
     """Return whether a row has the columns of ProcessBench, MR-GSM8K, PRMBench or BIG-Bench Mistake."""
     keys = adapt(record).keys()
-    columns = ({"problem", "steps", "label"}, {"modified_process", "error_steps"}, {"input", "steps", "mistake_index"})
-    return any(names <= keys for names in columns)
+    return any(
+        keys >= set(columns) for columns in (PROCESS_BENCH_COLUMNS, PRM_BENCH_COLUMNS, BIG_BENCH_MISTAKE_COLUMNS)
+    )
 
 
 def parse_benchmark_row(record: dict[str, Any], where: str, notes: Counter) -> list[StepTree]:
@@ -240,8 +256,8 @@ def parse_benchmark_row(record: dict[str, Any], where: str, notes: Counter) -> l
     Return the labelled solutions of a row as step trees of one path each, for training.
 
     Of a first-error benchmark, steps after the first wrong step have no label. A row of PRMBench has two solutions: the modified one,
-    and the original one, whose steps are all correct. Where the problem was modified too, the original problem is kept in the column
-    `original_prompt`. It decides about the split and the exclusion of the row together with the prompt.
+    and the original one, whose steps are all correct. The original problem is kept in the column `original_prompt`. See
+    [`~data.build.original_prompt`].
 
     Args:
         record (`dict[str, Any]`):
@@ -261,7 +277,7 @@ def parse_benchmark_row(record: dict[str, Any], where: str, notes: Counter) -> l
         origin = solutions[0].origin
         solutions.append(Solution(where, "", "", origin, steps, [1] * len(steps), origin))
     elif "mistake_index" in record:
-        kind, solutions = "bigbenchmistake", parse_big_bench_mistake({"input": None, **record}, place, notes)
+        kind, solutions = "bigbenchmistake", parse_big_bench_mistake(record, place, notes)
     else:
         kind, solutions = "processbench", parse_process_bench(record, place, notes)
     notes[BENCHMARK + kind] += 1

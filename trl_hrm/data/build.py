@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from ..io import write_json
+from ..io import shown, write_json
 from ..processes import Workers, num_cores
 from ..search.prompts import Prompt
 from ..search.values import RELATIVE_LABELS
@@ -371,7 +371,11 @@ class _Worker:
             counts["sources", source, "records_in"] += 1
         try:
             trees = self.recipe.trees(record, where, notes, number)
-            if any(exclusion_key(text) in self.excluded for tree in trees for text in (tree.prompt, _origin(tree))):
+            if any(
+                exclusion_key(text) in self.excluded
+                for tree in trees
+                for text in (tree.prompt, original_prompt(tree, where))
+            ):
                 raise Dropped("excluded")
             trees = _labelled(trees)
             if not trees:
@@ -380,7 +384,8 @@ class _Worker:
             if not rows:
                 raise Dropped("no_labelled_final_step")
             if self.limits is not None and any(
-                problem_order(_origin(tree), self.config.seed) > self.limits[number] and self.split(tree) == "train"
+                problem_order(original_prompt(tree), self.config.seed) > self.limits[number]
+                and self.split(tree) == "train"
                 for tree in rows
             ):
                 counts["sources", source, LEFT_OUT] += 1
@@ -399,6 +404,7 @@ class _Worker:
             for note, count in dropped.notes.items():
                 counts["notes", note] += count
             return []
+        notes["rows_with_original_prompt"] += any(tree.extra.get(ORIGINAL_PROMPT) is not None for tree in trees)
         counts["records_kept",] += 1
         if source is not None:
             counts["sources", source, "records_kept"] += 1
@@ -408,13 +414,19 @@ class _Worker:
 
     def split(self, tree: StepTree) -> str:
         """Return the split of a tree."""
-        return problem_split(_origin(tree), self.config.test_size, self.config.seed)
+        return problem_split(original_prompt(tree), self.config.test_size, self.config.seed)
 
     def measured(self, number: int, tree: StepTree) -> list[tuple[int, int, int]]:
         """Return the entry of a row for [`_Worker.measure`], if it is in the train split."""
         if self.split(tree) == "test":
             return []
-        return [(number, problem_order(_origin(tree), self.config.seed), sum(one is not None for one in tree.labels))]
+        return [
+            (
+                number,
+                problem_order(original_prompt(tree), self.config.seed),
+                sum(one is not None for one in tree.labels),
+            )
+        ]
 
     def rows(self, tree: StepTree, notes: Counter) -> list[StepTree]:
         """Return the rows of a tree in the requested view. For `"sft"`, the parser already returns one tree per row."""
@@ -445,7 +457,7 @@ class _Worker:
                 table = make_table(rows[split], COLUMNS | dict(self.recipe.columns), where)
                 write_part(table, Path(self.parts), split, part)
         problems = [
-            (self.recipe.inputs.index(tree.extra["source"]), problem_order(_origin(tree), self.config.seed))
+            (self.recipe.inputs.index(tree.extra["source"]), problem_order(original_prompt(tree), self.config.seed))
             for tree in (trees if is_mixture else ())
         ]
         return {"counts": dump_counts(counts), "problems": np.array(problems, dtype=np.uint64).reshape(-1, 2)}
@@ -455,9 +467,25 @@ def _labelled(trees: list[StepTree]) -> list[StepTree]:
     return [tree for tree in trees if any(label is not None for label in tree.labels)]
 
 
-def _origin(tree: StepTree) -> str:
-    """Return the problem that decides about the split, so that a modified problem is in the split of the original one."""
-    return tree.extra.get(ORIGINAL_PROMPT) or tree.prompt
+def original_prompt(tree: StepTree, where: str = "") -> str:
+    """
+    Return the problem that decides about the split, the exclusion and the sampling of a tree: the column `original_prompt`, if it has a
+    value, so that a modified problem stays with the problem that it was made from. Otherwise the prompt.
+
+    Raises:
+        [`RowError`]: If the column has a value other than a non-empty string.
+    """
+    value = tree.extra.get(ORIGINAL_PROMPT)
+    if value is None:
+        return tree.prompt
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(
+            "bad_original_prompt",
+            where,
+            f"column `{ORIGINAL_PROMPT}` is {shown(value)}, expected the problem that the prompt was made from, or null. Correct the row, or "
+            "rename the column.",
+        )
+    return value
 
 
 def _set_function(function: Callable) -> None:
@@ -554,6 +582,9 @@ def _joined(batch: dict[str, Any], worker: _Worker, counts: Counter) -> Iterator
             prompt = list(dict.fromkeys(tree.prompt for tree in trees))[number]
             chains += [tree for tree in trees if tree.prompt == prompt]
         tree, contradictions = StepTree.from_chains(chains)
+        origins = [chain.extra[ORIGINAL_PROMPT] for chain in chains if chain.extra.get(ORIGINAL_PROMPT) is not None]
+        if origins:  # the first in the alphabet, so that the split does not depend on the order of the rows
+            tree.extra[ORIGINAL_PROMPT] = min(origins)
         if contradictions and worker.config.view == "hrm" and tree.extra.get("label_kind") in RELATIVE_LABELS:
             raise ValueError(
                 f"{where}: the rows of this problem have different labels of the kind {tree.extra['label_kind']!r} for the same step, so "

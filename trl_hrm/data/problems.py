@@ -280,8 +280,8 @@ def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
     """
     keys = set()
     for where, row in all_rows(JsonLines(files)):
-        text = problem_text(row)
-        if text is None:
+        text = row.get("input") if "mistake_index" in row else problem_text(row)  # a row of BIG-Bench Mistake
+        if not isinstance(text, str) or not text.strip():
             raise ValueError(
                 f"{where}: found no problem to exclude among the keys {shown(sorted(row), 200)}. It must be a non-empty string under `problem`, "
                 "`question` or `prompt`. Rename the key of the problem."

@@ -20,7 +20,7 @@ files (986 rows of `dyck_languages`, 300 of each other task): every index lies w
 
 from dataclasses import replace
 
-from ...data.benchmark_rows import parse_big_bench_mistake
+from ...data.benchmark_rows import BIG_BENCH_MISTAKE_COLUMNS, parse_big_bench_mistake
 from .process_bench import PROCESS_BENCH
 from .suite import as_it_is
 
@@ -28,7 +28,7 @@ from .suite import as_it_is
 BIG_BENCH_MISTAKE = replace(
     PROCESS_BENCH,
     name="bigbenchmistake",
-    columns=("input", "steps", "mistake_index"),
+    columns=BIG_BENCH_MISTAKE_COLUMNS,
     parse=parse_big_bench_mistake,
     adapt=as_it_is,
 )

@@ -36,7 +36,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...data.benchmark_rows import CATEGORIES, CLASSES, Solution, parse_prm_bench
+from ...data.benchmark_rows import CATEGORIES, CLASSES, PRM_BENCH_COLUMNS, Solution, parse_prm_bench
 from .suite import Suite
 
 
@@ -98,15 +98,7 @@ def summarize(sums: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, np.n
 
 PRM_BENCH = Suite(
     name="prmbench",
-    columns=(
-        "idx",
-        "classification",
-        "original_question",
-        "modified_question",
-        "original_process",
-        "modified_process",
-        "error_steps",
-    ),
+    columns=PRM_BENCH_COLUMNS,
     parse=parse_prm_bench,
     tally=tally,
     outcomes=OUTCOMES,

@@ -39,7 +39,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...data.benchmark_rows import Solution, adapt, parse_process_bench
+from ...data.benchmark_rows import PROCESS_BENCH_COLUMNS, Solution, adapt, parse_process_bench
 from .suite import Suite
 
 
@@ -131,7 +131,7 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 PROCESS_BENCH = Suite(
     name="processbench",
-    columns=("problem", "steps", "label"),
+    columns=PROCESS_BENCH_COLUMNS,
     parse=parse_process_bench,
     tally=tally,
     outcomes=OUTCOMES,
