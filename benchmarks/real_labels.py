@@ -14,8 +14,8 @@ classes and ProcessBench's olympiadbench. Problems of the test sets are excluded
 with merged steps of 2 and of up to 3) train on equal numbers of tokens, with the same learning rate schedule, for each seed. They are
 judged on the other problems of PRM800K, and on rows of ProcessBench gsm8k, PRMBench `subset400` and BIG-Bench Mistake.
 
-Each training is a job in its own process, in the order of `make_jobs`. A job that is finished is not repeated, and an interrupted one
-continues from its last checkpoint, so the command can be stopped at any time. The report has what is finished, and says what is missing.
+Each training is a job in its own process, in the order of `make_jobs`. A job that is finished is not repeated and an interrupted one
+starts over, so the command can be stopped at any time. The report has what is finished, and says what is missing.
 """
 
 import argparse
@@ -47,6 +47,7 @@ from trl_hrm.intervals import T_QUANTILES, percentile_interval
 from trl_hrm.io import read_json, write_json
 from trl_hrm.pages.page import Table
 from trl_hrm.pages.pictures import MARKERS, THEMES, new_figure, style_axes
+from trl_hrm.step_tree import StepTree
 
 
 HEADING = "## Real labels and a real model"
@@ -143,6 +144,7 @@ def prepare(args: argparse.Namespace, folder: Path, profile: Profile) -> dict[st
             "steps": len(labels),
             "wrong": int((labels < 0.5).sum()),
         }
+    counts["different_steps"] = different_steps(folder / "mixture")
     counts["overlap"] = check_overlap(folder / "mixture", tests)
     write_json(folder / "counts.json", counts)
     return counts
@@ -256,6 +258,25 @@ def build_mixture(args: argparse.Namespace, folder: Path, data: Path) -> dict[st
     }
 
 
+def source_name(file: str) -> str:
+    name = Path(file).name
+    return "PRM800K" if "prm800k" in name else "PRMBench" if "train_p1" in name else "ProcessBench olympiadbench"
+
+
+def different_steps(mixture: Path) -> dict[str, int]:
+    """Return the number of different labelled steps by the source that they came from first, as a trainer joins equal steps."""
+    seen, found = set(), Counter()
+    for row in load(mixture):
+        tree = StepTree.from_row({name: row[name] for name in ("prompt", "completions", "labels", "parents")})
+        name = source_name(row["source"])
+        for step, label in enumerate(tree.labels):
+            key = (tree.prompt, *(tree.completions[i] for i in tree.path(step)))
+            if label is not None and key not in seen:
+                seen.add(key)
+                found[name] += 1
+    return dict(found)
+
+
 def check_overlap(mixture: Path, tests: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
     """
     Check that no problem of a test set is in the mixture, as it is or as the original of a modified problem. Return the numbers of
@@ -293,7 +314,7 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
 
 def training_rows(mixture: Path, job: Job) -> Iterator[dict[str, Any]]:
     """Yield the rows that a system is trained on."""
-    from trl_hrm import StepTree, hrm_view
+    from trl_hrm import hrm_view
 
     for row in load(mixture):
         tree = StepTree.from_row({name: row[name] for name in ("prompt", "completions", "labels", "parents")})
@@ -420,8 +441,6 @@ def with_merged_steps(row: dict[str, Any], max_merge: int):
     Return the tree of a row with all merged steps of up to `max_merge` steps, and for each step the indices of itself and of the merged
     steps that end with it. One call scores them all, where `spans` of the scorer would return only their maximum.
     """
-    from trl_hrm import StepTree
-
     steps, parents = list(row["completions"]), list(row["parents"])
     tree = StepTree(row["prompt"], steps, [None] * len(steps), parents, [1] * len(steps))
     owners = [[step] for step in range(len(steps))]
@@ -436,27 +455,27 @@ def with_merged_steps(row: dict[str, Any], max_merge: int):
     return tree, owners
 
 
-def run_untrained(args: argparse.Namespace, folder: Path) -> None:
-    """Score the tests with a new head on the pretrained body, and on a body with random weights."""
+def run_baseline(args: argparse.Namespace, name: str, folder: Path) -> None:
+    """Score the tests with a new head on the pretrained body (`"untrained"`), or on a body with random weights (`"random"`)."""
     from datasets import Dataset
 
     from trl_hrm import HRMRewardConfig, HRMRewardTrainer
 
-    randomize(args.model, folder / "random-body", args.seed)
+    out, body = folder / "jobs" / name, args.model
+    if name == "random":
+        body = str(out / "body")
+        randomize(args.model, out / "body", args.seed)
     row = {"prompt": "1 + 1?", "completions": ["2"], "labels": [True]}
-    for name, body in (("untrained", args.model), ("random", str(folder / "random-body"))):
-        out = folder / "jobs" / name
-        if (out / "scores.json").exists():
-            continue
-        options = {"bf16": False, "use_cpu": True, "report_to": "none", "seed": args.seed}
-        trainer = HRMRewardTrainer(
-            body, HRMRewardConfig(output_dir=str(out / "model"), **options), train_dataset=Dataset.from_list([row])
-        )
-        trainer.save_model()
-        scores = score_tests(str(out / "model"), read_json(folder / "tests.json"), 1)
-        shutil.rmtree(out / "model")
-        write_json(out / "scores.json", {"scores": {"0": scores}})
-    shutil.rmtree(folder / "random-body", ignore_errors=True)
+    trainer = HRMRewardTrainer(
+        body,
+        HRMRewardConfig(output_dir=str(out / "model"), bf16=False, use_cpu=True, report_to="none", seed=args.seed),
+        train_dataset=Dataset.from_list([row]),
+    )
+    trainer.save_model()
+    scores = score_tests(str(out / "model"), read_json(folder / "tests.json"), 1)
+    for used in ("model", "body"):
+        shutil.rmtree(out / used, ignore_errors=True)
+    write_json(out / "scores.json", {"scores": {"0": scores}})
 
 
 # Measures
@@ -493,16 +512,13 @@ def after_an_error(row: dict[str, Any], step: int) -> bool:
 
 def first_error_f1(tests: list[dict[str, Any]], scores: list[list[float]], threshold: float, suite) -> float:
     """Return the main metric of a suite: F1 of ProcessBench, PRM-Score of PRMBench. BIG-Bench Mistake is measured like ProcessBench."""
-    sums: Counter = Counter()
+    sums: dict[str, np.ndarray] = {}
     for row, values in zip(tests, scores, strict=True):
         solution = Solution("", row["subset"], "", row["prompt"], row["completions"], row["labels"], row["problem"])
-        sums.update(dict(enumerate(suite.tally(solution, values, threshold))))
-    totals = np.array([sums[i] for i in range(4)], dtype=float)
-    return float(
-        suite.summarize({"all": totals} if suite is PROCESS_BENCH else {"circular": totals})["averages"][suite.main][
-            suite.metric
-        ]
-    )
+        found = np.array(suite.tally(solution, values, threshold), dtype=float)
+        name = row["subset"] if suite is PRM_BENCH else "all"  # a row of PRMBench counts by its class
+        sums[name] = sums.get(name, 0) + found
+    return float(suite.summarize(sums)["averages"][suite.main][suite.metric])
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -638,6 +654,8 @@ def report(args: argparse.Namespace, folder: Path, finished: dict[Job, dict[str,
     scores: dict[str, dict[str, dict[int, list[list[float]]]]] = {test: {} for test in TESTS}
     arms = {arm.title: arm.scores(finished) for arm in ARMS}
     for name, title in BASELINES.items():
+        if not is_finished(folder, name):
+            continue
         found = read_json(folder / "jobs" / name / "scores.json")["scores"]["0"]
         arms[title] = {
             args.seed: {test: [[values[0] for values in row] for row in rows] for test, rows in found.items()}
@@ -735,12 +753,11 @@ def outcome_tables(tests, scores, arms, seed: int) -> list[str]:
 
 def introduction(settings, counts, finished, number) -> list[str]:
     profile, mixture = settings["profile"], counts["mixture"]
-    steps = {"PRM800K": 0, "PRMBench": 0, "ProcessBench olympiadbench": 0}
+    steps = {"PRM800K": [0, 0], "PRMBench": [0, 0], "ProcessBench olympiadbench": [0, 0]}
     for source, found in mixture["sources"].items():
-        name = (
-            "PRM800K" if "prm800k" in source else "PRMBench" if "prmbench" in source else "ProcessBench olympiadbench"
-        )
-        steps[name] += found["labelled_steps"]["train"]
+        name = source_name(source)
+        steps[name][0] += found["labelled_steps"]["train"]
+        steps[name][1] += counts["different_steps"].get(name, 0)
     by_system = {
         system: np.mean(
             [
@@ -762,10 +779,17 @@ def introduction(settings, counts, finished, number) -> list[str]:
         for test, found in counts["tests"].items()
     )
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
+    missing = [job.name for job in make_jobs(profile["seeds"]) if job not in finished]
     return [
         "Step reward models trained from SmolLM2-135M-Instruct on human and constructed labels, by `benchmarks/real_labels.py`, which has the "
-        f"command and describes the data. {len(finished)} of the {number} trainings of the study are finished.",
-        f"Training mixture, built by one call of `build_stepwise` with weights: {', '.join(f'{n:,} labelled steps of {name}' for name, n in steps.items())}. "
+        f"command and describes the data. {len(finished)} of the {number} trainings of the study are finished."
+        + (f" Missing: {', '.join(missing)}." if missing else ""),
+        "Training mixture, built by one call of `build_stepwise` with weights: "
+        + ", ".join(
+            f"{given:,} labelled steps of {name} ({different:,} different ones)"
+            for name, (given, different) in steps.items()
+        )
+        + ". The classes of PRMBench share solutions, whose equal steps are joined in training. "
         f"{mixture['dropped'].get('excluded', 0):,} rows were excluded because their problem is in a test set. Of {counts['overlap']['trained']:,} "
         f"training and {counts['overlap']['tested']:,} test problems, {counts['overlap']['both']} are in both.",
         f"Each training has {profile['rows']} steps of one row of up to {ROW:,} tokens, which is a part of the mixture ({budget}). LoRA: rank 16, "
@@ -814,9 +838,9 @@ def main(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if args.job:
         [job] = [job for job in make_jobs(profile.seeds) if job.name == args.job] or [None]
-        run_untrained(args, folder) if job is None else run_job(args, job, folder, profile)
+        run_baseline(args, args.job, folder) if job is None else run_job(args, job, folder, profile)
         return
-    settings = {"profile": asdict(profile), "seed": args.seed}
+    settings = {"profile": asdict(profile), "seed": args.seed, "model": args.model, "data": args.data}
     if (folder / "settings.json").exists():
         found = read_json(folder / "settings.json")
         if {name: found[name] for name in settings} != settings:
@@ -826,7 +850,7 @@ def main(args: argparse.Namespace) -> None:
     prepare(args, folder, profile)
     jobs = make_jobs(profile.seeds)
     if not args.only_report:
-        names = ["untrained", *(job.name for job in jobs)]
+        names = [*BASELINES, *(job.name for job in jobs)]
         names = [name for name in names if not (folder / "jobs" / name / "scores.json").exists()]
         with ThreadPoolExecutor(args.processes) as pool, tqdm(total=len(names), desc="jobs", unit="job") as bar:
             for _ in pool.map(lambda name: start(name, folder), names):
@@ -847,7 +871,11 @@ def start(name: str, folder: Path) -> None:
     environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     with open(folder / "jobs" / name / "log.txt", "w") as log:
         command = [sys.executable, __file__, *sys.argv[1:], "--job", name]
-        subprocess.run(command, env=environment, stdout=log, stderr=log, check=True)
+        code = subprocess.run(command, env=environment, stdout=log, stderr=log).returncode
+    if code:
+        raise RuntimeError(
+            f"The job {name} ended with exit code {code}. Its output is in {log.name}. Run the command again to repeat it."
+        )
 
 
 if __name__ == "__main__":

@@ -131,7 +131,12 @@ def test_report_has_what_is_finished_and_says_what_is_missing(tmp_path):
     source = {"a/prm800k.jsonl": {"labelled_steps": {"train": 1234}}}
     mixture = {"sources": source, "dropped": {"excluded": 5}}
     overlap = {"trained": 7, "tested": 6, "both": 0}
-    counts = {"mixture": mixture, "tests": dict.fromkeys(tests, counts), "overlap": overlap}
+    counts = {
+        "mixture": mixture,
+        "different_steps": {"PRM800K": 1111},
+        "tests": dict.fromkeys(tests, counts),
+        "overlap": overlap,
+    }
     (tmp_path / "counts.json").write_text(json.dumps(counts))
     settings = {"profile": asdict(PROFILES["quick"]), "date": "2026-01-01", "versions": {"torch": "2"}}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
@@ -155,7 +160,7 @@ def test_report_has_what_is_finished_and_says_what_is_missing(tmp_path):
     }
     text = real_labels.report(SimpleNamespace(seed=1, docs=None), tmp_path, finished, 33)
     assert "2 of the 33 trainings of the study are finished" in text
-    assert "1,234 labelled steps of PRM800K" in text
+    assert "1,234 labelled steps of PRM800K (1,111 different ones)" in text
     assert "5 rows were excluded" in text
     assert "PRM 200 tokens with 20 labels" in text
     assert "| HRM, spans 1 and 2 − PRM |" in text
