@@ -127,7 +127,7 @@ def describe_shape(shape: str, model) -> str:
     count = sum(weight.numel() for weight in model.parameters())
     return (
         f"{type(model).__name__} with random weights, shape {shape}: hidden size {config.hidden_size}, "
-        f"{config.num_hidden_layers} layers, {count / 1e6:,.0f}M parameters"
+        f"{config.num_hidden_layers} layers, {count / 1e6:,.{int(count < 1e7)}f}M parameters"
     )
 
 

@@ -328,7 +328,8 @@ def report(args: argparse.Namespace, facts: dict, results: dict[str, list[dict]]
         )
     versions = where_and_when(("torch", "transformers", "trl", "accelerate", "datasets"), args.gpu)
     model = next(iter(results.values()))[0]["model"]
-    return "\n".join([*lines, "", f"{model}, {'bf16' if args.gpu else 'fp32'}. Peer: trl 1.13.0. {versions}"])
+    peer = " Peer: trl 1.13.0." if set(results) & set(WITH_OLD_TRL) else ""
+    return "\n".join([*lines, "", f"{model}, {'bf16' if args.gpu else 'fp32'}.{peer} {versions}"])
 
 
 if __name__ == "__main__":
