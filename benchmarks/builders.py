@@ -175,7 +175,7 @@ def measure_process(target, *args) -> tuple:
     watched = psutil.Process(process.pid)
     while process.is_alive():
         peak = max(peak, resident(watched))
-        time.sleep(0.02)
+        time.sleep(0.2)  # listing the processes takes milliseconds
     if process.exitcode:
         raise SystemExit(f"{target.__name__} failed, see above")
     return *results.recv(), peak
