@@ -12,6 +12,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from .fuzzer import run_command
 from .targets import ANNOTATE, MODEL, PARTED, TRAIN, Target, check_dataset, words
@@ -117,6 +119,7 @@ CASES = {
     "nested card": Case("rows/README.md", card("dataset_info: " + "[" * 5000), FOLDER, "rows: the dataset cannot be read"),
     "card with a wrong type": Case("rows/README.md", card("dataset_info:\n  features: 7"), FOLDER, "rows: the dataset cannot be read"),
     "damaged weights of a grid model": Case("grid/model.safetensors", b"\0" * 8, SOLVE, r"grid: the weights file is damaged \(Error while"),
+    "missing weights of a grid model": Case("grid/model.safetensors", lambda path: save_file({"a": torch.zeros(1)}, path), SOLVE, "grid: .* weights are missing or have another shape"),
     "damaged configuration of a grid model": Case("grid/config.json", b"{", SOLVE, "grid"),
     "padding token that is a letter": Case("policy/tokenizer_config.json", tokenizer_settings(pad_token="a"), f"{ANNOTATE} --output_dir OUT", "policy: a special token of the tokenizer is part of ordinary tokens"),
     "length of a tokenizer": Case("model/tokenizer_config.json", tokenizer_settings(model_max_length="a"), SCORE, "model: `model_max_length` of the tokenizer is 'a'"),

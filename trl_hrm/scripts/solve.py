@@ -285,11 +285,20 @@ def load_model(config: SolveConfig) -> "HrmGridForSolving":
             f"{config.model} is a model of the type {found.model_type!r}, expected 'hrm_grid', such as trained by `trl-hrm train-grid`."
         )
     try:
-        return HrmGridForSolving.from_pretrained(name, revision=config.revision).eval()
+        model, info = HrmGridForSolving.from_pretrained(
+            name, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except SafetensorError as error:
         raise ValueError(
             f"{config.model}: the weights file is damaged ({error}). Download or save the model again."
         ) from error
+    random = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})  # transformers only warns
+    if random:
+        raise ValueError(
+            f"{config.model}: {len(random)} weights are missing or have another shape than config.json expects, such as {shown(random[0])}. "
+            "Download or save the model again."
+        )
+    return model.eval()
 
 
 def read_puzzles(text: str, file: str, config: "HrmGridConfig") -> list[Puzzle]:
