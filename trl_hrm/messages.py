@@ -81,7 +81,8 @@ def step_text(step: Any) -> Any:
 
 def plain_row(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """
-    Return a row with its `prompt` and its `completions` as texts. Other values are kept unchanged, also if they are invalid.
+    Return a row with its `prompt` and its `completions` as texts. Values that are no lists of objects are kept unchanged, also if they
+    are invalid.
 
     Args:
         row (`Mapping[str, Any]`):
@@ -90,7 +91,8 @@ def plain_row(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
             Location of the row, for error messages.
 
     Raises:
-        `ValueError`: If the messages are not one problem and its steps. See [`problem_of`] and [`step_text`].
+        `ValueError`: If objects are not messages, or the messages are not one problem and its steps. See [`problem_of`] and
+            [`step_text`].
     """
     prompt, steps = row.get("prompt"), row.get("completions")
     try:
@@ -111,7 +113,7 @@ def system_texts(prompt: Any) -> list[str]:
 
 
 def _are_messages(value: Any) -> bool:
-    """Return whether a value is a list of messages. One that has a key `role` or `content`, but not both, is an error."""
+    """Return whether a value is a list of messages. A list of objects that are not messages is an error."""
     if not isinstance(value, list | tuple) or not value or not all(isinstance(one, Mapping) for one in value):
         return False
     for message in value:

@@ -123,8 +123,8 @@ def score(config: ScoreConfig) -> str:
         `str`: A table of the scores or the path of the output file, and warnings about rows without scores.
 
     Raises:
-        `OSError`: If the output file cannot be written, or is a file without scores, such as weights. This is checked first. If the disk fills up later, the scores are saved in the
-            system's temporary folder.
+        `OSError`: If the output file cannot be written, or is a file without scores, such as weights. This is checked first. If the disk
+            fills up later, the scores are saved in the system's temporary folder.
         `ValueError`: If a row is invalid, standard input is a terminal, or the input is empty or not text. The message has the file and
             line.
     """
@@ -157,19 +157,25 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
 
     from ..data.faults import format_places
     from ..data.solutions import check_answers, count_answers, leave_out_thinking, solution_warnings
+    from ..messages import system_texts
     from ..scoring.candidate_scores import fits
     from ..scoring.generative_scorer import GenerativeScorer, format_judge_cost
 
     notes = Counter()
     name = STDIN_NAME if config.input == STDIN else config.input or "solution"
     places, rows, trees = _read(config, notes)
-    for tree in trees:
+    lists = [tree for row, tree in zip(rows, trees, strict=True) if row.get("completions") is not None]
+    for tree in lists:  # a text was split by this command
         count_answers(tree.completions, notes, tree.parents)
-    check_answers(notes, len(trees), name)
-    shown = [leave_out_thinking(tree, where, config.keep_thinking) for where, tree in zip(places, trees, strict=True)]
+    check_answers(notes, len(lists), name)
+    visible = [
+        leave_out_thinking(tree, where, config.keep_thinking) for where, tree in zip(places, trees, strict=True)
+    ]
     scorer = config.load_scorer()
-    fitting = [not steps or fits(scorer, tree.prompt, tree.completions, tree.parents, config) for tree, steps in shown]
-    to_score = [tree for (tree, steps), is_fitting in zip(shown, fitting, strict=True) if is_fitting and steps]
+    fitting = [
+        not steps or fits(scorer, tree.prompt, tree.completions, tree.parents, config) for tree, steps in visible
+    ]
+    to_score = [tree for (tree, steps), is_fitting in zip(visible, fitting, strict=True) if is_fitting and steps]
     if not to_score:
         raise ValueError(
             f"{name}: none of the {len(trees):,} rows can be scored: {fitting.count(False):,} have more tokens than the "
@@ -177,7 +183,7 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
         )
     found = iter(scorer.score_trees(to_score, spans=config.spans, combine=config.combine, progress=True))
     scores = []
-    for tree, (_, steps), is_fitting in zip(trees, shown, fitting, strict=True):
+    for tree, (_, steps), is_fitting in zip(trees, visible, fitting, strict=True):
         score_of = dict(zip(steps, next(found), strict=True)) if is_fitting and steps else {}
         scores.append([score_of.get(step) for step in range(len(tree.completions))] if is_fitting else None)
     scored = [values for values in scores if values is not None]
@@ -195,11 +201,11 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
         lines.append(format_judge_cost(scorer.cost))
         is_judged = [
             values is None or all(values[step] is not None for step in steps)
-            for values, (_, steps) in zip(scores, shown, strict=True)
+            for values, (_, steps) in zip(scores, visible, strict=True)
         ]
     num_thinking = sum(
         is_fitting and len(steps) < len(tree.completions)
-        for tree, (_, steps), is_fitting in zip(trees, shown, fitting, strict=True)
+        for tree, (_, steps), is_fitting in zip(trees, visible, fitting, strict=True)
     )
     if num_thinking:
         lines.append(
@@ -207,7 +213,13 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
         )
     if notes[THINKING]:
         lines.append(
-            f"{notes[THINKING]:,} texts have thinking, which is left out. Use --segmentation thinking to score its steps."
+            f"Thinking is left out of {notes[THINKING]:,} text{'s' * (notes[THINKING] > 1)}. Use --segmentation thinking to score its steps."
+        )
+    num_system = sum(bool(system_texts(row.get("prompt"))) for row in rows)
+    if num_system:
+        lines.append(
+            f"warning: the system messages of {num_system:,} row{'s' * (num_system > 1)} are left out. The reward model is shown the "
+            "`system_prompt` of its step format, if it has one."
         )
     if notes[TEXTS] and not notes[SPLIT]:
         lines.append(

@@ -72,7 +72,7 @@ def steps_page(step: int, logs: dict[str, Any]) -> str:
     """
     groups: list[dict[str, Any]] = []  # consecutive completions of the same prompt
     for i, (prompt, (scored, advantages)) in enumerate(zip(logs["prompt"], logs["steps"], strict=True)):
-        prompt = prompt_text(prompt)
+        prompt = conversation_text(prompt)
         if not groups or groups[-1]["prompt"] != prompt:
             groups.append({"prompt": prompt, "completions": []})
         facts = [f"{name} {_number(values[i])}" for name, values in logs["rewards"].items()]
@@ -102,7 +102,7 @@ def log_steps_page(trainer: Trainer) -> None:
     log_to_trackers(trainer.args.report_to, {"completion_steps": TrackedPage(page)})
 
 
-def prompt_text(prompt: str | Sequence[dict[str, Any]]) -> str:
+def conversation_text(prompt: str | Sequence[dict[str, Any]]) -> str:
     """Return a prompt as text. The messages of a conversation are separated by blank lines, and images are shown as `[image]`."""
     if isinstance(prompt, str):
         return prompt

@@ -14,7 +14,7 @@ from ..pages.pictures import reliability_picture
 from ..step_metrics import binned_calibration_error, calibration_bins
 from ..terminal import one_line
 from ..tracking import TrackedTable, log_to_trackers
-from .step_table import MAX_CHARACTERS, prompt_text, tint
+from .step_table import MAX_CHARACTERS
 from .step_trainer import EvaluatedSteps, StepTrainer
 
 
@@ -81,7 +81,7 @@ class StepTableCallback(TrainerCallback):
     If the trainer reports to trackio or Weights & Biases (`report_to`), it also logs to them, with the names
 
     - `eval/worst_steps`: a table with the fields of [`~trainer.step_table_callback.WorstStep`] as columns. Long texts are shortened,
-    - `eval/calibration`: a table of 10 bins of the score, with `low`, `high`, `count`, `mean_score` and `share_right` (the mean label),
+    - `eval/calibration`: a table of the score in up to 10 bins, without empty ones, with `low`, `high`, `count`, `mean_score` and `share_right` (the mean label),
     - `eval/reliability`: a picture of this table.
 
     For a named evaluation dataset, the names are `eval/math_worst_steps` and so on. The expected calibration error is the metric `ece`
@@ -104,7 +104,8 @@ class StepTableCallback(TrainerCallback):
 
     Raises:
         `TypeError`: If the trainer does not train a step reward model.
-        `ValueError`: If `num_steps` is below 1, or if the evaluation does not keep the outputs (`prediction_loss_only`). In an evaluation,
+        `ValueError`: If `num_steps` is below 1, the evaluation does not keep the outputs (`prediction_loss_only`), or it has another order
+            than the dataset (`train_sampling_strategy`). In an evaluation,
             see [`~trainer.step_trainer.StepTrainer.evaluated_steps`].
     """
 
@@ -119,6 +120,11 @@ class StepTableCallback(TrainerCallback):
         if trainer.args.prediction_loss_only:
             raise ValueError(
                 "`prediction_loss_only` is set, so an evaluation does not keep the scores of the steps. Remove it."
+            )
+        if trainer.args.train_sampling_strategy != "random":
+            raise ValueError(
+                f"`train_sampling_strategy` is {shown(trainer.args.train_sampling_strategy)}, which also changes the order of the evaluation, so "
+                "the texts of its steps would be unknown. Leave it at 'random'."
             )
         self.trainer = trainer
         self.num_steps = num_steps
@@ -176,7 +182,6 @@ class StepTableCallback(TrainerCallback):
                 sections=sections,
                 table_of_bins=table,
                 picture=picture,
-                tint=tint,
             )
             file.write(page)
         worst = [one._asdict() | {"steps_before": before} for one, before in found]
@@ -211,7 +216,7 @@ class StepTableCallback(TrainerCallback):
                 prompt, path = self.trainer.source_path(steps.sources, i)
                 one = WorstStep(
                     kind=kind,
-                    problem=prompt_text(prompt),
+                    problem=prompt,
                     step=path[-1],
                     label=float(steps.labels[i]),
                     score=float(steps.scores[i]),

@@ -20,6 +20,7 @@ from .._compat import BaseTrainer, disable_dropout_in_model
 from ..io import shown
 from ..loading import WeightFit, check_adapter, list_misfits
 from ..losses import step_loss, step_score
+from ..messages import plain_row
 from ..step_format import StepFormat
 from ..training.checkpoints import plain
 from ..training.hub_push import HubPushMixin
@@ -300,7 +301,7 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         """Return a row of a dataset with `prompt` and `completions`, as [`StepSources`] counts its steps."""
         return row
 
-    def source_path(self, sources: StepSources, index: int) -> tuple[Any, list[str]]:
+    def source_path(self, sources: StepSources, index: int) -> tuple[str, list[str]]:
         """
         Return the problem and the steps of a solution up to a labelled step.
 
@@ -311,9 +312,10 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
                 Number of the step, below N.
 
         Returns:
-            `tuple[Any, list[str]]`: The prompt as in the dataset, and the texts of the steps. The last one is the labelled step.
+            `tuple[str, list[str]]`: The text of the problem, and the texts of the steps. The last one is the labelled step.
         """
-        row = self._source_row(sources.data[int(sources.rows[index])])
+        number = int(sources.rows[index])
+        row = plain_row(self._source_row(sources.data[number]), f"row {number}")
         step, path = int(sources.steps[index]), []
         parents = row.get("parents")
         while step >= 0:
