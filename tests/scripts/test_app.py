@@ -65,11 +65,14 @@ def notices(page: str) -> list[str]:
 
 
 class TestSpans:
-    @pytest.mark.parametrize("spans", [(1,), (1, 2), (1, 2, 3), (1, "thought")])
-    @pytest.mark.parametrize("combine", ["max", "mean"])
+    @pytest.mark.parametrize(
+        ("spans", "combine"),
+        [
+            ((1,), "max"),
+            *((spans, combine) for spans in ((1, 2), (1, 2, 3), (1, "thought")) for combine in ("max", "mean")),
+        ],
+    )
     def test_combined_scores_are_those_of_the_scorer(self, models, spans, combine):
-        if spans == (1,) and combine == "mean":
-            return
         scorer = models[0].scorer
         found = score_spans(scorer, "1 + 2?", STEPS, ScoringConfig(list(spans), combine))
         [[expected]] = scorer.score(["1 + 2?"], [[STEPS]], spans=spans, combine=combine)
@@ -121,6 +124,26 @@ class TestPage:
         assert totals(page) == [[aggregate(scores, name) for name in AGGREGATES] for scores in by_model]
         assert re.findall(r'<i class="letter">(.)</i>', page) == ["A", "B"] * (len(STEPS) + 1)
 
+    @pytest.mark.parametrize("fault", [ValueError("the step 'az' ends with 'z;'"), OSError("the server failed")])
+    def test_a_model_that_fails_does_not_hide_the_others(self, models, fault, monkeypatch):
+        def fail(*args):
+            raise fault
+
+        broken = LoadedModel(models[1].config, copy(models[1].scorer))
+        monkeypatch.setattr(broken.scorer, "score_trees", fail)
+        page = solution_html([broken, models[0]], "1 + 2?", SOLUTION, RULES["blank_line"])
+        assert notices(page) == [f"two: {fault}"]
+        assert [score for score, _ in scored(page)] == models[0].scorer.score(["1 + 2?"], [[STEPS]])[0][0]
+
+    def test_a_problem_and_a_solution_have_a_maximum_size(self, models, monkeypatch):
+        monkeypatch.setattr("trl_hrm.scripts.app.MAX_CHARACTERS", 20)
+        monkeypatch.setattr("trl_hrm.scripts.app.MAX_STEPS", 3)
+        page = solution_html(models[:1], "p" * 15, "s" * 6, RULES["blank_line"])
+        assert notices(page) == ["The problem and the solution have 21 characters. They can have at most 20."]
+        page = solution_html(models[:1], "p", "a\n\nb\n\nc\n\nd", RULES["blank_line"])
+        assert notices(page) == ["The solution has 4 steps. It can have at most 3."]
+        assert not scored(page)
+
     def test_steps_of_each_rule(self, models, folders):
         config = AppConfig(reward_model=folders, segmentation="regex", step_pattern=";")
         text = "# Step 1\na; b.\nc\n\n# Step 2\nd so. e"
@@ -144,7 +167,7 @@ class TestPage:
             ("", SOLUTION, ["The problem is empty"]),
             ("q", " \n", ["The solution has no steps"]),
             ("", "", ["The problem is empty", "The solution has no steps"]),
-            ("q", "a" * 300_000, ["The solution has 300,000 characters"]),
+            ("q", "a" * 300_000, ["The problem and the solution have 300,001 characters"]),
             ("q", "a\ud800b", ["not valid Unicode"]),
             ("q", "<think>Hm.", ["no steps", "Thinking is not scored"]),
         ):
@@ -208,6 +231,9 @@ class TestExamples:
         )
         settings = {"reward_model": folders, "examples": str(tmp_path / "rows.jsonl"), "columns": {"prompt": "q"}}
         assert read_examples(AppConfig(**settings)) == [("1?", "a\n\nb"), ("2?", "c")]
+        messages = [[{"role": "assistant", "content": text}] for text in "ab"]
+        write_rows(tmp_path / "rows.jsonl", [{"q": [{"role": "user", "content": "1?"}], "completions": messages}])
+        assert read_examples(AppConfig(**settings)) == [("1?", "a\n\nb")]
 
     @pytest.mark.parametrize(
         "row, message",
@@ -215,6 +241,7 @@ class TestExamples:
             ({"prompt": "q", "completions": "a"}, "rows.jsonl:2.*expected an object with `prompt`"),
             ({"prompt": "q", "completions": ["a", "b"], "parents": [-1, -1]}, "rows.jsonl:2.*this tree branches"),
             ({"completions": ["a"]}, "rows.jsonl:2"),
+            ({"prompt": "q", "completions": ["a\n\nb"]}, "rows.jsonl:2: the rule blank_line splits these steps"),
         ],
     )
     def test_invalid_rows(self, folders, tmp_path, row, message):

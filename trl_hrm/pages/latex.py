@@ -66,6 +66,7 @@ _BEGIN_OR_END = re.compile(r"\\(begin|end)\{([A-Za-z]+\*?)\}(\{\d+\})?")
 _DEFINITION = re.compile(  # a few definitions could expand to gigabytes
     r"\\(?:(?:re|provide)?(?:new)?command|[egx]?def|let|DeclareMathOperator)(?![A-Za-z])"
 )
+_ESCAPED = re.compile(r"\\([%$&#_{}])")
 _ENTITY = re.compile(r"&#x([0-9A-Fa-f]{1,6});")
 _COMMAND = re.compile(r"\\[A-Za-z]")
 
@@ -149,7 +150,7 @@ def to_mathml(latex: str, display: str = "inline") -> Markup | None:
         `Markup` or `None`: MathML, or `None` if the formula is blank, longer than `MAX_CHARACTERS`, or cannot be converted, for example
         because it contains an unknown command.
     """
-    if not latex.strip() or len(latex) > MAX_CHARACTERS or _DEFINITION.search(latex):
+    if not latex.strip() or len(latex) > MAX_CHARACTERS or _DEFINITION.search(latex) or not _is_balanced(latex):
         return None
     latex = _BEGIN_OR_END.sub(
         lambda found: rf"\{found[1]}{{{SIMILAR[found[2]]}}}" if found[2] in SIMILAR else found[0], printable(latex)
@@ -174,6 +175,12 @@ def _is_formula(content: str) -> bool:
     return bool(re.search(r"\\[A-Za-z]|[\^_<>]", content)) and content.rstrip()[-1] not in "=+-*/"
 
 
+def _is_balanced(latex: str) -> bool:
+    """Return whether every brace is closed. The converter accepts `\\text{if `, the start of a text that has a dollar sign inside."""
+    braces = re.sub(r"\\.", "", latex, flags=re.DOTALL)
+    return braces.count("{") == braces.count("}")
+
+
 def _markup(element: Element) -> Markup:
     """
     Return an element of the converter as markup that browsers draw, with MathML Core and the style sheet of the pages.
@@ -181,7 +188,12 @@ def _markup(element: Element) -> Markup:
     The converter's own function for this does not escape the text of formulas, so `<script>` in a formula would be run.
     """
     attributes = {name: value for name, value in element.attrib.items() if name != "xmlns"}
-    tag, text = element.tag, _ENTITY.sub(lambda found: chr(int(found[1], 16)), element.text or "")
+    text = _ENTITY.sub(lambda found: chr(int(found[1], 16)), element.text or "")
+    tag, text = element.tag, printable(text)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("the formula is not valid Unicode")
+    if tag == "mtext":
+        text = _ESCAPED.sub(r"\1", text)
     if tag == "menclose":  # boxes and strikes are not in MathML Core
         tag, attributes = "mrow", {"class": attributes["notation"]}
     if tag == "mtable":  # neither are lines

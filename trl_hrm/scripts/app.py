@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ..scoring.tree_scorer import TreeScorer
 
 
-MAX_CHARACTERS = 200_000  # of a solution. Tokenizing millions would block the server for everyone
+MAX_CHARACTERS = 200_000  # of a problem and a solution. Tokenizing millions would block the server for everyone
+MAX_STEPS = 1000
 NUM_EXAMPLES = 100
 FONTS = [
     "system-ui",
@@ -197,7 +198,7 @@ def read_examples(config: AppConfig) -> list[tuple[str, str]]:
     if config.examples is None:
         return [EXAMPLE]
     found = []
-    between = {"line": "\n"}.get(config.segmentation or "", "\n\n")
+    rule = config.rule(config.segmentation or "blank_line")
     for where, row in islice(all_rows(JsonLines([config.examples], config.columns or {})), NUM_EXAMPLES):
         steps = row.get("completions")
         if not isinstance(steps, list):
@@ -209,7 +210,13 @@ def read_examples(config: AppConfig) -> list[tuple[str, str]]:
             raise ValueError(
                 f"{where}: this tree branches, but an example is one solution. Remove its `parents`, or the row."
             )
-        found.append((tree.prompt, between.join(steps)))
+        text = "\n\n".join(tree.completions)
+        if cut_text(text, rule) != tree.completions:
+            raise ValueError(
+                f"{where}: the rule {rule.name} splits these steps into others, whose scores would differ. Choose another --segmentation, or "
+                "correct or remove the row."
+            )
+        found.append((tree.prompt, text))
     return found
 
 
@@ -267,8 +274,15 @@ def build_page(
                 output = gradio.HTML(render("solution.html.jinja", **_empty()), padding=False, elem_id="scores")
         inputs = [problem, solution, segmentation]
         for event in (button.click, problem.submit, solution.submit, segmentation.input):
-            event(score, inputs, output, api_name="score" if event == button.click else None)
-        example.click(next_example, number, [number, problem, solution]).then(score, inputs, output)
+            event(
+                score,
+                inputs,
+                output,
+                api_name="score",
+                api_visibility="public" if event == button.click else "private",
+            )
+        shown = example.click(next_example, number, [number, problem, solution], api_visibility="private")
+        shown.then(score, inputs, output, api_visibility="private")
     return page, {
         "css": render("app.css.jinja"),
         "theme": gradio.themes.Base(
@@ -314,8 +328,11 @@ def solution_html(models: Sequence[LoadedModel], problem: str, solution: str, ru
 
     page = _empty()
     notices = page["notices"]
-    if len(solution) > MAX_CHARACTERS:
-        notices.append(f"The solution has {len(solution):,} characters. It can have at most {MAX_CHARACTERS:,}.")
+    length = len(problem) + len(solution)
+    if length > MAX_CHARACTERS:
+        notices.append(
+            f"The problem and the solution have {length:,} characters. They can have at most {MAX_CHARACTERS:,}."
+        )
         return render("solution.html.jinja", **page)
     if any("\ud800" <= character <= "\udfff" for character in problem + solution):  # from other clients than browsers
         notices.append("The text is not valid Unicode. Enter it again.")
@@ -327,23 +344,30 @@ def solution_html(models: Sequence[LoadedModel], problem: str, solution: str, ru
         notices.append(
             "The solution has no steps. Enter a solution." if not solution.strip() else "The solution has no steps."
         )
+    if len(steps) > MAX_STEPS:
+        notices.append(f"The solution has {len(steps):,} steps. It can have at most {MAX_STEPS:,}.")
+        return render("solution.html.jinja", **page)
     if not rule.keeps_thinking and thinking_spans(solution):
         notices.append("Thinking is not scored. To score it, split the solution into steps of thinking.")
     if not problem.strip() or not steps:
         return render("solution.html.jinja", **page)
     problem = problem.strip()
     for (config, scorer), name in zip(models, model_names(models), strict=True):
-        _, longest = path_lengths(scorer, problem, steps, range(-1, len(steps) - 1), config)
-        if scorer.max_positions is not None and max(longest.values()) > scorer.max_positions:
+        try:
+            _, longest = path_lengths(scorer, problem, steps, range(-1, len(steps) - 1), config)
+            is_too_long = scorer.max_positions is not None and max(longest.values()) > scorer.max_positions
+            spans = None if is_too_long else score_spans(scorer, problem, steps, config)
+        except (
+            ValueError,
+            OSError,
+        ) as error:  # such as a step with a control token of the model, or a server that is down
+            notices.append(f"{name}: {one_line(str(error))}")
+            continue
+        if spans is None:
             notices.append(
                 f"{name}: the solution has {max(longest.values()):,} tokens, but the model has {scorer.max_positions:,} positions. "
                 "Shorten the solution."
             )
-            continue
-        try:
-            spans = score_spans(scorer, problem, steps, config)
-        except ValueError as error:  # such as a step with a control token of the model
-            notices.append(f"{name}: {one_line(str(error))}")
             continue
         scores = [None if None in found.values() else combined(list(found.values()), config) for found in spans]
         is_complete = None not in scores

@@ -203,15 +203,13 @@ def inspect_tree(config: InspectConfig) -> None:
 
 def _write_pages(config: InspectConfig, entries: Iterator[Entry], files: ExitStack) -> None:
     """Save the pages of several problems, and then the page that lists them, in a folder."""
-
     from ..io import claimed_folder, replacing
     from ..pages.page import claimed_page, render
     from ..search.inspection import render_tree
 
     if config.problem is not None:
-        entries = iter(
-            [_find(_entries(config.input, config.format, files), one, config.input) for one in config.problem]
-        )
+        known = list(entries)
+        entries = iter([_find(iter(known), one, config.input) for one in config.problem])
     folder = Path(config.html or (Path(config.input) if Path(config.input).is_dir() else Path()) / "inspect")
     files.enter_context(claimed_folder(folder, "html"))
     rows: list[dict[str, Any]] = []
