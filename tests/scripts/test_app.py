@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from copy import copy
 from html import unescape
 
@@ -330,7 +331,9 @@ def test_in_a_browser(folders, browser, tmp_path):
             browser.evaluate(f"document.querySelector('#{name} textarea').select()")
             browser.type(text)
 
-        assert read(browser.click, "#score") == ([], [])
+        while not browser.texts(".notice"):  # a click before the page is ready has no effect
+            browser.click("#score")
+            time.sleep(0.5)
         assert [text.split(".")[0] for text in browser.texts(".notice")] == [
             "The problem is empty",
             "The solution has no steps",
