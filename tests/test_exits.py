@@ -161,7 +161,7 @@ class TestFunctions:
     def test_a_page_has_no_element_of_a_text(self):
         """Also no character that reverses or hides the text around it."""
         pages = [
-            render("tree.html.jinja", data={"text": text}) for text in (INNOCENT, HOSTILE)
+            render("tree.html.jinja", data={"text": text, "links": {}}, formulas=[]) for text in (INNOCENT, HOSTILE)
         ]  # the only template with JSON in a script
         assert Structure(pages[0]).found == Structure(pages[1]).found
 
@@ -289,7 +289,7 @@ class TestCommands:
         run = f"run {FOLDER}"
         assert main(["inspect", run]) == 0
         assert main(["inspect", run, "--problem", "4", "--html", "page.html"]) == 0
-        innocent = render("tree.html.jinja", data={})
+        innocent = render("tree.html.jinja", data={"links": {}}, formulas=[])
         assert Structure((work / "page.html").read_text(encoding="utf-8")).found == Structure(innocent).found
 
     def test_best_of_n(self, candidates, checkpoint):

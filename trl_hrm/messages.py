@@ -117,7 +117,7 @@ def _are_messages(value: Any) -> bool:
     if not isinstance(value, list | tuple) or not value or not all(isinstance(one, Mapping) for one in value):
         return False
     for message in value:
-        if not (isinstance(message.get("role"), str) and _is_content(message.get("content"))):
+        if not (isinstance(message.get("role"), str) and "content" in message and _is_content(message["content"])):
             raise ValueError(
                 f"found the message {shown(message)}, expected `role` and `content`, which is a text or a list of content blocks."
             )

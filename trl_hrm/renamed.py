@@ -28,7 +28,7 @@ OPTIONS = {
     "build-prm800k": {"files": "`--inputs`"},
     "build-math-shepherd": {"files": "`--inputs`"},
     "annotate": _POLICY | {"revision": "`--policy_revision`", "dtype": "`--policy_dtype`", "batch_size": _BATCH_SIZE},
-    "export": {"min_value": "`--min_mc_score`", "top_k": "`--max_solutions`"},
+    "export": {"top_k": "`--max_solutions`"},
     "select-raft": _REWARD_MODEL | {"top_k": "`--max_kept`"},
     "push-dataset": {"folders": "`--inputs`"},
     "best-of-n": _POLICY

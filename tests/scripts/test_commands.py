@@ -215,7 +215,7 @@ def test_score_says_how_a_text_was_read(checkpoint, capsys):
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "warning: the rule step_header finds no text with two steps" in printed
-    assert "1 texts have thinking, which is left out" in printed
+    assert "Thinking is left out of 1 text." in printed
     assert main([*words, "--segmentation", "thinking"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"0\.\d{3}  x\n", printed) and "left out" not in printed

@@ -88,7 +88,8 @@ def report_lines(report: dict[str, Any]) -> list[tuple[str, int]]:
     lines = [("records in", report["records_in"]), ("records kept", report["records_kept"])]
     lines += [(f"records dropped: {reason}", count) for reason, count in report["dropped"].items()]
     lines += [(f"rows out: {split}", count) for split, count in report["rows"].items()]
-    for name, found in report.get("sources", {}).items():
+    for path, found in report.get("sources", {}).items():
+        name = path if len(path) <= 50 else f"…{path[-49:]}"
         lines += [
             (f"source {name}: {key.replace('_', ' ')}", found[key])
             for key in found
