@@ -114,6 +114,37 @@ class TestAgainstSlowScores:
         assert record["ece"] == pytest.approx(metrics["eval_ece"])
         assert sum(one["count"] for one in record["calibration"]) == kept
 
+    def test_conversational_rows(self, tmp_path, trees, model):
+        """The table has the texts of the messages, as the model was shown them."""
+        rows = [tree.to_row() for tree in trees[:3]]
+        chat = [
+            row
+            | {
+                "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": row["prompt"]}],
+                "completions": [[{"role": "assistant", "content": step}] for step in row["completions"]],
+            }
+            for row in rows
+        ]
+        found = []
+        for name, data in (("plain", rows), ("chat", chat)):
+            trainer = make_trainer(
+                tmp_path / name, trees[:1], model, evaluation=Dataset.from_list(data), log_worst_steps=50
+            )
+            trainer.evaluate()
+            found.append(record_of(trainer)["worst_steps"])
+        assert found[0] == found[1] and found[0]
+
+    def test_rows_in_another_order_are_refused_at_the_start(self, tmp_path, trees, model):
+        with pytest.raises(ValueError, match="`train_sampling_strategy` is 'group_by_length'"):
+            make_trainer(
+                tmp_path,
+                trees[:2],
+                model,
+                evaluation=trees,
+                log_worst_steps=5,
+                train_sampling_strategy="group_by_length",
+            )
+
     def test_named_datasets(self, tmp_path, trees, model):
         """Each dataset has its own files, also with a name that cannot be part of a path."""
         parts = {"a/b": dataset_of(trees[:3]), "rest": dataset_of(trees[3:])}
