@@ -6,7 +6,7 @@ python benchmarks/builders.py
 python benchmarks/builders.py --full --num_proc 1
 ```
 
-With `--full`: every builder and the preparation of a training, at the size of the largest public datasets. These are Math-Shepherd (445,000
+With `--full`: the builders of labelled steps and the preparation of a training, at the size of the largest public datasets. These are Math-Shepherd (445,000
 solutions, here each of another problem) as JSON Lines, compressed and as a JSON array, PRM800K's phase 2 (1.0 GB), and a mixture of both.
 
 Reads `prm800k/phase1_test.jsonl` from the folder `$TRL_HRM_SHARED_DATA`.
