@@ -97,12 +97,16 @@ class Job:
     seed: int
     separator: str = "newlines"
     weighting: str = "unique"
+    times: int = 1  # of the tokens of the other trainings
 
     @property
     def name(self) -> str:
         parts = [self.system, self.adaptation, str(self.seed)]
         return "-".join(
-            parts + [self.separator] * (self.separator != "newlines") + [self.weighting] * (self.weighting != "unique")
+            parts
+            + [self.separator] * (self.separator != "newlines")
+            + [self.weighting] * (self.weighting != "unique")
+            + [f"x{self.times}"] * (self.times > 1)
         )
 
 
@@ -110,6 +114,7 @@ def make_jobs(seeds: int) -> list[Job]:
     """Return all trainings, the most important ones first."""
     systems, numbers = ("prm", "hrm", "orm"), range(seeds)
     jobs = [Job(system, "lora", seed) for seed in numbers for system in systems]
+    jobs += [Job("prm", "lora", 0, times=4)]
     jobs += [Job("hrm3", "lora", seed) for seed in numbers]
     jobs += [Job(system, "full", seed) for seed in numbers for system in ("prm", "hrm")]
     jobs += [Job("prm", "lora", seed, separator=name) for name in list(SEPARATORS)[1:] for seed in numbers]
@@ -368,7 +373,7 @@ def run_job(args: argparse.Namespace, job: Job, folder: Path, profile: Profile) 
         args=HRMRewardConfig(
             output_dir=str(out / "training"),
             max_length=ROW,
-            max_steps=profile.rows,
+            max_steps=job.times * profile.rows,
             per_device_train_batch_size=1,
             learning_rate=LEARNING_RATES[job.adaptation],
             lr_scheduler_type="constant_with_warmup",  # so that the checkpoints of a training are trainings with fewer tokens
@@ -380,7 +385,7 @@ def run_job(args: argparse.Namespace, job: Job, folder: Path, profile: Profile) 
             use_cpu=True,
             gradient_checkpointing=False,
             save_strategy="steps",
-            save_steps=max(1, profile.rows // 4),
+            save_steps=max(1, job.times * profile.rows // 4),
             save_only_model=True,
             resume_from_checkpoint=False,
             logging_steps=1,
@@ -405,9 +410,7 @@ def run_job(args: argparse.Namespace, job: Job, folder: Path, profile: Profile) 
         "scores": {},
     }
     checkpoints = sorted((out / "training").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    chosen = (
-        [checkpoints[0], checkpoints[-1]] if job.system == "prm" and job.separator == "newlines" else checkpoints[-1:]
-    )
+    chosen = [checkpoints[0], checkpoints[-1]] if job == Job("prm", "lora", job.seed) else checkpoints[-1:]
     tests = read_json(folder / "tests.json")
     for checkpoint in chosen:
         number = int(checkpoint.name.split("-")[1])
@@ -541,17 +544,14 @@ class Arm:
     separator: str = "newlines"
     weighting: str = "unique"
     is_early: bool = False  # the checkpoint after a quarter of the training
+    times: int = 1  # of the tokens of the other trainings
 
     def scores(self, finished: dict[Job, dict[str, Any]]) -> dict[int, dict[str, list[list[float]]]]:
         """Return the step scores of each test set, by seed."""
         found = {}
         for job, result in finished.items():
-            if (job.system, job.adaptation, job.separator, job.weighting) == (
-                self.system,
-                self.adaptation,
-                self.separator,
-                self.weighting,
-            ):
+            kind = (job.system, job.adaptation, job.separator, job.weighting, job.times)
+            if kind == (self.system, self.adaptation, self.separator, self.weighting, self.times):
                 checkpoints = sorted(result["scores"], key=int)
                 scores = result["scores"][checkpoints[0 if self.is_early else -1]]
                 found[job.seed] = {
@@ -572,6 +572,7 @@ MAIN = [
 ARMS = MAIN + [replace(arm, title=f"{arm.title}, full", adaptation="full") for arm in MAIN]
 ARMS += [
     Arm("PRM, a quarter of the tokens", "prm", is_early=True),
+    Arm("PRM, 4 times the tokens", "prm", times=4),
     Arm(r"PRM, separator `\n`", "prm", separator="newline"),
     Arm("PRM, separator ` ки`", "prm", separator="tag"),
     Arm("PRM, weighting `occurrence`", "prm", weighting="occurrence"),
@@ -587,6 +588,7 @@ DIFFERENCES = [
     ("HRM, single steps, full", "PRM, full"),
     ("HRM, spans 1 and 2, full", "PRM, full"),
     ("PRM", "PRM, a quarter of the tokens"),
+    ("PRM, 4 times the tokens", "PRM"),
     (r"PRM, separator `\n`", "PRM"),
     ("PRM, separator ` ки`", "PRM"),
     ("PRM, weighting `occurrence`", "PRM"),
@@ -757,7 +759,7 @@ def introduction(settings, counts, finished, number) -> list[str]:
     for source, found in mixture["sources"].items():
         name = source_name(source)
         steps[name][0] += found["labelled_steps"]["train"]
-        steps[name][1] += counts["different_steps"].get(name, 0)
+        steps[name][1] = counts["different_steps"].get(name, 0)
     by_system = {
         system: np.mean(
             [
@@ -837,8 +839,11 @@ def main(args: argparse.Namespace) -> None:
     folder, profile = Path(args.output_dir), PROFILES[args.profile]
     folder.mkdir(parents=True, exist_ok=True)
     if args.job:
-        [job] = [job for job in make_jobs(profile.seeds) if job.name == args.job] or [None]
-        run_baseline(args, args.job, folder) if job is None else run_job(args, job, folder, profile)
+        if args.job in BASELINES:
+            run_baseline(args, args.job, folder)
+        else:
+            [job] = [job for job in make_jobs(profile.seeds) if job.name == args.job]
+            run_job(args, job, folder, profile)
         return
     settings = {"profile": asdict(profile), "seed": args.seed, "model": args.model, "data": args.data}
     if (folder / "settings.json").exists():

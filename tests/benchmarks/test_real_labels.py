@@ -30,7 +30,7 @@ ROW = {
 
 def test_jobs_have_different_names_and_the_main_ones_come_first():
     jobs = real_labels.make_jobs(3)
-    assert len({job.name for job in jobs}) == len(jobs) == 33
+    assert len({job.name for job in jobs}) == len(jobs) == 34
     assert [job.name for job in jobs[:5]] == ["prm-lora-0", "hrm-lora-0", "orm-lora-0", "prm-lora-1", "hrm-lora-1"]
     titles = [arm.title for arm in ARMS]
     assert len(set(titles)) == len(titles)
