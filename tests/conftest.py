@@ -16,7 +16,6 @@ import pytest
 from filelock import FileLock
 
 from .browser import Browser, find_chromium
-from .fakes import Tracker
 from .tools.fetch_real_model import place
 
 
@@ -215,8 +214,10 @@ def on_day(monkeypatch):
 
 
 @pytest.fixture
-def trackers(monkeypatch) -> dict[str, Tracker]:
-    """Replace trackio and wandb. Both have a current run."""
+def trackers(monkeypatch) -> dict[str, Any]:
+    """Replace trackio and wandb by a `Tracker`. Both have a current run."""
+    from .fakes import Tracker  # imports huggingface_hub, which tests/hub must import first
+
     found = {name: Tracker(name, "run") for name in ("trackio", "wandb")}
     for name, tracker in found.items():
         monkeypatch.setitem(sys.modules, name, tracker)

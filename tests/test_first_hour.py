@@ -37,7 +37,15 @@ def test_the_rows_are_valid():
     for row in candidates:  # one candidate of each problem is right
         answers = [re.search(r"The answer is (\d+)\.$", steps[-1])[1] for steps in row["candidates"]]
         assert answers.count(row["answer"]) == 1
-    assert [words[0] for words in commands()] == ["env", "build-stepwise", "reward", "score", "best-of-n", "report", "app"]
+    assert [words[0] for words in commands()] == [
+        "env",
+        "build-stepwise",
+        "reward",
+        "score",
+        "best-of-n",
+        "report",
+        "app",
+    ]
 
 
 @pytest.mark.slow
