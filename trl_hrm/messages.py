@@ -81,7 +81,7 @@ def step_text(step: Any) -> Any:
 
 def plain_row(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """
-    Return a row with its `prompt` and its `completions` as texts. Values that are no lists of objects are kept unchanged, also if they
+    Return a row with its `prompt` and its `completions` as texts. Other values than lists of objects are kept unchanged, also if they
     are invalid.
 
     Args:

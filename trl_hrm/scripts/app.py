@@ -188,7 +188,7 @@ def read_examples(config: AppConfig) -> list[tuple[str, str]]:
     Return problems and solutions for the example button, at most `NUM_EXAMPLES`.
 
     Raises:
-        `ValueError`: If there are no rows, or a row is invalid or a branching tree. The message has the file and line.
+        `ValueError`: If the file is empty, or a row is invalid or a branching tree. The message has the file and line.
     """
     from itertools import islice
 
