@@ -66,6 +66,7 @@ TESTS = {
 }
 HELD_OUT = 0.25  # share of the problems of PRM800K
 ROW = 2048  # tokens
+QUARTER = 0.25
 MERGE_SEPARATOR = "\n"
 
 
@@ -83,7 +84,7 @@ class Profile:
 
 PROFILES = {
     "quick": Profile(rows=2, seeds=1, prm800k=2, gsm8k=4, prmbench=4, bbm=2),
-    "short": Profile(rows=16, seeds=3, prm800k=7, gsm8k=60, prmbench=30, bbm=12),
+    "short": Profile(rows=80, seeds=3, prm800k=16, gsm8k=120, prmbench=60, bbm=40),
     "full": Profile(rows=160, seeds=3, prm800k=None, gsm8k=400, prmbench=400, bbm=200),
 }
 
@@ -97,7 +98,7 @@ class Job:
     seed: int
     separator: str = "newlines"
     weighting: str = "unique"
-    times: int = 1  # of the tokens of the other trainings
+    times: float = 1.0  # of the tokens of the other trainings
 
     @property
     def name(self) -> str:
@@ -106,20 +107,22 @@ class Job:
             parts
             + [self.separator] * (self.separator != "newlines")
             + [self.weighting] * (self.weighting != "unique")
-            + [f"x{self.times}"] * (self.times > 1)
+            + [f"x{self.times:g}"] * (self.times != 1)
         )
 
 
 def make_jobs(seeds: int) -> list[Job]:
     """Return all trainings, the most important ones first."""
-    systems, numbers = ("prm", "hrm", "orm"), range(seeds)
-    jobs = [Job(system, "lora", seed) for seed in numbers for system in systems]
-    jobs += [Job("prm", "lora", 0, times=4)]
-    jobs += [Job("hrm3", "lora", seed) for seed in numbers]
-    jobs += [Job(system, "full", seed) for seed in numbers for system in ("prm", "hrm")]
-    jobs += [Job("prm", "lora", seed, separator=name) for name in list(SEPARATORS)[1:] for seed in numbers]
-    jobs += [Job("prm", "lora", seed, weighting="occurrence") for seed in numbers]
-    return jobs + [Job(system, "full", seed) for seed in numbers for system in ("orm", "hrm3")]
+    numbers = range(seeds)
+    jobs = [Job(system, "full", seed) for seed in numbers for system in ("prm", "hrm")]
+    jobs += [Job("prm", "full", seed, times=QUARTER) for seed in numbers]
+    jobs += [Job("orm", "full", seed) for seed in numbers]
+    jobs += [Job(system, "lora", seed) for seed in numbers for system in ("prm", "hrm")]
+    jobs += [Job("hrm3", "full", seed) for seed in numbers]
+    jobs += [Job("prm", "full", seed, separator=name) for name in list(SEPARATORS)[1:] for seed in numbers]
+    jobs += [Job("prm", "full", seed, weighting="occurrence") for seed in numbers]
+    jobs += [Job("prm", "full", 0, times=4.0)]
+    return jobs + [Job(system, "lora", seed) for seed in numbers for system in ("orm", "hrm3")]
 
 
 # Data
@@ -373,20 +376,18 @@ def run_job(args: argparse.Namespace, job: Job, folder: Path, profile: Profile) 
         args=HRMRewardConfig(
             output_dir=str(out / "training"),
             max_length=ROW,
-            max_steps=job.times * profile.rows,
+            max_steps=max(1, round(job.times * profile.rows)),
             per_device_train_batch_size=1,
             learning_rate=LEARNING_RATES[job.adaptation],
-            lr_scheduler_type="constant_with_warmup",  # so that the checkpoints of a training are trainings with fewer tokens
-            warmup_steps=2,
+            lr_scheduler_type="cosine",
+            warmup_steps=3,
             step_separator=SEPARATORS[job.separator],
             label_weighting=job.weighting,
             model_init_kwargs={"dtype": "float32"},
             bf16=True,
             use_cpu=True,
             gradient_checkpointing=False,
-            save_strategy="steps",
-            save_steps=max(1, job.times * profile.rows // 4),
-            save_only_model=True,
+            save_strategy="no",
             resume_from_checkpoint=False,
             logging_steps=1,
             report_to="none",
@@ -399,6 +400,7 @@ def run_job(args: argparse.Namespace, job: Job, folder: Path, profile: Profile) 
     )
     began = time.process_time()
     trainer.train()
+    trainer.save_model()
     result: dict[str, Any] = {
         "job": asdict(job),
         "rows_with_a_long_prompt": len(lengths) - len(rows),
@@ -407,14 +409,8 @@ def run_job(args: argparse.Namespace, job: Job, folder: Path, profile: Profile) 
         "tokens_per_row": float(np.mean([len(row) for row in trainer.train_dataset["input_ids"]])),
         "labels_per_row": float(np.mean([len(row) for row in trainer.train_dataset["labels"]])),
         "report": str(trainer.reports["train_dataset"]),
-        "scores": {},
     }
-    checkpoints = sorted((out / "training").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    chosen = [checkpoints[0], checkpoints[-1]] if job == Job("prm", "lora", job.seed) else checkpoints[-1:]
-    tests = read_json(folder / "tests.json")
-    for checkpoint in chosen:
-        number = int(checkpoint.name.split("-")[1])
-        result["scores"][str(number)] = score_tests(str(checkpoint), tests, MAX_MERGE[job.system])
+    result["scores"] = score_tests(str(out / "training"), read_json(folder / "tests.json"), MAX_MERGE[job.system])
     shutil.rmtree(out / "training")
     write_json(out / "scores.json", result)
 
@@ -478,7 +474,7 @@ def run_baseline(args: argparse.Namespace, name: str, folder: Path) -> None:
     scores = score_tests(str(out / "model"), read_json(folder / "tests.json"), 1)
     for used in ("model", "body"):
         shutil.rmtree(out / used, ignore_errors=True)
-    write_json(out / "scores.json", {"scores": {"0": scores}})
+    write_json(out / "scores.json", {"scores": scores})
 
 
 # Measures
@@ -539,12 +535,11 @@ class Arm:
 
     title: str
     system: str
-    adaptation: str = "lora"
+    adaptation: str = "full"
     spans: int = 1  # the score of a step is the maximum over merged steps of up to this many steps
     separator: str = "newlines"
     weighting: str = "unique"
-    is_early: bool = False  # the checkpoint after a quarter of the training
-    times: int = 1  # of the tokens of the other trainings
+    times: float = 1.0  # of the tokens of the other trainings
 
     def scores(self, finished: dict[Job, dict[str, Any]]) -> dict[int, dict[str, list[list[float]]]]:
         """Return the step scores of each test set, by seed."""
@@ -552,11 +547,9 @@ class Arm:
         for job, result in finished.items():
             kind = (job.system, job.adaptation, job.separator, job.weighting, job.times)
             if kind == (self.system, self.adaptation, self.separator, self.weighting, self.times):
-                checkpoints = sorted(result["scores"], key=int)
-                scores = result["scores"][checkpoints[0 if self.is_early else -1]]
                 found[job.seed] = {
                     test: [[max(values[: self.spans]) for values in row] for row in rows]
-                    for test, rows in scores.items()
+                    for test, rows in result["scores"].items()
                 }
         return found
 
@@ -569,10 +562,10 @@ MAIN = [
     Arm("HRM 3, single steps", "hrm3"),
     Arm("HRM 3, spans 1 to 3", "hrm3", spans=3),
 ]
-ARMS = MAIN + [replace(arm, title=f"{arm.title}, full", adaptation="full") for arm in MAIN]
+ARMS = MAIN + [replace(arm, title=f"{arm.title}, LoRA", adaptation="lora") for arm in MAIN]
 ARMS += [
-    Arm("PRM, a quarter of the tokens", "prm", is_early=True),
-    Arm("PRM, 4 times the tokens", "prm", times=4),
+    Arm("PRM, a quarter of the tokens", "prm", times=QUARTER),
+    Arm("PRM, 4 times the tokens", "prm", times=4.0),
     Arm(r"PRM, separator `\n`", "prm", separator="newline"),
     Arm("PRM, separator ` ки`", "prm", separator="tag"),
     Arm("PRM, weighting `occurrence`", "prm", weighting="occurrence"),
@@ -584,9 +577,9 @@ DIFFERENCES = [
     ("HRM, spans 1 and 2", "PRM"),
     ("HRM, spans 1 and 2", "HRM, single steps"),
     ("HRM 3, spans 1 to 3", "HRM, spans 1 and 2"),
-    ("PRM, full", "PRM"),
-    ("HRM, single steps, full", "PRM, full"),
-    ("HRM, spans 1 and 2, full", "PRM, full"),
+    ("PRM", "PRM, LoRA"),
+    ("HRM, single steps, LoRA", "PRM, LoRA"),
+    ("HRM, spans 1 and 2, LoRA", "PRM, LoRA"),
     ("PRM", "PRM, a quarter of the tokens"),
     ("PRM, 4 times the tokens", "PRM"),
     (r"PRM, separator `\n`", "PRM"),
@@ -657,7 +650,7 @@ def report(args: argparse.Namespace, folder: Path, finished: dict[Job, dict[str,
     for name, title in BASELINES.items():
         if not is_finished(folder, name):
             continue
-        found = read_json(folder / "jobs" / name / "scores.json")["scores"]["0"]
+        found = read_json(folder / "jobs" / name / "scores.json")["scores"]
         arms[title] = {
             args.seed: {test: [[values[0] for values in row] for row in rows] for test, rows in found.items()}
         }
