@@ -117,14 +117,15 @@ def _are_messages(value: Any) -> bool:
     if not isinstance(value, list | tuple) or not value or not all(isinstance(one, Mapping) for one in value):
         return False
     for message in value:
-        if not (isinstance(message.get("role"), str) and "content" in message and _is_content(message["content"])):
+        if not (isinstance(message.get("role"), str) and "content" in message and is_content(message["content"])):
             raise ValueError(
                 f"found the message {shown(message)}, expected `role` and `content`, which is a text or a list of content blocks."
             )
     return True
 
 
-def _is_content(content: Any) -> bool:
+def is_content(content: Any) -> bool:
+    """Return whether a value is the content of a message: a text, content blocks or `None`."""
     if content is None or isinstance(content, str):
         return True
     blocks: Iterable = content if isinstance(content, list | tuple) else [None]

@@ -53,6 +53,26 @@ def test_rows_with_answers(tmp_path):
     assert +counts == Counter() and pool[0].where.endswith("in.jsonl:1")
 
 
+def test_messages_with_content_blocks(tmp_path):
+    """Rows with content as a string and as text blocks are equal. Other blocks are errors."""
+
+    def row(blocks) -> dict:
+        prompt, answer = (
+            {"role": role, "content": blocks(text)} for role, text in (("user", "1+1?"), ("assistant", solution(2)))
+        )
+        return {"prompt": [prompt], "answer": 2, "candidates": [[answer], solution(2)]}
+
+    plain, _ = read(write_rows(tmp_path / "plain.jsonl", [row(str)]))
+    parts, _ = read(write_rows(tmp_path / "parts.jsonl", [row(lambda text: [{"type": "text", "text": text}])]))
+    assert [asdict(one) | {"where": ""} for one in parts] == [asdict(one) | {"where": ""} for one in plain]
+    assert plain[0].problem == "1+1?" and plain[0].candidates[0] == plain[0].candidates[1]
+    image = row(lambda text: [{"type": "image", "url": text}])
+    with pytest.raises(ValueError, match=r"in.jsonl:1: `prompt`: a message has content of type \['image'\]"):
+        read(write_rows(tmp_path / "in.jsonl", [image]))
+    with pytest.raises(ValueError, match=r"in.jsonl:1: `candidates\[0\]`: a message has content of type \['image'\]"):
+        read(write_rows(tmp_path / "in.jsonl", [image | {"prompt": "1+1?"}]))
+
+
 def test_answers_in_the_format_of_gsm8k(tmp_path):
     """Using the whole solution as the answer would make every candidate wrong."""
     row = {"prompt": "1+1?", "answer": "1 + 1 is 2.\n#### 2", "completion": solution(2)}

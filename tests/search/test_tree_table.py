@@ -14,15 +14,17 @@ from trl_hrm.search.run_folder import node_files
 from trl_hrm.search.tree_table import TreeRow, log_trees, tree_row
 from trl_hrm.tracking import check_trackers
 
+from ..helpers import save_checkpoint
 from .policies import KNOWN
 from .trees import tree_of
 
 
 RIGHT, WRONG = {"answer": "3", "correct": True}, {"answer": "4", "correct": False}
-OPTIONS = (
-    "--engine transformers --prompt question --prompt_style plain --segmentation step_header --num_children 2 --max_depth 2 "
+STEPS = (
+    "--engine transformers --prompt question --prompt_style plain --segmentation step_header --max_depth 2 "
     "--max_step_tokens 40 --limit 3"
 ).split()
+OPTIONS = [*STEPS, "--num_children", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,47 @@ def test_annotate(tmp_path, policy, problems, trackers, capsys):
     assert trackers["trackio"].run is None and not trackers["wandb"].runs
     [values] = trackers["trackio"].logged
     assert len(values["trees"][2]) == 3
+
+
+def test_step_search(tmp_path, policy, problems, trackers):
+    """One run has the trees of each N."""
+    for tracker in trackers.values():
+        tracker.run = None
+    command = [
+        "step-search",
+        "--problems",
+        problems,
+        "--policy",
+        policy,
+        "--reward_model",
+        save_checkpoint(tmp_path / "model"),
+    ]
+    command += [
+        "--output_dir",
+        str(tmp_path / "out"),
+        *STEPS,
+        "--n",
+        "2",
+        "1",
+        "--report_to",
+        "trackio",
+        "--run_name",
+        "r",
+    ]
+    assert main(command) == 0
+    [settings] = trackers["trackio"].runs
+    assert settings["name"] == "r" and settings["config"]["search"]["search"] == "step_search"
+    assert trackers["trackio"].run is None and not trackers["wandb"].runs
+    [values] = trackers["trackio"].logged
+    for n in (1, 2):
+        found = [TreeRow(*row) for row in values[f"n-{n}/trees"][2]]
+        expected = [
+            tree_row(tree)
+            for file in node_files(tmp_path / "out" / f"n-{n}")
+            for tree in read_trees(file, token_ids=True)
+        ]
+        assert [row._replace(page="") for row in found] == expected and len(found) == 3
+        assert all(row.page in ("", *values) for row in found)
 
 
 def test_errors(tmp_path, policy, problems, monkeypatch, capsys):

@@ -225,6 +225,8 @@ class TestAdvantages:
             eval_steps=1,
             extra={"eval_dataset": Dataset.from_list([{"prompt": prompt} for prompt in COMPLETIONS])},
         )
+        with pytest.raises(RuntimeError, match=r"Call `evaluate\(\)` first"):
+            _ = trainer.eval_rewards
         trainer.evaluate()
         assert trainer.eval_rewards.tolist() == [
             [pytest.approx(1.3), pytest.approx(0.8)],

@@ -28,7 +28,7 @@ from typing_extensions import TypedDict
 
 from ..grading import extract_answer, opens_thinking, thinking_spans
 from ..io import shown
-from ..messages import plain_row, problem_of
+from ..messages import content_text, is_content, plain_row, problem_of
 from ..schema import Count, Share, check_json
 from ..search.steps import cut_text, visible_steps
 from .candidates_config import CandidatesConfig
@@ -371,7 +371,9 @@ def _named_as_candidate(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("role", "content"))
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        return False
+    return value.get("content") is not None and is_content(value["content"])
 
 
 def _message(message: dict[str, Any], name: str, where: str) -> dict[str, str]:
@@ -381,7 +383,10 @@ def _message(message: dict[str, Any], name: str, where: str) -> dict[str, str]:
             f"{where}: a message of `{name}` has {', '.join(more)}. Only `role` and `content` are supported. Remove it, or move it "
             "to the content."
         )
-    return {"role": message["role"], "content": message["content"]}
+    try:
+        return {"role": message["role"], "content": content_text(message["content"])}
+    except ValueError as error:
+        raise ValueError(f"{where}: `{name}`: {error}") from error
 
 
 def _normalized(prompt: str | list[dict[str, str]]) -> Any:

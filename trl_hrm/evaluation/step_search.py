@@ -75,6 +75,11 @@ TOTALS = (
 )
 
 
+def n_folder(output_dir: str | Path, n: int) -> Path:
+    """Return the run folder of one N."""
+    return Path(output_dir, f"n-{n}")
+
+
 @dataclass(frozen=True)
 class StepSearchSettings:
     """
@@ -168,10 +173,6 @@ class StepSearchSettings:
                 found[n] = DiverseTreeSearch(num_trees=n // branching, width=branching, **limits)
         return found
 
-    def folder(self, n: int) -> Path:
-        """Return the run folder of one N."""
-        return Path(self.output_dir, f"n-{n}")
-
     def describe(self) -> dict[str, Any]:
         """Return the settings for the manifest that are the same for all N."""
         return {
@@ -232,7 +233,7 @@ def run_step_search(
         be searched.
     """
     searches = config.searches(prompt, rule)
-    prompt = resumed_prompt(prompt, *(config.folder(n) for n in searches))
+    prompt = resumed_prompt(prompt, *(n_folder(config.output_dir, n) for n in searches))
     for problem in problems[:1]:  # raise errors of the prompt before anything is written
         prompt.encode(engine.tokenizer, problem.prompt)
     note = prompt.describe_control_text(engine.tokenizer, (problem.prompt for problem in problems))
@@ -240,7 +241,7 @@ def run_step_search(
         tqdm.write(printable(note))
     manifest = manifest | {"prompt": asdict(prompt), "reward_model": reward_model} | config.describe()
     manifests = {
-        config.folder(n): manifest | {"search": {"search": config.strategy} | search.describe()}
+        n_folder(config.output_dir, n): manifest | {"search": {"search": config.strategy} | search.describe()}
         for n, search in searches.items()
     }
     for note in check_manifests(manifests, accept):
@@ -252,8 +253,8 @@ def run_step_search(
     ]
     run_coroutine(_search_all(config, searches, mine, prompt, engine, scorer, grader, shard))
     for n in searches:
-        finish_shard(config.folder(n), shard.index, shard.count)
-    if any(read_summary(config.folder(n))["shards_missing"] for n in searches):
+        finish_shard(n_folder(config.output_dir, n), shard.index, shard.count)
+    if any(read_summary(n_folder(config.output_dir, n))["shards_missing"] for n in searches):
         return None
     return _write_results(config, searches, problems, manifest, grader, num_graders)
 
@@ -270,7 +271,7 @@ async def _search_all(
 ) -> None:
     try:
         for n, search in searches.items():
-            folder, counts = config.folder(n), Counter()
+            folder, counts = n_folder(config.output_dir, n), Counter()
             score = partial(score_fitting, scorer, scoring=config.scoring, counts=counts)
             log_path = folder / shard_name("log", shard.index, shard.count, "jsonl")
             cost_path = folder / shard_name("cost", shard.index, shard.count, "json")
@@ -506,7 +507,7 @@ def _write_results(
     costs: list[dict[str, Any]] = []
     counts = Counter(dict.fromkeys(TOTALS, 0))
     for n, search in searches.items():
-        found = SearchedProblems(search, config.folder(n), problems)
+        found = SearchedProblems(search, n_folder(config.output_dir, n), problems)
         rows = found.grade(grader, num_graders)
         write_candidates(folder, rows, candidates_name(n))
         solved.append({})
@@ -522,7 +523,9 @@ def _write_results(
     # the warnings are about the largest N; all N have the same problems
     warnings = reference_warnings(len(found.unreadable), found.unreadable)
     warnings += outcome_warnings(found.outcomes, found.search.describe(), manifest)
-    warnings += dict.fromkeys(one for n in searches for one in mixture_warnings(read_manifest(config.folder(n))))
+    warnings += dict.fromkeys(
+        one for n in searches for one in mixture_warnings(read_manifest(n_folder(config.output_dir, n)))
+    )
     if not ids:
         raise ValueError(
             f"{folder}: no search was finished: {dict(counts)}. `problems_error_at_n*` counts problems with failed requests. "

@@ -138,6 +138,7 @@ def step_search(config: StepSearchConfig) -> "Results | None":
     from pathlib import Path
 
     from ..evaluation.results import RESULTS, candidates_name, check_results
+    from ..evaluation.step_search import n_folder
     from ..search.run_folder import claimed_run
     from ..search.tree_table import log_trees
     from ..tracking import check_trackers
@@ -148,7 +149,7 @@ def step_search(config: StepSearchConfig) -> "Results | None":
         check_results(Path(config.output_dir), config.overwrite)
         results = _step_search(config, shard)
     if results is not None and config.report_to:
-        folders = {f"n-{n}/": Path(config.output_dir, f"n-{n}") for n in sorted(set(config.n))}
+        folders = {f"n-{n}/": n_folder(config.output_dir, n) for n in sorted(set(config.n))}
         log_trees(folders, config.report_to, config.project, config.run_name)
     return results
 

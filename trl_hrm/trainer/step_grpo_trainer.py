@@ -88,7 +88,7 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
     Attributes:
         eval_rewards (`torch.Tensor`):
             Rewards of the last evaluation, shape `(num_completions, num_reward_funcs)`, NaN for `None`, in the order of the rows. The
-            process reward follows the `reward_funcs`.
+            process reward follows the `reward_funcs`. A `RuntimeError` before the first evaluation.
 
     Raises:
         `TypeError`: If `step_reward` is not a [`StepReward`], or `args` is not a [`StepGRPOConfig`].
@@ -174,6 +174,10 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
 
     @property
     def eval_rewards(self) -> torch.Tensor:
+        if not self._eval_batches:
+            raise RuntimeError(
+                "The trainer has not evaluated yet, so it has no `eval_rewards`. Call `evaluate()` first."
+            )
         return torch.cat(self._eval_batches)
 
     def evaluation_loop(self, *args, **kwargs):
