@@ -1,5 +1,6 @@
 """Models of a given shape, clocks, peak memory and versions, for the benchmarks of speed and memory."""
 
+import argparse
 import ctypes
 import gc
 import importlib.metadata
@@ -145,6 +146,25 @@ def peak_flops(name: str | None) -> float | None:
     """Return the peak of a card by its name, or `None` if it is not in `PEAK_FLOPS`."""
     known = [start for start in PEAK_FLOPS if name and (name == start or name.startswith((f"{start} ", f"{start}-")))]
     return PEAK_FLOPS[max(known, key=len)] if known else None
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the model, the GPU and the file of results."""
+    parser.add_argument(
+        "--shape", choices=SHAPES, help="shape of the model (default: tiny, with --gpu qwen2.5-math-1.5b)"
+    )
+    parser.add_argument("--hidden_size", type=int, default=384, help="hidden size of the tiny shape (default: 384)")
+    parser.add_argument("--num_layers", type=int, default=4, help="number of layers of the tiny shape (default: 4)")
+    parser.add_argument("--gpu", action="store_true", help="one GPU, bf16, flex attention")
+    parser.add_argument(
+        "--peak_tflops", type=float, help="peak of the card in bf16 (default: by the name of the card)"
+    )
+    parser.add_argument("--json", help="file for the results as JSON")
+
+
+def card_peak(args: argparse.Namespace) -> float | None:
+    """Return the FLOPs per second of `--peak_tflops`, or of the card that is used. `None` on a CPU or an unknown card."""
+    return 1e12 * args.peak_tflops if args.peak_tflops else peak_flops(card_name() if args.gpu else None)
 
 
 # Clocks and memory

@@ -101,6 +101,11 @@ class Job:
     times: float = 1.0  # of the tokens of the other trainings
 
     @property
+    def kind(self) -> tuple[str, str, str, str, float]:
+        """All that is equal for the seeds of a training."""
+        return self.system, self.adaptation, self.separator, self.weighting, self.times
+
+    @property
     def name(self) -> str:
         parts = [self.system, self.adaptation, str(self.seed)]
         return "-".join(
@@ -541,12 +546,16 @@ class Arm:
     weighting: str = "unique"
     times: float = 1.0  # of the tokens of the other trainings
 
+    @property
+    def kind(self) -> tuple[str, str, str, str, float]:
+        """See [`Job.kind`]."""
+        return self.system, self.adaptation, self.separator, self.weighting, self.times
+
     def scores(self, finished: dict[Job, dict[str, Any]]) -> dict[int, dict[str, list[list[float]]]]:
         """Return the step scores of each test set, by seed."""
         found = {}
         for job, result in finished.items():
-            kind = (job.system, job.adaptation, job.separator, job.weighting, job.times)
-            if kind == (self.system, self.adaptation, self.separator, self.weighting, self.times):
+            if job.kind == self.kind:
                 found[job.seed] = {
                     test: [[max(values[: self.spans]) for values in row] for row in rows]
                     for test, rows in result["scores"].items()
@@ -570,6 +579,13 @@ ARMS += [
     Arm("PRM, separator ` ки`", "prm", separator="tag"),
     Arm("PRM, weighting `occurrence`", "prm", weighting="occurrence"),
 ]
+
+
+def arm_of(job: Job) -> Arm:
+    """Return the arm of a training that scores single steps."""
+    return next(arm for arm in ARMS if arm.spans == 1 and arm.kind == job.kind)
+
+
 # pairs of arms: the first minus the second
 DIFFERENCES = [
     ("PRM", "ORM"),
@@ -770,11 +786,22 @@ def introduction(settings, counts, finished, number) -> list[str]:
     )
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
     size = next((f" --profile {name}" for name, one in PROFILES.items() if asdict(one) == profile), "")
-    missing = [job.name for job in make_jobs(profile["seeds"]) if job not in finished]
+    jobs = make_jobs(profile["seeds"])
+    missing = Counter(arm_of(job).title for job in jobs if job not in finished)
+    seeds = Counter(arm_of(job).title for job in jobs)
     return [
         "Step reward models trained from SmolLM2-135M-Instruct on human and constructed labels, by `benchmarks/real_labels.py"
         f"{size}`, which has the command and describes the data. {len(finished)} of the {number} trainings of the study are finished."
-        + (f" Missing: {', '.join(missing)}." if missing else ""),
+        + (
+            " Missing: "
+            + "; ".join(
+                f"{title}{f' ({count} of {seeds[title]} seeds)' * (count < seeds[title])}"
+                for title, count in missing.items()
+            )
+            + "."
+            if missing
+            else ""
+        ),
         "Training mixture, built by one call of `build_stepwise` with weights: "
         + ", ".join(
             f"{given:,} labelled steps of {name} ({different:,} different ones)"
@@ -784,7 +811,7 @@ def introduction(settings, counts, finished, number) -> list[str]:
         f"{mixture['dropped'].get('excluded', 0):,} rows were excluded because their problem is in a test set. Of {counts['overlap']['trained']:,} "
         f"training and {counts['overlap']['tested']:,} test problems, {counts['overlap']['both']} are in both.",
         f"Each training has {profile['rows']} steps of one row of up to {ROW:,} tokens, which is a part of the mixture ({budget}). LoRA: rank 16, "
-        f"learning rate {LEARNING_RATES['lora']}. Full: learning rate {LEARNING_RATES['full']}. bf16 autocast, one thread.",
+        f"learning rate {LEARNING_RATES['lora']}. Full: learning rate {LEARNING_RATES['full']}. Cosine schedule, bf16 autocast, one thread.",
         f"Test sets: {test_rows}.",
         f"{settings['date']}, {os.cpu_count()} cores, {versions}.",
     ]

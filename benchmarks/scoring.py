@@ -38,15 +38,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import (
-    SHAPES,
-    card_name,
+    add_model_options,
+    card_peak,
     describe_shape,
     make_model,
     model_flops,
     now,
     num_compute_parameters,
     peak,
-    peak_flops,
     reset_peak,
     where_and_when,
 )
@@ -89,10 +88,10 @@ def main() -> None:
         results[name] = compare(args, tokenizer, models, name, problem, candidates)
         title = f"**{name}**: {args.num_candidates} candidates; a problem of {args.prompt_tokens} tokens, {num_steps} steps of "
         title += f"{args.step_tokens} tokens (and the separator), {shared} of them shared by all."
-        card_peak = 1e12 * args.peak_tflops if args.peak_tflops else peak_flops(card_name() if args.gpu else None)
+        at_peak = card_peak(args)
         flops_per_token = model_flops(num_compute_parameters(models[0]), 1, training=False)
         report.append(
-            format_table(title, args.num_candidates, results[name], flops_per_token / card_peak if card_peak else None)
+            format_table(title, args.num_candidates, results[name], flops_per_token / at_peak if at_peak else None)
         )
     if args.json:
         Path(args.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -169,14 +168,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--least_seconds", type=float, default=LEAST_SECONDS, help="least seconds per run (default: %(default)s)"
     )
     parser.add_argument("--max_length", type=int, default=2048, help="number of tokens per row (default: 2048)")
-    parser.add_argument("--shape", choices=SHAPES, help="model (default: tiny, with --gpu qwen2.5-math-1.5b)")
-    parser.add_argument("--hidden_size", type=int, default=384, help="hidden size of the tiny shape (default: 384)")
-    parser.add_argument("--num_layers", type=int, default=4, help="number of layers of the tiny shape (default: 4)")
-    parser.add_argument("--gpu", action="store_true", help="one GPU, bf16, flex attention")
-    parser.add_argument(
-        "--peak_tflops", type=float, help="peak of the card in bf16 (default: by the name of the card)"
-    )
-    parser.add_argument("--json", help="file for the results as JSON")
+    add_model_options(parser)
     return parser
 
 

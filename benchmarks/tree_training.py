@@ -29,15 +29,14 @@ import tempfile
 from pathlib import Path
 
 from common import (
-    SHAPES,
-    card_name,
+    add_model_options,
+    card_peak,
     describe_shape,
     make_model,
     model_flops,
     now,
     num_compute_parameters,
     peak,
-    peak_flops,
     run_worker,
     where_and_when,
 )
@@ -63,22 +62,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_labels", type=int, help="only records with at most this number of labelled steps")
     parser.add_argument("--rounds", type=int, default=3, help="runs per system (default: 3)")
     parser.add_argument("--max_length", type=int, default=4096, help="number of tokens per row (default: 4096)")
-    parser.add_argument(
-        "--shape", choices=SHAPES, help="shape of the model (default: tiny, with --gpu qwen2.5-math-1.5b)"
-    )
-    parser.add_argument("--hidden_size", type=int, default=384, help="hidden size of the tiny shape (default: 384)")
-    parser.add_argument("--num_layers", type=int, default=4, help="number of layers of the tiny shape (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="seed for choosing records (default: 0)")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="systems to run (default: all)")
-    parser.add_argument("--gpu", action="store_true", help="one GPU, bf16, flex attention")
-    parser.add_argument(
-        "--peak_tflops", type=float, help="peak of the card in bf16 (default: by the name of the card)"
-    )
     parser.add_argument(
         "--trl_1_13",
         help="folder with TRL 1.13, from `pip install --no-deps --target FOLDER trl==1.13.0` (default: installed to a temporary folder)",
     )
-    parser.add_argument("--json", help="file for the results as JSON")
+    add_model_options(parser)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
     return parser
@@ -307,12 +297,12 @@ def report(args: argparse.Namespace, facts: dict, results: dict[str, list[dict]]
     ]
     lines[0] += f" The whole file has {facts['labels of the whole file']:,} labelled steps."
     lines += [f"{view}: " + ", ".join(f"{n:,} {name}" for name, n in facts[view].items()) for view in ("prm", "hrm")]
-    card_peak = 1e12 * args.peak_tflops if args.peak_tflops else peak_flops(card_name() if args.gpu else None)
+    at_peak = card_peak(args)
     lines += [
         "",
         "| system | labelled steps/s (median; all) | tree is faster by | tokens | tokens, relative to the tree | tokens/s | peak memory, MiB |"
-        + " of the card's peak FLOPs |" * bool(card_peak),
-        "|---|---|---|---|---|---|---|" + "---|" * bool(card_peak),
+        + " of the card's peak FLOPs |" * bool(at_peak),
+        "|---|---|---|---|---|---|---|" + "---|" * bool(at_peak),
     ]
     for system, runs in results.items():
         tree = f"{system[:3]} tree"
@@ -324,7 +314,7 @@ def report(args: argparse.Namespace, facts: dict, results: dict[str, list[dict]]
         seconds = statistics.median(run["seconds"] for run in runs)
         lines.append(
             f"| {system} | {rates[system]:.1f} ({every}) | {ratio} | {runs[0]['tokens']:,} | {more} | {runs[0]['tokens'] / seconds:,.0f} "
-            f"| {memory:,.0f} |" + (f" {runs[0]['flops'] / seconds / card_peak:.1%} |" if card_peak else "")
+            f"| {memory:,.0f} |" + (f" {runs[0]['flops'] / seconds / at_peak:.1%} |" if at_peak else "")
         )
     versions = where_and_when(("torch", "transformers", "trl", "accelerate", "datasets"), args.gpu)
     model = next(iter(results.values()))[0]["model"]

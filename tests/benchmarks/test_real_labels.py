@@ -30,8 +30,9 @@ ROW = {
 
 def test_jobs_have_different_names_and_the_main_ones_come_first():
     jobs = real_labels.make_jobs(3)
-    assert len({job.name for job in jobs}) == len(jobs) == 34
-    assert [job.name for job in jobs[:5]] == ["prm-lora-0", "hrm-lora-0", "orm-lora-0", "prm-lora-1", "hrm-lora-1"]
+    assert len({job.name for job in jobs}) == len(jobs) == 37
+    assert [job.name for job in jobs[:3]] == ["prm-full-0", "hrm-full-0", "prm-full-1"]
+    assert {arm.title for arm in map(real_labels.arm_of, jobs)} == {arm.title for arm in ARMS if arm.spans == 1}
     titles = [arm.title for arm in ARMS]
     assert len(set(titles)) == len(titles)
     assert {title for pair in DIFFERENCES for title in pair} <= set(titles)
@@ -152,14 +153,16 @@ def test_report_has_what_is_finished_and_says_what_is_missing(tmp_path):
 
     for name in real_labels.BASELINES:
         (tmp_path / "jobs" / name).mkdir(parents=True)
-        (tmp_path / "jobs" / name / "scores.json").write_text(json.dumps({"scores": {"0": scores(1)}}))
+        (tmp_path / "jobs" / name / "scores.json").write_text(json.dumps({"scores": scores(1)}))
     result = {"tokens_per_row": 100.0, "labels_per_row": 10.0}
     finished = {
-        Job("prm", "lora", 0): result | {"scores": {"1": scores(1), "2": scores(1)}},
-        Job("hrm", "lora", 0): result | {"scores": {"2": scores(2)}},
+        Job("prm", "full", 0): result | {"scores": scores(1)},
+        Job("hrm", "full", 0): result | {"scores": scores(2)},
     }
     text = real_labels.report(SimpleNamespace(seed=1, docs=None), tmp_path, finished, 33)
     assert "2 of the 33 trainings of the study are finished" in text
+    missing = "Missing: PRM, a quarter of the tokens; ORM; PRM, LoRA; HRM, single steps, LoRA; HRM 3, single steps;"
+    assert missing in text
     assert "1,234 labelled steps of PRM800K (1,111 different ones)" in text
     assert "5 rows were excluded" in text
     assert "PRM 200 tokens with 20 labels" in text

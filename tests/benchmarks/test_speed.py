@@ -192,7 +192,7 @@ class TestScoring:
 class TestTreeTraining:
     def test_report(self, monkeypatch):
         training = load("tree_training")
-        monkeypatch.setattr(training, "card_name", lambda: "NVIDIA A100-SXM4-80GB")
+        monkeypatch.setattr(load("common"), "card_name", lambda: "NVIDIA A100-SXM4-80GB")
         monkeypatch.setattr(training, "where_and_when", lambda packages, gpu: "versions")
         facts = {"labels of the whole file": 4068} | {view: {"labels": 10, "tokens": 500} for view in ("prm", "hrm")}
         run = {"rate": 5.0, "tokens": 500, "seconds": 2.0, "memory": 90.0, "flops": 312e12, "model": "model"}

@@ -290,7 +290,7 @@ class TestEqualsGRPO:
             )
 
     @pytest.mark.parametrize(
-        "credit, loss_type", zip(CREDIT_FUNCTIONS, ["dapo", "grpo", "dr_grpo", "cispo"], strict=True)
+        "credit, loss_type", list(zip(CREDIT_FUNCTIONS, ["dapo", "grpo", "dr_grpo", "cispo"], strict=True))
     )
     def test_without_weight_only_the_outcome_counts(self, tmp_path, credit, loss_type):
         """The advantages have the shape (B, T), and are the same for all tokens of a completion."""
