@@ -81,7 +81,7 @@ def step_text(step: Any) -> Any:
 
 def plain_row(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """
-    Return a row with its `prompt` and its `completions` as texts. Other values than lists of objects are kept unchanged, also if they
+    Return a row with its `prompt` (and `original_prompt`) and its `completions` as texts. Other values than lists of objects are kept unchanged, also if they
     are invalid.
 
     Args:
@@ -94,10 +94,11 @@ def plain_row(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         `ValueError`: If objects are not messages, or the messages are not one problem and its steps. See [`problem_of`] and
             [`step_text`].
     """
-    prompt, steps = row.get("prompt"), row.get("completions")
+    steps = row.get("completions")
     try:
-        if _are_messages(prompt):
-            row = {**row, "prompt": prompt_text(prompt)}
+        for name in ("prompt", "original_prompt"):
+            if _are_messages(row.get(name)):
+                row = {**row, name: prompt_text(row[name])}
         if isinstance(steps, list | tuple) and any(isinstance(step, Mapping | list | tuple) for step in steps):
             row = {**row, "completions": [step_text(step) for step in steps]}
     except ValueError as error:

@@ -26,9 +26,9 @@ MISTAKE = {"input": "3+3?", "steps": ["3+3=6."], "target": "6", "answer": "6", "
 def build(tmp_path, *rows, **options):
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = BuildStepwiseConfig(inputs=[str(source)], output_dir=str(tmp_path / "out"), **{"test_size": 0} | options)
-    report = build_stepwise(config)
-    return load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache")), report
+    options = {"test_size": 0, "output_dir": str(tmp_path / "out"), "overwrite": True} | options
+    report = build_stepwise(BuildStepwiseConfig(inputs=[str(source)], **options))
+    return load_dataset(options["output_dir"], cache_dir=str(tmp_path / "cache")), report
 
 
 def test_labels_of_each_benchmark(tmp_path):
@@ -68,14 +68,51 @@ def test_a_problem_is_excluded_with_the_problem_that_it_was_changed_from(tmp_pat
 
 def test_a_changed_problem_is_in_the_split_of_the_original(tmp_path):
     rows = [
-        PRMBENCH | {"idx": str(i), "original_question": f"What is {i} + 1?", "modified_question": f"What is {i}?"}
+        PRMBENCH
+        | {"idx": f"{spelling}{i}", "question": f"What is {i} + 1?", "original_question": f"What is {i}{spelling}1?"}
+        | {"modified_question": f"What is {i}{spelling}?"}
         for i in range(40)
+        for spelling in (" + ", " {+} ")  # each class spells the formulas of the original problem in its own way
     ]
     dataset, _ = build(tmp_path, *rows, test_size=0.5)
     for split in dataset.values():
         numbers = [prompt.split()[2].strip("?") for prompt in split["prompt"]]
-        assert all(numbers.count(number) == 2 for number in numbers)
-    assert len(dataset["train"]) + len(dataset["test"]) == 80
+        assert all(numbers.count(number) == 4 for number in numbers)
+        assert all(row["original_prompt"] == f"What is {row['prompt'].split()[2].strip('?')} + 1?" for row in split)
+    assert len(dataset["train"]) + len(dataset["test"]) == 160
+    (tmp_path / "test.jsonl").write_text(json.dumps(rows[1]))
+    _, report = build(tmp_path, *rows, exclude=[str(tmp_path / "test.jsonl")], output_dir=str(tmp_path / "rest"))
+    assert report["dropped"] == {"excluded": 2}
+
+
+def test_outcomes(tmp_path):
+    """A solution with a wrong step is wrong, although the label of its last step is 1 in PRMBench and missing in ProcessBench."""
+    dataset, _ = build(tmp_path, PRMBENCH, PROCESSBENCH, MISTAKE, view="orm")
+    found = {row["prompt"]: row["labels"] for row in dataset["train"]}
+    assert found == {"1+2?": [None, None, 0.0], "1+2+3?": [None, 1.0], "2+2?": [None, 0.0], "3+3?": [1.0]}
+
+
+def test_labels_from_one(tmp_path):
+    """The only sign that ProcessBench labels count from 1, which moves every label to the next step."""
+    rows = [PROCESSBENCH | {"problem": f"{i}?", "label": i} for i in (1, 2)]
+    _, report = build(tmp_path, *rows)
+    assert any("If the labels count from 1, subtract 1 from them" in warning for warning in report["warnings"])
+
+
+def test_a_row_of_a_table_with_empty_columns(tmp_path):
+    """In a table of several datasets, a row has null under the columns of the others."""
+    dataset, _ = build(tmp_path, PROCESSBENCH | {"completions": None, "labels": None})
+    assert dataset["train"]["labels"] == [[0.0, None]]
+
+
+def test_rows_with_an_original_prompt_exclude_it(tmp_path):
+    given = {"prompt": [{"role": "user", "content": "4?"}], "original_prompt": [{"role": "user", "content": "3+3?"}]}
+    (tmp_path / "test.jsonl").write_text(json.dumps(given))
+    _, report = build(tmp_path, MISTAKE, PROCESSBENCH, exclude=[str(tmp_path / "test.jsonl")])
+    assert report["dropped"] == {"excluded": 1}
+    row = {"completions": ["4"], "labels": [True], **given}
+    dataset, _ = build(tmp_path, row)
+    assert dataset["train"]["original_prompt"] == ["3+3?"]
 
 
 def test_a_blank_step_drops_the_row(tmp_path):

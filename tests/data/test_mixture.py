@@ -81,6 +81,15 @@ def test_one_input_has_no_source(tmp_path):
     assert "source" not in splits["train"][0] and "sources" not in report
 
 
+def test_ids_of_different_types(tmp_path):
+    """The ids of a mixture are strings, and rows without one get a hash."""
+    rows = {"a": [make_row("a", 0, problem_id=7)], "b": [make_row("b", 0)], "c": [make_row("c", 0, problem_id=None)]}
+    files = [write_file(tmp_path / f"{name}.jsonl", found) for name, found in rows.items()]
+    splits, _ = build(tmp_path, [*files, write_folder(tmp_path / "d", [make_row("d", 0, problem_id=8)])])
+    ids = [row["problem_id"] for row in splits["train"]]
+    assert (ids[0], ids[3]) == ("7", "8") and [len(one) for one in ids[1:3]] == [32, 32]
+
+
 def test_dropped_rows_are_counted_for_their_input(tmp_path):
     inputs = [
         write_file(tmp_path / "a.jsonl", [make_row("a", 0), make_row("a", 1) | {"prompt": " "}]),

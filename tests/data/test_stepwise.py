@@ -75,7 +75,9 @@ def test_rows_with_blank_texts_are_left_out_and_named(tmp_path, view, row, reaso
     rows, report = build(tmp_path, [file], view)
     assert [one["completions"] for one in rows] == [GOOD["completions"]]
     assert report["dropped"] == {reason: 2, "no_labelled_step": 1} and report["records_in"] == 4
-    assert report["warnings"] == [f"2 rows dropped ({reason.replace('_', ' ')}): {file}:2, {file}:4"]
+    [warning] = report["warnings"]
+    start = f"2 rows dropped ({reason.replace('_', ' ')}): {file}:2, {file}:4. The first: {file}:2: {message}"
+    assert warning.startswith(start)
     with pytest.raises(ValueError) as error:
         build_stepwise(BuildStepwiseConfig(inputs=[file], output_dir=str(tmp_path / "strict"), view=view, strict=True))
     assert str(error.value).startswith(f"{file}:2: {message}")
@@ -96,7 +98,10 @@ def test_rows_in_are_rows_out_and_rows_dropped(tmp_path, monkeypatch, num_proc):
     assert report["records_in"] == 100 == report["records_kept"] + sum(report["dropped"].values())
     blank = [i for i, kind in enumerate(kinds, 1) if kind is BLANK[0][0]]
     shown = ", ".join(f"{file}:{i}" for i in blank[:5])
-    assert f"{len(blank)} rows dropped (blank step): {shown} and {len(blank) - 5} more" in report["warnings"]
+    start = (
+        f"{len(blank)} rows dropped (blank step): {shown} and {len(blank) - 5} more. The first: {file}:{blank[0]}: "
+    )
+    assert sum(warning.startswith(start) for warning in report["warnings"]) == 1
     first = next(i for i, kind in enumerate(kinds, 1) if kind is not GOOD)
     config = BuildStepwiseConfig(
         inputs=[file], output_dir=str(tmp_path / "strict"), view="prm", test_size=0, num_proc=num_proc, strict=True
@@ -237,6 +242,9 @@ def test_merged_steps_survive_in_flat_rows(tmp_path):
     flat, _ = build(tmp_path, [str(tmp_path / "hrm")], view="prm")
     assert [row["completions"] for row in flat] == [["1+2=3.", "3+3=6."], ["1+2=3.\n3+3=6."]]
     assert [row["num_merged"] for row in flat] == [[1, 1], [2]]
+    config = BuildStepwiseConfig(inputs=[str(tmp_path / "hrm")], view="orm", output_dir=str(tmp_path / "orm"))
+    with pytest.raises(ValueError, match="row 0: found merged steps .*, which would become solutions of their own"):
+        build_stepwise(config)
 
 
 def test_missing_inputs(tmp_path):

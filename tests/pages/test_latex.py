@@ -33,6 +33,9 @@ def formulas(text: str) -> list[str]:
         ("It is $5, not 3$ or so.", []),
         ("He pays $5 (or $6) and she has 3$ left.", []),
         ("total = $6 * 8 = $48.", []),
+        ("He pays $600*50=$<<600*50=30000>>30000.", []),
+        ("She has $ 10.00 - $ 5.00 left.", []),
+        ("It costs 400-320=$<<400-320=80>>80\nThen 3*50=$<<3*50=150>>150.", []),
         ("$1500, so it costs $$ more.", []),
         ("one $", []),
         ("$$ $$", []),
@@ -65,6 +68,10 @@ def test_escaped_dollar_sign():
         (r"\boxed{5}", '<mrow class="box"><mrow><mn>5</mn></mrow></mrow>'),
         (r"9 \& 2", "<mn>9</mn><mi>&amp;</mi><mn>2</mn>"),
         (r"\$5", "<mi>$</mi><mn>5</mn>"),
+        # a percent sign, which starts a comment in LaTeX
+        ("20% + 1", "<mn>20</mn><mi>%</mi><mo>&#x0002B;</mo><mn>1</mn>".replace("&#x0002B;", "+")),
+        (r"20\%", "<mn>20</mn><mi>%</mi>"),
+        (r"\text{50% of it}", "<mtext>50%\xa0of\xa0it</mtext>"),
     ],
 )
 def test_exact_mathml(latex, mathml):
@@ -80,6 +87,8 @@ def test_displayed_formulas_and_tables():
         markup = to_mathml(rf"\begin{{{name}}}{argument} a &= b \\ &= c \end{{{name}}}")
         assert markup.count("<mtr>") == count and ">2<" not in markup, name
     assert to_mathml(r"a &= b \\ c &= d").count("<mtr>") == 2  # lines without an environment
+    spaced = to_mathml(r"\begin{align*} a &= 50% \\[4pt] c &= d \end{align*}")
+    assert spaced.count("<mtr>") == 2 and "%" in spaced and "[" not in spaced
     lines = to_mathml(r"\begin{array}{c|c} 1 & 2 \\ \hline 3 & 4 \end{array}")
     assert re.findall(r'<mtd columnalign="center"( class="[^"]*")?><mn>(\d)', lines) == [
         (' class="right below"', "1"),
@@ -106,6 +115,10 @@ def test_displayed_formulas_and_tables():
         "x" * (MAX_CHARACTERS + 1),
         "{" * 2000 + "}" * 2000,
         r"\sqrt{" * 800,
+        # the converter would show another formula
+        r"\begin{array}{r@{}l} 1 & 2 \end{array}",
+        r"\begin{array}{*{2}{c}} 1 & 2 \end{array}",
+        r"\text{The set \{1, 2\}} = S",
     ],
 )
 def test_what_cannot_be_converted_is_shown_as_it_is(latex):

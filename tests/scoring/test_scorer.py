@@ -193,6 +193,14 @@ class TestRefusals:
         with pytest.raises(ValueError, match="3 prompts.* 1"):
             scorer_of().score(PROMPTS, [[["a"]]])
 
+    @pytest.mark.parametrize("candidates", [["1+2."], [["1+2."]]])
+    def test_a_candidate_is_a_string(self, candidates):
+        """A missing pair of brackets would score single characters."""
+        with pytest.raises(ValueError, match="prompt 0: a candidate is a string, expected a list"):
+            scorer_of().score(["1+2?"], candidates)
+        with pytest.raises(ValueError, match="`prompts` is a string"):
+            scorer_of().score("q", [[["1+2."]]])
+
     def test_step_is_not_a_string(self):
         with pytest.raises(ValueError, match=r"prompt 1: `completions\[2\]` is None"):
             scorer_of().score(["p", "q"], [[["a"]], [["a", "b"], [None]]])

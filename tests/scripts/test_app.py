@@ -13,6 +13,7 @@ from html import unescape
 
 import numpy as np
 import pytest
+import torch
 
 from trl_hrm.cli import main
 from trl_hrm.scoring.aggregate import AGGREGATES, aggregate
@@ -125,7 +126,14 @@ class TestPage:
         assert totals(page) == [[aggregate(scores, name) for name in AGGREGATES] for scores in by_model]
         assert re.findall(r'<i class="letter">(.)</i>', page) == ["A", "B"] * (len(STEPS) + 1)
 
-    @pytest.mark.parametrize("fault", [ValueError("the step 'az' ends with 'z;'"), OSError("the server failed")])
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            ValueError("the step 'az' ends with 'z;'"),
+            OSError("the server failed"),
+            torch.OutOfMemoryError("no memory"),
+        ],
+    )
     def test_a_model_that_fails_does_not_hide_the_others(self, models, fault, monkeypatch):
         def fail(*args):
             raise fault
@@ -233,6 +241,8 @@ class TestExamples:
         settings = {"reward_model": folders, "examples": str(tmp_path / "rows.jsonl"), "columns": {"prompt": "q"}}
         assert read_examples(AppConfig(**settings)) == [("1?", "a\n\nb"), ("2?", "c")]
         messages = [[{"role": "assistant", "content": text}] for text in "ab"]
+        write_rows(tmp_path / "rows.jsonl", [{"q": "1?", "completion": "a\n\nb\n"}])
+        assert read_examples(AppConfig(**settings)) == [("1?", "a\n\nb\n")]
         write_rows(tmp_path / "rows.jsonl", [{"q": [{"role": "user", "content": "1?"}], "completions": messages}])
         assert read_examples(AppConfig(**settings)) == [("1?", "a\n\nb")]
 
@@ -242,6 +252,8 @@ class TestExamples:
             ({"prompt": "q", "completions": "a"}, "rows.jsonl:2.*expected an object with `prompt`"),
             ({"prompt": "q", "completions": ["a", "b"], "parents": [-1, -1]}, "rows.jsonl:2.*this tree branches"),
             ({"completions": ["a"]}, "rows.jsonl:2"),
+            ({"completion": "a"}, "rows.jsonl:2.*`prompt`"),
+            ({"prompt": "q", "completions": ["a\n", "b"]}, "rows.jsonl:2.*remove white space around the steps"),
             ({"prompt": "q", "completions": ["a\n\nb"]}, "rows.jsonl:2: the rule blank_line splits these steps"),
         ],
     )
@@ -278,13 +290,14 @@ def test_gradio_is_missing(folders, monkeypatch, capsys):
     [
         ({"columns": {"prompt": "q"}}, "`columns` has no effect without `examples`"),
         ({"port": 0}, "`port` is 0"),
+        ({"reward_model": [f"me/{i}" for i in range(27)]}, "27 models. The page shows at most 26"),
         ({"segmentation": "regex"}, "must be used together"),
         ({"served_model_name": "x", "reward_model_engine": "http://localhost:1"}, "is the name of one model"),
     ],
 )
 def test_config(folders, settings, message):
     with pytest.raises(ValueError, match=message):
-        AppConfig(reward_model=folders, **settings)
+        AppConfig(**{"reward_model": folders} | settings)
 
 
 @pytest.mark.slow

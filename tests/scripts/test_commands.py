@@ -247,6 +247,11 @@ class Terminal(io.TextIOWrapper):
         ([], b"", "There is nothing to score"),
         (["-"], None, "nothing is piped to standard input"),
         (["-", "--prompt", "x?"], None, "nothing is piped to standard input"),
+        (
+            ["rows.jsonl", "--prompt", "x?"],
+            None,
+            "With `prompt`, it must be the text of one solution. Remove `prompt`.",
+        ),
         (["-"], b"", "standard input is empty"),
         (["-"], b" \n", "standard input: no records found"),
         (["-"], b"PAR1", "standard input: found a Parquet file"),

@@ -229,6 +229,10 @@ def test_one_problem_by_place_and_by_id(run_folder, tmp_path, capsys):
     assert main(["inspect", str(run_folder), "--problem", "p002", "--html", str(other)]) == 0
     assert capsys.readouterr().out.split("\nPage")[0] == by_place.split("\nPage")[0]
     assert other.read_bytes() == page.read_bytes()
+    (page.parent / "index.html").write_text("")  # the list that `--all` wrote
+    assert main(["inspect", str(run_folder), "--problem", "2"]) == 0
+    assert '"links":{"index":"index.html"}' in page.read_text(encoding="utf-8")
+    (page.parent / "index.html").unlink()
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,12 @@ def test_annotate(tmp_path, policy, problems, trackers, capsys):
     assert trackers["trackio"].run is None and not trackers["wandb"].runs
     [values] = trackers["trackio"].logged
     assert len(values["trees"][2]) == 3
+    for shard in ("0/2", "1/2"):  # as after a crash: each shard finds that nothing is left to do
+        assert main([*command, "--shard", shard]) == 0
+        assert "already logged" in capsys.readouterr().out
+    assert len(trackers["trackio"].logged) == 1
+    assert main([*command, "--shard", "0/2", "--run_name", "other"]) == 0
+    assert len(trackers["trackio"].logged) == 2
 
 
 def test_step_search(tmp_path, policy, problems, trackers):

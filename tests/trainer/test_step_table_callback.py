@@ -322,6 +322,22 @@ class TestPlanted:
         assert not trackers["trackio"].logged and not list(tmp_path.iterdir())
 
 
+def test_the_best_checkpoint_keeps_its_step(tmp_path, trees):
+    """After the training, the best checkpoint is evaluated again. Its page must not replace the one of the last step."""
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    settings = {**steps, "load_best_model_at_end": True, "max_steps": 3, "learning_rate": 0.1, "log_worst_steps": 5}
+    trainer = make_trainer(tmp_path, trees, tiny_model(initializer_range=0.3), evaluation=trees, **settings)
+    trainer.train()
+    best = trainer.state.best_global_step
+    assert best < 3
+    records = [record_of(trainer, step=step) for step in (best, 3)]
+    assert records[0]["worst_steps"] != records[1]["worst_steps"]
+    trainer.evaluate()
+    again = [record_of(trainer, step=step) for step in (best, 3)]
+    assert again[1] == records[1]
+    assert again[0]["training_step"] == best and again[0]["ece"] == pytest.approx(records[0]["ece"], abs=1e-5)
+
+
 class TestErrors:
     def test_arguments(self, planted, tmp_path, trees, model):
         with pytest.raises(TypeError, match="SimpleNamespace"):
@@ -338,9 +354,8 @@ class TestErrors:
 
     def test_prepared_rows_have_no_texts(self, tmp_path, trees, model):
         prepared = make_trainer(tmp_path, trees, model, evaluation=trees).eval_dataset
-        trainer = make_trainer(tmp_path, trees, model, evaluation=prepared, log_worst_steps=1)
         with pytest.raises(ValueError, match="already prepared"):
-            trainer.evaluate()
+            make_trainer(tmp_path, trees, model, evaluation=prepared, log_worst_steps=1)
 
     def test_another_order(self, tmp_path, trees, model):
         """The scores would be shown with the texts of other steps."""

@@ -140,12 +140,14 @@ def parse_prm_bench(record: dict[str, Any], place: Place, notes: Counter) -> lis
             f"`classification` is {shown(kind)}, expected one of {', '.join(CLASSES)}.",
         )
     steps = steps_of(record, "modified_process", where)
-    origin = text_of(record, "original_question", where)
+    original = text_of(record, "original_question", where)
+    # Each class spells the formulas of the original problem in its own way. `question` has one spelling
+    origin = original if record.get("question") is None else text_of(record, "question", where)
     labels = _prm_bench_labels(record["error_steps"], steps, where, notes)
     solutions = [Solution(where, kind, name, text_of(record, "modified_question", where), steps, labels, origin)]
     if kind == CORRECT_FROM:
         steps = steps_of(record, "original_process", where)
-        solutions.append(Solution(where, "correct", name, origin, steps, [1] * len(steps), origin))
+        solutions.append(Solution(where, "correct", name, original, steps, [1] * len(steps), origin))
     return solutions
 
 
@@ -228,7 +230,7 @@ def first_error_labels(
         return [1] * len(steps)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value - first < len(steps):
         hint = (
-            " If the labels count from 1, pass --first_step 1 to trl-hrm benchmark, or subtract 1 from them."
+            " If the labels count from 1, subtract 1 from them (trl-hrm benchmark has --first_step 1)."
             if not first and value == len(steps)
             else ""
         )
@@ -251,13 +253,14 @@ def is_benchmark_row(record: dict[str, Any]) -> bool:
     )
 
 
-def parse_benchmark_row(record: dict[str, Any], where: str, notes: Counter) -> list[StepTree]:
+def parse_benchmark_row(record: dict[str, Any], where: str, notes: Counter, view: str = "tree") -> list[StepTree]:
     """
     Return the labelled solutions of a row as step trees of one path each, for training.
 
     Of a first-error benchmark, steps after the first wrong step have no label. A row of PRMBench has two solutions: the modified one,
     and the original one, whose steps are all correct. The original problem is kept in the column `original_prompt`. See
-    [`~data.build.original_prompt`].
+    [`~data.build.original_prompt`]. For `view="orm"`, a solution is wrong if any of its steps is wrong, also if later steps are correct or
+    have no label.
 
     Args:
         record (`dict[str, Any]`):
@@ -266,6 +269,8 @@ def parse_benchmark_row(record: dict[str, Any], where: str, notes: Counter) -> l
             Location of the row, for error messages.
         notes (`Counter`):
             Counter of the rows of each benchmark, and of anomalies that are ignored. It is updated in place.
+        view (`str`, *optional*, defaults to `"tree"`):
+            View that is built.
 
     Raises:
         [`RowError`]: If the row has no problem or no steps, or an invalid label.
@@ -273,9 +278,8 @@ def parse_benchmark_row(record: dict[str, Any], where: str, notes: Counter) -> l
     record, place = adapt(record), Place(where, "", 0)
     if "modified_process" in record:
         kind, solutions = "prmbench", parse_prm_bench(record, place, notes)[:1]
-        steps = steps_of(record, "original_process", where)
-        origin = solutions[0].origin
-        solutions.append(Solution(where, "", "", origin, steps, [1] * len(steps), origin))
+        steps, original = steps_of(record, "original_process", where), record["original_question"]
+        solutions.append(Solution(where, "", "", original, steps, [1] * len(steps), solutions[0].origin))
     elif "mistake_index" in record:
         kind, solutions = "bigbenchmistake", parse_big_bench_mistake(record, place, notes)
     else:
@@ -289,6 +293,8 @@ def parse_benchmark_row(record: dict[str, Any], where: str, notes: Counter) -> l
                     "blank_step", where, f"step {i} is {shown(step)}, expected a non-empty string. Remove the row."
                 )
         labels = [None if label is None else float(label) for label in solution.labels]
+        if view == "orm":
+            labels = [None] * (len(labels) - 1) + [float(0.0 not in labels)]
         extra = {ORIGINAL_PROMPT: solution.origin} if "modified_process" in record else {}
         trees.append(
             StepTree.from_row(

@@ -449,7 +449,10 @@ class _Worker:
             row = sft_row(tree, self.recipe.asked) if self.config.view == "sft" else tree.to_row()
             if self.config.view in ("prm", "orm"):
                 del row["parents"]
-            row.setdefault("problem_id", problem_key(tree.prompt).hex())
+            if is_mixture and row.get("problem_id") is not None:
+                row["problem_id"] = str(row["problem_id"])  # the ids of the inputs can have different types
+            elif is_mixture or "problem_id" not in row:
+                row["problem_id"] = problem_key(tree.prompt).hex()
             rows[split].append(row)
             count_row(counts, split, tree, tree.extra["source"] if is_mixture else None)
         for split in rows:
@@ -638,7 +641,8 @@ def make_report(
         )
     for reason in dict.fromkeys(reason for reason, *_ in faults):
         places = [where for other, where, _ in faults if other == reason]
-        warnings.append(format_places(reason, places, number=found["dropped"][reason]))
+        first = next(message for other, _, message in faults if other == reason)
+        warnings.append(f"{format_places(reason, places, number=found['dropped'][reason])}. The first: {first}")
     labels = [kinds for splits in found["labels"].values() for kinds in splits.values()]
     report = {
         "builder": builder,

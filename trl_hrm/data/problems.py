@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..io import shown
-from ..messages import INSTRUCTIONS, content_text, prompt_text
+from ..messages import prompt_text
 from .sources import JsonLines, all_rows
 
 
@@ -141,17 +141,12 @@ def problem_text(record: Mapping[str, Any]) -> str | None:
 
 
 def _user_text(messages: Sequence[Any]) -> str | None:
-    """Return the text of the only user message, or `None` for a dialogue of several turns."""
-    if not all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in messages):
+    """Return the text of the only user message, or `None` if there is none, for example in a dialogue of several turns."""
+    try:
+        text = prompt_text(messages)
+    except ValueError:  # such as an image
         return None
-    turns = [message for message in messages if message["role"] not in INSTRUCTIONS]
-    if [message["role"] for message in turns] != ["user"]:
-        return None
-    content = turns[0]["content"]
-    blocks = content if isinstance(content, list) else []
-    if any(not isinstance(block, Mapping) or not isinstance(block.get("text"), str) for block in blocks):
-        return None  # such as an image
-    return content_text(content)
+    return text if isinstance(text, str) else None
 
 
 def find_column(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
@@ -187,10 +182,11 @@ def unused_parts(record: Mapping[str, Any], used: Sequence[str] = (), has_choice
         name for name, value in record.items() if PART_COLUMNS.fullmatch(name) and value not in (None, "", [], {})
     ]
     parts = [name for name in parts if name not in used]
-    column = find_column(record, TEXT_COLUMNS)
-    messages = record.get(column) if isinstance(record.get(column), list) else ()
-    others = {str(one.get("role")) for one in messages if isinstance(one, Mapping)} - {"user"}
-    return [*parts, *(f"{column} (message of role {role})" for role in sorted(others))]
+    for column in dict.fromkeys(find_column(record, [name]) for name in TEXT_COLUMNS):
+        messages = record[column] if column is not None and isinstance(record[column], list) else ()
+        others = {str(one.get("role")) for one in messages if isinstance(one, Mapping)} - {"user"}
+        parts += [f"{column} (message of role {role})" for role in sorted(others)]
+    return parts
 
 
 def parts_warning(unused: Mapping[str, int]) -> list[str]:
@@ -286,8 +282,11 @@ def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
                 f"{where}: found no problem to exclude among the keys {shown(sorted(row), 200)}. It must be a non-empty string under `problem`, "
                 "`question` or `prompt`. Rename the key of the problem."
             )
-        changed = [row.get(name) for name in ("original_question", "modified_question")]  # of PRMBench
-        keys.update(exclusion_key(one) for one in (text, *changed) if isinstance(one, str))
+        changed = [
+            row.get(name) for name in ("original_prompt", "original_question", "modified_question")
+        ]  # the last two: PRMBench
+        texts = [_user_text(one) if isinstance(one, (list, tuple)) else one for one in (text, *changed)]
+        keys.update(exclusion_key(one) for one in texts if isinstance(one, str))
     return frozenset(keys)
 
 

@@ -89,6 +89,7 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
         about = ABOUT
         if len(sources) > 1:
             for found in (columns, features):
+                found.pop("problem_id", None)  # becomes a string
                 if "source" in found:
                     found["original_source"] = found.pop("source")
             columns["source"] = pa.string()
@@ -99,7 +100,7 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
             name="stepwise",
             source=source,
             inputs=config.inputs,
-            parse=parse_stepwise,
+            parse=partial(parse_stepwise, view=config.view),
             columns=columns,
             features=features,
             join_prompts=True,
@@ -129,7 +130,9 @@ def _warnings(report: dict[str, Any], source: str) -> list[str]:
     return warnings + unused_warnings(report["notes"])
 
 
-def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTree | list[StepTree]:
+def parse_stepwise(
+    record: dict[str, Any], where: str, notes: Counter, view: str = "tree"
+) -> StepTree | list[StepTree]:
     """
     Return the validated step tree of one row, or the trees of a row of PRMBench.
 
@@ -141,16 +144,18 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
         notes (`Counter`):
             Counter of unused columns that may contain a part of the problem, of rows whose steps look like whole solutions, and of
             rows with the thinking of a reasoning model. It is updated in place.
+        view (`str`, *optional*, defaults to `"tree"`):
+            View that is built.
 
     Raises:
         [`RowError`]: If the prompt or a step is blank.
         `ValueError`: If the row is invalid in another way. See [`StepTree.from_row`].
     """
-    if "completions" not in record:
+    if record.get("completions") is None:
         if is_math_shepherd(record) or is_er_prm(record) or is_conversation(record):
             return parse_math_shepherd(record, where, notes)
         if is_benchmark_row(record):
-            return parse_benchmark_row(record, where, notes)
+            return parse_benchmark_row(record, where, notes, view)
         remedy = other_command(record)
         if remedy:
             raise ValueError(
@@ -169,6 +174,11 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
             )
     notes.update(UNUSED + name for name in unused_parts(record, has_choices=False))
     tree = StepTree.from_row(texts, where)
+    if view == "orm" and any(count > 1 for count in tree.num_merged or ()):
+        raise ValueError(
+            f"{where}: found merged steps (`num_merged`), which would become solutions of their own in the view orm. Build it from the view "
+            "tree."
+        )
     count_answers(tree.completions, notes, tree.parents)
     if any(map(thinking_spans, tree.completions)):
         notes[THINKING] += 1

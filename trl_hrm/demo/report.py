@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.report import CHIPS, calibration_table
+from ..evaluation.report import CHIPS
 from ..pages.numbers import percent, points_between
-from ..pages.page import Table, render, write_page
+from ..pages.page import Table, calibration_table, render, write_page
 from ..pages.pictures import Picture
 from .claims import (
     WAYS,
@@ -312,7 +312,7 @@ def calibration_section(data: dict[str, Any]) -> Section:
         details=[
             (
                 f"{calibration_name(data, one)}: expected calibration error {one['ece']:.3f}",
-                calibration_table(one["bins"]),
+                calibration_table(one["bins"], "solutions"),
             )
             for one in found
         ],

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pages.numbers import percent, points_between
-from ..pages.page import Table, render, write_page
+from ..pages.page import Table, calibration_table, render, write_page
 from ..pages.pictures import (
     MARKERS,
     Picture,
@@ -147,22 +147,8 @@ def _calibration(result: Result) -> tuple[str, Table]:
     bins = result.values["calibration"]["bins"]
     return (
         f"{result.name}: expected calibration error {binned_calibration_error(bins):.3f}",
-        calibration_table(bins),
+        calibration_table(bins, "solutions"),
     )
-
-
-def calibration_table(bins: Sequence[dict[str, Any]]) -> Table:
-    """Return a table of score bins with the share of correct solutions in each."""
-    rows = [
-        [
-            f"{one['low']:g} to {one['high']:g}",
-            f"{one['count']:,}",
-            "–" if one["mean_score"] is None else f"{one['mean_score']:.3f}",
-            percent(one["share_right"]),
-        ]
-        for one in bins
-    ]
-    return Table(["score", "solutions", "mean score", "correct"], rows)
 
 
 def _suites(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -69,6 +69,10 @@ _DEFINITION = re.compile(  # a few definitions could expand to gigabytes
 _ESCAPED = re.compile(r"\\([%$&#_{}])")
 _ENTITY = re.compile(r"&#x([0-9A-Fa-f]{1,6});")
 _COMMAND = re.compile(r"\\[A-Za-z]")
+_PERCENT = re.compile(r"(?<!\\)((?:\\\\)*)%")  # without a backslash. The converter takes it as the start of a comment
+_ROW_SPACE = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm|in)\s*\]")  # `\\[4pt]`
+# An array whose columns have braces (`r@{}l`), and escaped braces in text, which the converter changes
+_UNSUPPORTED = re.compile(r"\\begin\{array\}\s*\{[^}]*[{@*]|\\(?:text\w*|mbox)\s*\{[^{}]*\\[{}]")
 
 
 class Formula(NamedTuple):
@@ -150,8 +154,11 @@ def to_mathml(latex: str, display: str = "inline") -> Markup | None:
         `Markup` or `None`: MathML, or `None` if the formula is blank, longer than `MAX_CHARACTERS`, or cannot be converted, for example
         because it contains an unknown command.
     """
-    if not latex.strip() or len(latex) > MAX_CHARACTERS or _DEFINITION.search(latex) or not _is_balanced(latex):
+    if not latex.strip() or len(latex) > MAX_CHARACTERS or not _is_balanced(latex):
         return None
+    if _DEFINITION.search(latex) or _UNSUPPORTED.search(latex):
+        return None
+    latex = _PERCENT.sub(r"\1\\%", _ROW_SPACE.sub(r"\\\\", latex))
     latex = _BEGIN_OR_END.sub(
         lambda found: rf"\{found[1]}{{{SIMILAR[found[2]]}}}" if found[2] in SIMILAR else found[0], printable(latex)
     )
@@ -170,6 +177,8 @@ def _is_formula(content: str) -> bool:
     """Return whether the text between two dollar signs is a formula, and not the text between two prices."""
     if not content.strip() or _BLANK_LINE.search(content) or _WORDS.search(_TEXT_COMMAND.sub("", f"{content} ")):
         return False
+    if len(content.strip()) > 1 and re.match(r"\s*[\d.<]", content) and content.rstrip()[-1] in "=+-*/":
+        return False  # `$600*50=$30000`, of prices
     if content[0].isspace() == content[-1].isspace():
         return True
     return bool(re.search(r"\\[A-Za-z]|[\^_<>]", content)) and content.rstrip()[-1] not in "=+-*/"

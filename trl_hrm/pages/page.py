@@ -56,6 +56,20 @@ class Table:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def calibration_table(bins: Sequence[dict[str, Any]], judged: str) -> Table:
+    """Return a table of score bins with the share of correct ones. `judged` says what is scored: `"solutions"` or `"steps"`."""
+    rows = [
+        [
+            f"{one['low']:g} to {one['high']:g}",
+            f"{one['count']:,}",
+            "–" if one["mean_score"] is None else f"{one['mean_score']:.3f}",
+            percent(one["share_right"]),
+        ]
+        for one in bins
+    ]
+    return Table(["score", judged, "mean score", "correct"], rows)
+
+
 def markdown(text: str) -> str:
     """
     Return a text for Markdown, on one line and with at most 1,000 characters. If it contains characters that could be markup, it

@@ -93,8 +93,15 @@ def plain_candidates(
     Return the texts of prompts and candidates, which may be messages. See [`~messages.plain_row`].
 
     Raises:
-        `ValueError`: If there is not one list of candidates per prompt, or the messages are not one problem and its steps.
+        `ValueError`: If there is not one list of candidates per prompt, a candidate is not a list of steps, or the messages are not one problem and its steps.
     """
+    if isinstance(prompts, str):
+        raise ValueError("`prompts` is a string, expected a list of problems.")
+    for i, solutions in enumerate(candidates):
+        if isinstance(solutions, str) or any(isinstance(steps, str) for steps in solutions):
+            raise ValueError(
+                f"prompt {i}: a candidate is a string, expected a list of the texts of its steps. For whole solutions, use `score_texts`."
+            )
     if len(prompts) != len(candidates):
         raise ValueError(
             f"Got {len(prompts)} prompts and candidates for {len(candidates)} prompts. Pass one list of candidates per prompt."

@@ -405,9 +405,27 @@ def annotate(config: AnnotateConfig) -> "Annotation | str":
     if config.report_to:
         if missing := unfinished_shards(config.output_dir):
             say(f"Trees are logged when all shards are finished. Missing: {', '.join(map(str, missing))}.")
-        else:
+        elif mark_logged(config):
             log_trees({"": config.output_dir}, config.report_to, config.project, config.run_name)
+        else:
+            say("The trees of this run are already logged.")
     return Annotation(Path(config.output_dir), progress, summary)
+
+
+def mark_logged(config: AnnotateConfig) -> bool:
+    """
+    Return whether the trees of a finished run are not logged yet, in this state of its logs and to these trackers. Shards that finish at
+    the same time, or start again to retry errors, would otherwise each log all trees.
+    """
+    from ..search.tree import make_id
+
+    sizes = sorted((log.name, log.stat().st_size) for log in Path(config.output_dir).glob("log-*.jsonl"))
+    state = json.dumps([sizes, sorted(config.report_to), config.project, config.run_name])
+    try:
+        Path(config.output_dir, f".logged-{make_id(state)}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def first_failure(config: AnnotateConfig, shard: Shard) -> str:

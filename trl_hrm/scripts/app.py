@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 200_000  # of a problem and a solution. Tokenizing millions would block the server for everyone
 MAX_STEPS = 1000
+MAX_MODELS = 26  # named by a letter
 NUM_EXAMPLES = 100
 FONTS = [
     "system-ui",
@@ -68,8 +69,8 @@ class AppConfig(SegmentationConfig, RewardModelsConfig):
         segmentation (`str`, *optional*, defaults to `"blank_line"`):
             Rule that splits solutions into steps at first. It can be changed in the page. See [`SegmentationConfig`].
         examples (`str`, *optional*):
-            JSON Lines file of solutions with the columns `prompt` and `completions` (a list of steps), for the example button. By
-            default, it shows one solution of a geometry problem.
+            JSON Lines file of solutions for the example button, with the columns `prompt` and `completions` (a list of steps) or
+            `completion` (a text). By default, it shows one solution of a geometry problem.
         columns (`dict[str, str]`, *optional*):
             Column of `examples` to read for each expected name, such as `{"completions": "steps"}`, or `completions=steps` on the
             command line.
@@ -93,8 +94,8 @@ class AppConfig(SegmentationConfig, RewardModelsConfig):
     examples: str | None = field(
         default=None,
         metadata={
-            "help": "JSON Lines file of solutions with the columns `prompt` and `completions` (a list of steps), for the example "
-            "button (default: one solution of a geometry problem).",
+            "help": "JSON Lines file of solutions for the example button, with the columns `prompt` and `completions` (a list of steps) "
+            "or `completion` (a text) (default: one solution of a geometry problem).",
             "metavar": "FILE",
         },
     )
@@ -118,6 +119,10 @@ class AppConfig(SegmentationConfig, RewardModelsConfig):
         if self.columns is not None:
             self.columns = parse_columns(self.columns)
         super().__post_init__()
+        if len(self.reward_model) > MAX_MODELS:
+            raise ValueError(
+                f"`reward_model` has {len(self.reward_model)} models. The page shows at most {MAX_MODELS} next to each other."
+            )
         if self.columns is not None and self.examples is None:
             raise ValueError("`columns` has no effect without `examples`. Set `examples`, or remove `columns`.")
 
@@ -201,9 +206,16 @@ def read_examples(config: AppConfig) -> list[tuple[str, str]]:
     rule = config.rule(config.segmentation or "blank_line")
     for where, row in islice(all_rows(JsonLines([config.examples], config.columns or {})), NUM_EXAMPLES):
         steps = row.get("completions")
+        if steps is None and isinstance(row.get("completion"), str):
+            tree = StepTree.from_row(
+                {"prompt": row.get("prompt"), "completions": [row["completion"]], "labels": [None]}, where
+            )
+            found.append((tree.prompt, row["completion"]))
+            continue
         if not isinstance(steps, list):
             raise ValueError(
-                f"{where}: expected an object with `prompt` and a list `completions`. For other names, use --columns."
+                f"{where}: expected an object with `prompt`, and with a list `completions` or a text `completion`. For other names, use "
+                "--columns."
             )
         tree = StepTree.from_row(row | {"labels": [None] * len(steps)}, where)
         if tree.parents != list(range(-1, len(steps) - 1)):
@@ -213,8 +225,8 @@ def read_examples(config: AppConfig) -> list[tuple[str, str]]:
         text = "\n\n".join(tree.completions)
         if cut_text(text, rule) != tree.completions:
             raise ValueError(
-                f"{where}: the rule {rule.name} splits these steps into others, whose scores would differ. Choose another --segmentation, or "
-                "correct or remove the row."
+                f"{where}: the rule {rule.name} splits these steps into others, whose scores would differ. Choose another --segmentation, "
+                "remove white space around the steps, or remove the row."
             )
         found.append((tree.prompt, text))
     return found
@@ -356,27 +368,26 @@ def solution_html(models: Sequence[LoadedModel], problem: str, solution: str, ru
         try:
             _, longest = path_lengths(scorer, problem, steps, range(-1, len(steps) - 1), config)
             is_too_long = scorer.max_positions is not None and max(longest.values()) > scorer.max_positions
-            spans = None if is_too_long else score_spans(scorer, problem, steps, config)
-        except (
-            ValueError,
-            OSError,
-        ) as error:  # such as a step with a control token of the model, or a server that is down
+            if is_too_long:
+                notices.append(
+                    f"{name}: the solution has {max(longest.values()):,} tokens, but the model has {scorer.max_positions:,} positions. "
+                    "Shorten the solution."
+                )
+                continue
+            spans = score_spans(scorer, problem, steps, config)
+            scores = [None if None in found.values() else combined(list(found.values()), config) for found in spans]
+            is_complete = None not in scores
+            aggregates = [aggregate(scores, rule) if is_complete else None for rule in AGGREGATES]
+        except (ValueError, OSError, RuntimeError) as error:
+            # such as a step with a control token of the model, a server that is down, or a solution that does not fit into memory
             notices.append(f"{name}: {one_line(str(error))}")
             continue
-        if spans is None:
-            notices.append(
-                f"{name}: the solution has {max(longest.values()):,} tokens, but the model has {scorer.max_positions:,} positions. "
-                "Shorten the solution."
-            )
-            continue
-        scores = [None if None in found.values() else combined(list(found.values()), config) for found in spans]
-        is_complete = None not in scores
         page["models"].append(
             {
                 "name": name,
                 "scores": scores,
                 "spans": spans if config.merges else [{} for _ in spans],
-                "aggregates": [aggregate(scores, name) if is_complete else None for name in AGGREGATES],
+                "aggregates": aggregates,
                 "first_low": next((i for i, score in enumerate(scores, 1) if score is not None and score < 0.5), None),
             }
         )

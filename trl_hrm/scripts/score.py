@@ -264,11 +264,15 @@ def _read(config: ScoreConfig, notes: "Counter") -> tuple[list[str], list[dict[s
     Return the locations, the rows and the step trees of the input. Labels are optional and kept as they are. `notes` counts texts
     (`TEXTS`), and those with several steps (`SPLIT`) and with thinking (`THINKING`).
     """
-    from ..data.sources import JsonLines, all_rows
+    from ..data.sources import SUFFIXES, JsonLines, all_rows
 
     if config.solution is not None:
         found = [("solution", {"prompt": config.prompt, "completion": config.solution})]
     elif config.prompt is not None:
+        if config.input.endswith(SUFFIXES):
+            raise ValueError(
+                f"`input` is the JSON file {shown(config.input)}. With `prompt`, it must be the text of one solution. Remove `prompt`."
+            )
         found = [(config.input, {"prompt": config.prompt, "completion": _read_text(config.input)})]
     else:
         with _file_of(config.input) as path:

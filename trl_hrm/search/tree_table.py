@@ -99,7 +99,7 @@ def log_trees(
     for prefix, folder in folders.items():
         rows, num_problems = [], 0
         for file in node_files(folder):
-            for tree in read_trees(file, token_ids=True):
+            for tree in read_trees(file):
                 num_problems += 1
                 if len(rows) < MAX_PROBLEMS:
                     rows.append(tree_row(tree))

@@ -8,14 +8,13 @@ import numpy as np
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..io import replacing, shown, write_json
-from ..pages.numbers import percent
-from ..pages.page import Table, render
+from ..pages.page import calibration_table, render
 from ..pages.pictures import reliability_picture
 from ..step_metrics import binned_calibration_error, calibration_bins
 from ..terminal import one_line
 from ..tracking import TrackedTable, log_to_trackers
 from .step_table import MAX_CHARACTERS
-from .step_trainer import EvaluatedSteps, StepTrainer
+from .step_trainer import PREPARED, EvaluatedSteps, StepTrainer
 
 
 FOLDER = (
@@ -75,7 +74,7 @@ class StepTableCallback(TrainerCallback):
     largest error first, and in the order of the dataset if errors are equal.
 
     Each evaluation writes a page and the same data as JSON to `_evaluations/eval_XXXXX.html` and `.json` in `output_dir`, where `XXXXX`
-    is the training step and `eval` the `metric_key_prefix`, such as `eval_math` for a named evaluation dataset. The page also shows the
+    is the training step (after a training with `load_best_model_at_end`, the best checkpoint's) and `eval` the `metric_key_prefix`, such as `eval_math` for a named evaluation dataset. The page also shows the
     steps before each of these steps. The folder is not pushed to the Hub, because it contains problems of the evaluation dataset.
 
     If the trainer reports to trackio or Weights & Biases (`report_to`), it also logs to them, with the names
@@ -104,9 +103,8 @@ class StepTableCallback(TrainerCallback):
 
     Raises:
         `TypeError`: If the trainer does not train a step reward model.
-        `ValueError`: If `num_steps` is below 1, the evaluation does not keep the outputs (`prediction_loss_only`), or it has another order
-            than the dataset (`train_sampling_strategy`). In an evaluation,
-            see [`~trainer.step_trainer.StepTrainer.evaluated_steps`].
+        `ValueError`: If `num_steps` is below 1, the evaluation does not keep the outputs (`prediction_loss_only`), it has another order than
+            the dataset (`train_sampling_strategy`), or the evaluation dataset was prepared by the caller. In an evaluation, see [`~trainer.step_trainer.StepTrainer.evaluated_steps`].
     """
 
     def __init__(self, trainer: Trainer, num_steps: int = 20):
@@ -126,8 +124,19 @@ class StepTableCallback(TrainerCallback):
                 f"`train_sampling_strategy` is {shown(trainer.args.train_sampling_strategy)}, which also changes the order of the evaluation, so "
                 "the texts of its steps would be unknown. Leave it at 'random'."
             )
+        data = trainer.eval_dataset
+        for one in data.values() if isinstance(data, dict) else [data]:
+            if one is not None and trainer.sources_of(one) is None:
+                raise ValueError(PREPARED)
         self.trainer = trainer
         self.num_steps = num_steps
+        self._has_ended = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self._has_ended = False
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self._has_ended = True
 
     def on_evaluate(
         self,
@@ -140,12 +149,15 @@ class StepTableCallback(TrainerCallback):
         steps = self.trainer.evaluated_steps()  # on all processes, so that an error ends all of them
         if not state.is_world_process_zero:
             return
+        # After the training, the model is the best checkpoint, but the state still counts all steps
+        is_best = self._has_ended and args.load_best_model_at_end and state.best_global_step is not None
+        training_step = state.best_global_step if is_best else state.global_step
         found = self._worst(steps)
         bins = calibration_bins(list(zip(steps.scores.tolist(), steps.labels.tolist(), strict=True)))
         picture = reliability_picture({"labelled steps": bins}, "steps")
         record = {
             "dataset": steps.name,
-            "training_step": state.global_step,
+            "training_step": training_step,
             "num_labels": len(steps.labels),
             "num_false_positives": int(((steps.labels < 0.5) & (steps.scores >= 0.5)).sum()),
             "num_false_negatives": int(((steps.labels >= 0.5) & (steps.scores < 0.5)).sum()),
@@ -155,7 +167,7 @@ class StepTableCallback(TrainerCallback):
         file_name = re.sub(
             r"[^\w.-]", lambda match: f"%{ord(match[0]):02X}", steps.name
         )  # a dataset may be called "a/b"
-        path = Path(args.output_dir) / FOLDER / f"{file_name}_{state.global_step:05d}.html"
+        path = Path(args.output_dir) / FOLDER / f"{file_name}_{training_step:05d}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             headings = ("Wrong steps scored as correct", "Correct steps scored as wrong")
@@ -163,24 +175,12 @@ class StepTableCallback(TrainerCallback):
                 (heading, [(one, before) for one, before in found if one.kind == kind])
                 for heading, kind in zip(headings, KINDS, strict=True)
             ]
-            table = Table(
-                ("score", "steps", "mean score", "correct"),
-                [
-                    (
-                        f"{one['low']:.1f} to {one['high']:.1f}",
-                        f"{one['count']:,}",
-                        f"{one['mean_score']:.3f}",
-                        percent(one["share_right"]),
-                    )
-                    for one in bins
-                ],
-            )
             page = render(
                 "evaluated_steps.html.jinja",
-                title=f"{steps.name} at training step {state.global_step:,}",
+                title=f"{steps.name} at training step {training_step:,}",
                 record=record,
                 sections=sections,
-                table_of_bins=table,
+                table_of_bins=calibration_table(bins, "steps"),
                 picture=picture,
             )
             file.write(page)
@@ -200,7 +200,7 @@ class StepTableCallback(TrainerCallback):
             f"{prefix}worst_steps": TrackedTable(WorstStep._fields, rows),
             f"{prefix}calibration": TrackedTable(CALIBRATION_COLUMNS, calibration),
             f"{prefix}reliability": picture,
-            "train/global_step": state.global_step,
+            "train/global_step": training_step,
         }
         log_to_trackers(args.report_to, values)
 

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 # Linear layers of the heads of `classification`, `regression`, `mlp` and `value`
+PREPARED = (
+    "The evaluation dataset was already prepared when the trainer received it, so the texts of its steps are unknown. Pass it with "
+    "`prompt`, `completions` and `labels`."
+)
 _HEAD_LAYERS = ("classifier", "score", "score.0", "score.2", "v_head.summary")
 
 
@@ -338,10 +342,7 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         name, output = self._outputs
         sources = self.sources_of(self._evaluated)
         if sources is None:
-            raise ValueError(
-                "The evaluation dataset was already prepared when the trainer received it, so the texts of its steps are unknown. Pass "
-                "it with `prompt`, `completions` and `labels`."
-            )
+            raise ValueError(PREPARED)
         predictions, label_ids = output.predictions, output.label_ids
         label_ids = label_ids if isinstance(label_ids, tuple) else (label_ids,)
         if not isinstance(predictions, np.ndarray) or predictions.shape[:-1] != np.shape(label_ids[0]):
