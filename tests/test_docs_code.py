@@ -123,10 +123,11 @@ def prepared(tmp_path_factory) -> Path:
 
     tokenizer = make_tokenizer((text for row in rows for text in texts_of(row)), vocab_size=300)
     tokenizer.chat_template = TEMPLATE
-    for name in ("Qwen2.5-Math-1.5B", "Qwen2.5-Math-1.5B-Instruct", "Qwen2.5-Math-7B-Instruct"):
+    names = ("Qwen2.5-Math-1.5B", "Qwen2.5-Math-1.5B-Instruct", "Qwen2.5-Math-7B-Instruct")
+    for name in ("HuggingFaceTB/SmolLM2-135M", *(f"Qwen/{name}" for name in names)):
         config = Qwen2Config(**SIZES, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder / "Qwen" / name)
-        tokenizer.save_pretrained(folder / "Qwen" / name)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
     for name in ("outputs/quickstart", "me/my-hrm"):
         save_checkpoint(folder / name)
     return folder
