@@ -66,7 +66,7 @@ TESTS = {
 }
 HELD_OUT = 0.25  # share of the problems of PRM800K
 ROW = 2048  # tokens
-QUARTER = 0.25
+QUARTER, TRIPLE = 0.25, 3.0  # shares of the tokens, to see how results move with data
 MERGE_SEPARATOR = "\n"
 
 
@@ -121,12 +121,12 @@ def make_jobs(seeds: int) -> list[Job]:
     numbers = range(seeds)
     jobs = [Job(system, "full", seed) for seed in numbers for system in ("prm", "hrm")]
     jobs += [Job("prm", "full", seed, times=QUARTER) for seed in numbers]
+    jobs += [Job("prm", "full", 0, times=TRIPLE)]
     jobs += [Job("orm", "full", seed) for seed in numbers]
     jobs += [Job(system, "lora", seed) for seed in numbers for system in ("prm", "hrm")]
     jobs += [Job("hrm3", "full", seed) for seed in numbers]
     jobs += [Job("prm", "full", seed, separator=name) for name in list(SEPARATORS)[1:] for seed in numbers]
     jobs += [Job("prm", "full", seed, weighting="occurrence") for seed in numbers]
-    jobs += [Job("prm", "full", 0, times=4.0)]
     return jobs + [Job(system, "lora", seed) for seed in numbers for system in ("orm", "hrm3")]
 
 
@@ -574,7 +574,7 @@ MAIN = [
 ARMS = MAIN + [replace(arm, title=f"{arm.title}, LoRA", adaptation="lora") for arm in MAIN]
 ARMS += [
     Arm("PRM, a quarter of the tokens", "prm", times=QUARTER),
-    Arm("PRM, 4 times the tokens", "prm", times=4.0),
+    Arm("PRM, 3 times the tokens", "prm", times=TRIPLE),
     Arm(r"PRM, separator `\n`", "prm", separator="newline"),
     Arm("PRM, separator ` ки`", "prm", separator="tag"),
     Arm("PRM, weighting `occurrence`", "prm", weighting="occurrence"),
@@ -597,7 +597,7 @@ DIFFERENCES = [
     ("HRM, single steps, LoRA", "PRM, LoRA"),
     ("HRM, spans 1 and 2, LoRA", "PRM, LoRA"),
     ("PRM", "PRM, a quarter of the tokens"),
-    ("PRM, 4 times the tokens", "PRM"),
+    ("PRM, 3 times the tokens", "PRM"),
     (r"PRM, separator `\n`", "PRM"),
     ("PRM, separator ` ки`", "PRM"),
     ("PRM, weighting `occurrence`", "PRM"),
