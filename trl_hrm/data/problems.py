@@ -282,9 +282,8 @@ def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
                 f"{where}: found no problem to exclude among the keys {shown(sorted(row), 200)}. It must be a non-empty string under `problem`, "
                 "`question` or `prompt`. Rename the key of the problem."
             )
-        changed = [
-            row.get(name) for name in ("original_prompt", "original_question", "modified_question")
-        ]  # the last two: PRMBench
+        # the last two are columns of PRMBench
+        changed = [row.get(name) for name in ("original_prompt", "original_question", "modified_question")]
         texts = [_user_text(one) if isinstance(one, (list, tuple)) else one for one in (text, *changed)]
         keys.update(exclusion_key(one) for one in texts if isinstance(one, str))
     return frozenset(keys)
