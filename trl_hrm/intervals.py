@@ -142,7 +142,9 @@ def effective_size(values: np.ndarray, lowest: float = 0, z: float = Z) -> float
     return float(len(values) * single / variance)
 
 
-def bootstrap_sums(tallies: dict[str, np.ndarray], outcomes: Sequence, seed: int) -> dict[str, np.ndarray]:
+def bootstrap_sums(
+    tallies: dict[str, np.ndarray], outcomes: Sequence, seed: int, shared: bool = False
+) -> dict[str, np.ndarray]:
     """
     Draw sums of tallies by a Bayesian bootstrap over problems ([Rubin, 1981](https://doi.org/10.1214/aos/1176345338)).
 
@@ -158,6 +160,9 @@ def bootstrap_sums(tallies: dict[str, np.ndarray], outcomes: Sequence, seed: int
             See [`~evaluation.benchmarks.suite.Suite`].
         seed (`int`):
             Seed of the draws.
+        shared (`bool`, *optional*, defaults to `False`):
+            Whether the subsets share one prior, for metrics over all of them. With a prior for each, such a metric would be drawn as if
+            many more problems were judged wrongly.
 
     Returns:
         `dict[str, np.ndarray]`: Sums for each subset. Shape `(draws, 4)`.
@@ -165,14 +170,16 @@ def bootstrap_sums(tallies: dict[str, np.ndarray], outcomes: Sequence, seed: int
     rng = np.random.default_rng(seed)
     weights = rng.exponential(size=(NUM_DRAWS, len(next(iter(tallies.values())))))
     basis = np.array(outcomes, dtype=float)  # (kinds, correct or incorrect, 4)
+    # number of predictions per problem and kind
+    to_kinds = np.linalg.inv(basis.reshape(4, 4))
+    judged = {name: (values @ to_kinds).reshape(-1, 2, 2).sum(axis=2) for name, values in tallies.items()}
+    parts = sum(counts.any(axis=0) for counts in judged.values()) if shared else np.ones(2)
     sums = {}
     for name, values in tallies.items():
         sums[name] = weights @ values
-        # number of predictions per problem and kind
-        judged = (values @ np.linalg.inv(basis.reshape(4, 4))).reshape(-1, 2, 2).sum(axis=2)
-        for kind, counts in enumerate(judged.T):
+        for kind, counts in enumerate(judged[name].T):
             if counts.any():  # metrics of a kind that is missing in the subset stay undefined
-                prior = rng.gamma(0.5, size=(NUM_DRAWS, 2)) * counts[counts > 0].mean()
+                prior = rng.gamma(0.5 / parts[kind], size=(NUM_DRAWS, 2)) * counts[counts > 0].mean()
                 sums[name] += prior @ basis[kind]
     return sums
 

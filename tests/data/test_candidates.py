@@ -53,6 +53,22 @@ def test_rows_with_answers(tmp_path):
     assert +counts == Counter() and pool[0].where.endswith("in.jsonl:1")
 
 
+@pytest.mark.parametrize("answer", ["Paris", "B", "(B)", 1])
+def test_choices(tmp_path, answer):
+    """The answer becomes the label of a choice, which solutions state."""
+    row = {"prompt": "What is the capital of France?", "choices": ["Rome", "Paris"], "answer": answer}
+    file = write_rows(tmp_path / "in.jsonl", [row | {"completion": "The answer is B."}])
+    [problem], _ = read(file)
+    assert (
+        problem.answer == "B" and problem.problem.endswith("A. Rome\nB. Paris") and problem.candidates[0].answer == "B"
+    )
+    file = write_rows(tmp_path / "in.jsonl", [row | {"answer": "Lyon", "completion": "The answer is B."}])
+    with pytest.raises(
+        ValueError, match=r"in.jsonl:1: `answer` is 'Lyon'. It must identify exactly one of the choices"
+    ):
+        read(file)
+
+
 def test_messages_with_content_blocks(tmp_path):
     """Rows with content as a string and as text blocks are equal. Other blocks are errors."""
 

@@ -73,6 +73,9 @@ def test_formats(tmp_path, format, record):
         ({"question": "What is 1+2?", "answer": "3"}, None, "3"),
         # The original MATH has the answer only in the solution's last box
         ({"problem": "What is 1+2?", "solution": r"$\boxed{1}+2$ is $\boxed{\frac{6}{2}}$."}, None, r"\frac{6}{2}"),
+        ({"problem": "What is 1+2?", "solution": "See the figure.", "final_answer": "3"}, None, "3"),
+        ({"problem": "What is 1+2?", "unique_id": "u", "expected_answer": "3"}, "u", "3"),
+        ({"problem": "What is 1+2?", "solution": r"It is $\boxed{3}$.", "answer": None}, None, "3"),
         ({"Problem": "What is 1+2?", "Answer": 3, "ID": "2024-I-1"}, "2024-I-1", "3"),
         ({"question": "What is 1+2?", "final_answer": ["3"]}, None, "3"),
         ({"question": "What is 1+2?", "final_answer": ["3", "$3$"]}, None, "3"),

@@ -286,6 +286,14 @@ class CandidateRows:
         choices = choices_of(row)
         problem = problem if choices is None else choices.add_to(problem)
         answer = row.get("answer") if self.answers else None
+        if choices is not None and answer is not None:
+            label = choices.label_of(answer)
+            if label is None:
+                raise ValueError(
+                    f"{where}: `answer` is {shown(answer)}. It must identify exactly one of the choices {shown(choices.texts, 200)} by its text, "
+                    f"its label ({', '.join(choices.labels)}) or its index from 0."
+                )
+            answer = label
         if answer is not None:
             if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
                 raise ValueError(

@@ -400,7 +400,8 @@ def refuse_caseless_ids(problems: Iterable[Problem], known: Container[str], wher
 def _format_of(record: dict[str, Any], where: str) -> str:
     if isinstance(record.get("question"), dict):
         return "prm800k"
-    if "problem" in record and ("unique_id" in record or "solution" in record):
+    is_math = "problem" in record and ("unique_id" in record or "solution" in record)
+    if is_math and find_column(record, ANSWER_COLUMNS) in ("answer", None):
         return "math"
     if {"question", "answer"} <= record.keys() and "####" in str(record["answer"]):
         return "gsm8k"
@@ -488,7 +489,7 @@ def _answers(record: dict[str, Any], format: str) -> list[str | int | float]:
     if format == "gsm8k":
         return _values(extract_answer(str(record.get("answer")), ("hash",)))
     if format == "math":
-        if "answer" in record:
+        if record.get("answer") is not None:
             return _values(record["answer"])
         return _values(extract_answer(str(record.get("solution")), ("boxed",)))
     column = find_column(record, ANSWER_COLUMNS)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 from .exact_numbers import close, equal_numbers, read_number
@@ -13,7 +14,7 @@ from .parsing import ParsedAnswer, parse_answer
 from .units import DEGREES
 
 
-RULES_VERSION = 2  # increased whenever a rule change may change a grade
+RULES_VERSION = 3  # increased whenever a rule change may change a grade
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _compare_quantities(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
     equal = equal_numbers(gold.number, found.number)
     if gold.unit and found.unit and gold.unit != found.unit:
         return None  # units are not converted
-    if gold.words and found.words and gold.words != found.words:
+    if gold.words and found.words and not _same_nouns(gold.words, found.words):
         return equal and None  # "May 5" and "June 5"
     if gold.words != found.words and _OTHER_VALUE.search(f"{gold.words} {found.words}"):
         return None
@@ -166,6 +167,14 @@ def _compare_quantities(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
     if equal and gold.is_ambiguous and not found.unit:
         return None
     return equal
+
+
+def _same_nouns(words: str, others: str) -> bool:
+    """Return whether two phrases are the same, up to singular and plural."""
+    pairs = list(zip_longest(words.split(), others.split(), fillvalue=""))
+    return all(
+        one == other or one in (f"{other}s", f"{other}es") or other in (f"{one}s", f"{one}es") for one, other in pairs
+    )
 
 
 # Words around a number that change its meaning: a negation, a bound or an operation.

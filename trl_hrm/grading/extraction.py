@@ -76,7 +76,7 @@ def visible_text(text: str) -> str:
 
 # The heading in the HRM paper's prompts and its variants: bold, with a colon, followed by the answer.
 _MARKER = re.compile(
-    r"^[ \t*]*#+[ \t*]*(?:Final[ \t]+)?(?:Answer|ANSWER)[ \t*]*(?:(?:is\b[ \t]*)?[:：]|is\b|(?=[-+$\\\d])|(?=\r?$))[ \t*]*",
+    r"^[ \t*]*#+[ \t*]*(?:Final[ \t]+[Aa]nswer|(?:Final[ \t]+)?(?:Answer|ANSWER))[ \t*]*(?:(?:is\b[ \t]*)?[:：]|is\b|(?=[-+$\\\d])|(?=\r?$))[ \t*]*",
     re.MULTILINE,
 )
 _BOX_JOINT = re.compile(
@@ -203,8 +203,11 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 
 def _after_hash(text: str) -> str:
-    """Return the text after the last `####` at the start of a line: the format of GSM8K."""
-    lines = re.findall(r"^[ \t]*####(?!#)(.*)$", text, re.MULTILINE)
+    """
+    Return the text after the last `####` at the start of a line: the format of GSM8K. A line of words with a text below it is a heading of
+    Markdown.
+    """
+    lines = re.findall(r"^[ \t]*####(?!#)(?![ \t*]*(?:\d+[.)][ \t]+)?[^\W\d_]{2,}.*\n\s*\S)(.*)$", text, re.MULTILINE)
     return lines[-1] if lines else ""
 
 

@@ -145,15 +145,17 @@ def _open(text: str) -> str:
 _VERDICT = re.compile(
     r"(yes|no|true|false|是的?|否|不是|对|正确|错误?)(?![\w'-]|\.\s*\d)(?:\s*[,.;:!-].*)?", re.IGNORECASE | re.DOTALL
 )
-_CHINESE_VERDICTS = {
+_VERDICTS = {
     "是": "yes",
     "是的": "yes",
     "否": "no",
     "不是": "no",
-    "对": "true",
-    "正确": "true",
-    "错": "false",
-    "错误": "false",
+    "对": "yes",
+    "正确": "yes",
+    "错": "no",
+    "错误": "no",
+    "true": "yes",
+    "false": "no",
 }
 _TIME = re.compile(
     r"(?:at\s+)?(\d{1,2})(?:\s*[:.]\s*(\d\d))?(?::\d\d)?\s*(?:([ap])\.?\s?m|o'?\s?clock(?:\s*([ap])\.?\s?m)?)",
@@ -184,7 +186,7 @@ _NONEXISTENT = re.compile(r"(?:(?:the )?limit )?(?:dne|d\.n\.e|does not exist|do
 def _verdict(text: str) -> ParsedAnswer | None:
     """Parse yes or no, optionally followed by a reason."""
     match = _VERDICT.fullmatch(text)
-    return match and ParsedAnswer(words=_CHINESE_VERDICTS.get(match[1], match[1].lower()))
+    return match and ParsedAnswer(words=_VERDICTS.get(match[1].lower(), match[1].lower()))
 
 
 def _time(text: str) -> ParsedAnswer | None:

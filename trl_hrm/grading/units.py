@@ -12,12 +12,15 @@ DEGREES = frozenset([("°", 1)])
 _SYMBOLS = {
     "m": "m", "g": "g gm gms", "s": "s sec secs", "min": "min mins", "h": "h hr hrs", "L": "L l lt", "in": "in", "ft": "ft",
     "yd": "yd yds", "mi": "mi", "oz": "oz", "lb": "lb lbs", "gal": "gal", "N": "N", "J": "J", "cal": "cal", "kcal": "kcal",
-    "W": "W", "V": "V", "A": "A", "K": "K", "C": "C", "F": "F", "T": "T", "Hz": "Hz", "Nm": "Nm", "Wh": "Wh", "Pa": "Pa", "atm": "atm", "eV": "eV",
+    "W": "W", "V": "V", "A": "A", "K": "K", "C": "C", "F": "F", "T": "T", "Hz": "Hz hz", "Nm": "Nm", "Wh": "Wh", "Pa": "Pa", "atm": "atm", "eV": "eV",
     "mol": "mol", "M": "M", "Ω": r"Ω \Omega \ohm", "rad": "rad rads", "°": r"° \circ", "pc": "pc", "AU": "AU", "Å": "Å",
     "erg": "erg ergs", "dyne": "dyn dyne dynes", "ly": "ly", "ha": "ha", "yr": "yr yrs", "mph": "mph", "km/h": "kmph kph kmh",
     "rpm": "rpm", "dB": "dB", "cc": "cc", "bit": "bit bits", "$": "$ USD US$", "€": "€ EUR", "£": "£ GBP", "¥": "¥ CNY RMB",
-    "₹": "₹ INR Rs",
+    "₹": "₹ INR Rs", "kg": "KG Kg", "qt": "qt qts", "pt": "pt pts", "fl": "fl", "week": "wk wks", "month": "mo mos", "kB": "kB KB", "MB": "MB", "GB": "GB",
+    "TB": "TB", "px": "px", "hp": "hp HP", "kr": "kr",
 }  # fmt: skip
+# Units with another spelling as a product of units with their powers
+_COMPOUND = {"mph": {"mi": 1, "h": -1}, "km/h": {"km": 1, "h": -1}, "cc": {"cm": 3}}
 _PREFIXES = {"k": "k", "c": "c", "d": "d", "m": "m", "μ": r"μ u \mu", "n": "n", "p": "p", "M": "M", "G": "G"}
 _PREFIXED = "m g s L N J W V A Hz Pa eV mol Ω pc C Wh".split()
 _WORDS = {
@@ -25,7 +28,7 @@ _WORDS = {
     "mm": "millimeter millimetre 毫米", "μm": "micron micrometer", "nm": "nanometer", "g": "gram 克", "kg": "kilogram kilo 千克 公斤",
     "mg": "milligram", "ton": "ton tonne 吨", "s": "second 秒 秒钟", "min": "minute 分钟", "h": "hour 小时 时", "day": "day 天 日",
     "week": "week 周 星期", "month": "month 月 个月", "yr": "year 年", "L": "liter litre 升", "mL": "milliliter millilitre 毫升",
-    "in": "inch", "ft": "foot feet", "yd": "yard", "mi": "mile", "oz": "ounce", "lb": "pound", "gal": "gallon", "qt": "quart",
+    "in": "inch", "ft": "foot feet", "yd": "yard", "mi": "mile", "oz": "ounce", "lb": "pound", "gal": "gallon", "qt": "quart", "pt": "pint",
     "N": "newton", "J": "joule", "W": "watt", "V": "volt", "A": "amp ampere", "K": "kelvin", "C": "celsius coulomb",
     "F": "fahrenheit farad", "Hz": "hertz", "Pa": "pascal", "mol": "mole", "Ω": "ohm", "rad": "radian", "°": "degree deg 度",
     "acre": "acre", "ha": "hectare", "$": "dollar buck", "€": "euro", "¢": "cent", "¥": "yuan 元 块 块钱 人民币", "₹": "rupee",
@@ -76,7 +79,8 @@ def read_unit(text: str) -> frozenset[tuple[str, int]] | None:
         divides = token["joint"] not in (None, *r"*.-", r"\cdot")
         power = {"squared": "2", "cubed": "3"}.get((token["power"] or "1").strip(), token["power"] or "1")
         power = int(re.sub(r"[^\d-]", "", power)) * (2 if token["square"] else 3 if token["cubic"] else 1)
-        powers[unit] += -power if divides or inverse else power
+        for base, by in _COMPOUND.get(unit, {unit: 1}).items():
+            powers[base] += by * (-power if divides or inverse else power)
         inverse = (inverse or divides and bool(token["open"])) and not token["close"]
         position = token.end()
     return frozenset((unit, power) for unit, power in powers.items() if power) or None

@@ -83,7 +83,10 @@ def measure(
     subsets = list(dict.fromkeys(one.subset for one in solutions))  # also subsets without a scored solution
     tallies = _tallies(suite, scored, threshold, subsets)
     metrics = suite.summarize({name: values.sum(axis=0) for name, values in tallies.items()})
-    drawn = suite.summarize(bootstrap_sums(tallies, suite.outcomes, seed))
+    drawn = {
+        kind: suite.summarize(bootstrap_sums(tallies, suite.outcomes, seed, shared=kind == "averages"))[kind]
+        for kind in metrics
+    }
     for kind, parts in metrics.items():
         for name, found in parts.items():
             low, high = percentile_interval(found[suite.metric], drawn[kind][name][suite.metric])
