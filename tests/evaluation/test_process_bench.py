@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
+from scipy.stats import beta
 
 from trl_hrm.data.problems import problem_split
 from trl_hrm.evaluation.benchmarks.measures import format_results, measure
@@ -241,9 +242,17 @@ def test_labels_that_count_from_1(tmp_path, label, first_error):
     assert read(path, first_step=1).solutions[0].first_error == first_error
 
 
+def test_empty_ids_and_subsets(tmp_path):
+    """In a table of several datasets, some have none. They get the place of the row."""
+    rows = [process_row(i, -1) | {"id": None, "subset": None} for i in range(2)]
+    found = read(write_rows(tmp_path / "rows.jsonl", rows))
+    assert [(one.subset, one.id) for one in found.solutions] == [("rows", "rows-0"), ("rows", "rows-1")]
+    assert not found.warnings()
+
+
 def test_a_label_of_the_number_of_steps_asks_where_labels_begin(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [process_row(1, -1) | {"label": 3}])
-    with pytest.raises(ValueError, match="--first_step 1"):
+    with pytest.raises(ValueError, match="first_step 1"):
         read(path)
     with pytest.raises(ValueError, match="counted from 1"):
         read(write_rows(tmp_path / "rows.jsonl", [process_row(1, -1) | {"label": 4}]), first_step=1)
@@ -432,6 +441,18 @@ class TestResults:
                 covered += low <= 2 * a * c / (a + c) <= high
             assert covered >= 90
 
+    def test_an_average_has_the_prior_of_one_subset(self):
+        """With a prior for each of its subsets, an average of right solutions would be drawn as if many were wrong."""
+        tallies = {str(i): np.zeros((160, 4)) for i in range(8)}
+        for i, values in enumerate(tallies.values()):
+            values[20 * i : 20 * i + 20] = PRM_BENCH.outcomes[1][0]  # one right step each, judged as right
+        low = {}
+        for shared in (False, True):
+            tp, _, _, fn = sum(bootstrap_sums(tallies, PRM_BENCH.outcomes, 0, shared).values()).T
+            low[shared] = np.percentile(tp / (tp + fn), 2.5)
+        assert low[True] == pytest.approx(beta(160.5, 0.5).ppf(0.025), abs=0.004)
+        assert low[False] == pytest.approx(beta(164, 4).ppf(0.025), abs=0.006)
+
     def test_tallies_are_sums_of_the_outcomes(self):
         """The prior adds outcomes, so wrong counts would turn right solutions into errors."""
         rng = random.Random(0)
@@ -468,7 +489,7 @@ class TestResults:
         solutions = [solution(0, 0), solution(1, -1), solution(2, 1, "omnimath")]
         results = measure(PROCESS_BENCH, solutions, [[0.1] * 3, [0.9] * 3, None])
         lost = results["subsets"]["omnimath"]
-        assert (lost["f1"], lost["num_with_error"], lost["num_too_long"]) == (None, 0, 1)
+        assert (lost["f1"], lost["num_with_error"], lost["num_not_scored"]) == (None, 0, 1)
         assert results["averages"]["unweighted"]["f1"] == 1
         assert "undefined for omnimath" in format_results("processbench", results)
 

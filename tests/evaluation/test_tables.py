@@ -135,6 +135,10 @@ def test_logs_of_a_training(tmp_path):
     assert rows[2:] == [["λ small", "400 [0, 900]"], ["λ large", "1 [0, 2]"], ["λ none", "–"]]
     [picture] = draw_table(filled)
     assert picture.text == "kl over optimizer steps. λ small: 0 to 400; λ large: 0 to 1"
+    by_point = [{"label": "λ", "results": {"kl": "small", "train_runtime": "large"}}]
+    path = layout_file(tmp_path, kind="training", points=["kl", "train_runtime"], series=by_point)
+    [logs] = fill_table(read_layout(path), tmp_path).logs
+    assert logs == {"kl": [(0, 0.0), (1, 900.0), (2, 400.0)], "train_runtime": [(2, 1.0)]}
     with pytest.raises(ValueError, match="found the metrics kl, train_runtime, expected 'loss'"):
         fill_table(read_layout(layout_file(tmp_path, kind="training", points=["loss"], series=series)), tmp_path)
 
@@ -151,6 +155,9 @@ def test_logs_of_a_training(tmp_path):
         ({"series": [{"label": "a", "curve": "b"}]}, r"`series\[0\].results` is missing"),
         ({"unit": "points"}, "`unit` is 'points'"),
         ({"colour": "red"}, "`colour` is not a known key"),
+        ({"num_problems": {"MATH": 5}}, r"`num_problems` has \['MATH'\], expected first labels"),
+        ({"kind": "training", "num_problems": 5}, "have no effect with `kind: training`"),
+        ({"kind": "training"}, r"`series\[0\].curve` has no effect"),
     ],
 )
 def test_layouts_that_are_refused(runs, changes, message):

@@ -1,6 +1,7 @@
 """HRMRewardTrainer for its users: errors, metrics, logs, hooks for subclasses, checkpoints, and learning."""
 
 import json
+import logging
 import random
 import re
 from functools import partial
@@ -8,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from datasets import DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from huggingface_hub import split_torch_state_dict_into_shards
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
@@ -254,6 +255,7 @@ class TestRefusals:
             ({"error_weight": float("nan")}, "`error_weight` is nan"),
             ({"label_weighting": "twice"}, "`label_weighting` is 'twice'"),
             ({"batch_eval_metrics": True}, "`batch_eval_metrics`"),
+            ({"eval_do_concat_batches": False}, "`eval_do_concat_batches`"),
             ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor`"),
             ({"head": "binary"}, "`head` is 'binary'"),
             ({"system_prompt": "Sum."}, "`system_prompt`"),
@@ -278,6 +280,8 @@ class TestRefusals:
             )
         with pytest.raises(TypeError, match=r"`eval_dataset\['a'\]` is a `IterableDataset`"):
             make_trainer(tmp_path, trees, evaluation={"a": stream})
+        with pytest.raises(TypeError, match="Pass one of its splits, such as 'easy'"):
+            make_trainer(tmp_path, trees, evaluation={"a": DatasetDict(easy=dataset_of(trees))})
 
     def test_a_bad_row_is_named_with_its_dataset(self, tmp_path, trees):
         bad = dataset_of([*trees[:2], StepTree("q", ["a", "b"], [1.0], [-1, 0])])
@@ -285,6 +289,11 @@ class TestRefusals:
             make_trainer(tmp_path, bad)
         with pytest.raises(ValueError, match=r"eval_dataset\['x'\] row 2: .*`labels`"):
             make_trainer(tmp_path, trees, evaluation={"x": bad})
+
+    def test_outcomes_with_weights_of_steps(self, tmp_path):
+        row = {"prompt": "1+2?", "completion": "= 3", "label": True, "label_weights": [1.0]}
+        with pytest.raises(ValueError, match="train_dataset has the columns `completion` and `label`, but"):
+            make_trainer(tmp_path, Dataset.from_list([row]), label_weighting="column")
 
     def test_a_long_prompt(self, tmp_path, trees):
         with pytest.raises(ValueError, match="row 0: the prompt .*`max_length` 3"):
@@ -666,6 +675,15 @@ class TestBestMetric:
         trainer.train()
         assert trainer.state.best_metric == pytest.approx(trainer.evaluate()["eval_auroc"])
 
+    @pytest.mark.parametrize("metric", ["loss", "eval_auroc"])
+    def test_several_sets_without_a_name(self, tmp_path, trees, metric):
+        """Each metric has the name of its set, so this one would not exist."""
+        sets = {"easy": dataset_of(trees), "hard": dataset_of(trees)}
+        trainer = make_trainer(tmp_path, trees, evaluation=sets, metric_for_best_model=metric, **self.ARGS)
+        with pytest.raises(ValueError, match="Name one, such as 'eval_easy_loss'"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+
     def test_one_of_several_sets(self, tmp_path, trees):
         """Only the evaluation set that the metric names is checked."""
         sets = {"easy": dataset_of(self.ONE_CLASS), "hard": dataset_of(trees)}
@@ -686,6 +704,45 @@ class TestBestMetric:
         )
         trainer.train()
         assert trainer.state.best_metric == 0.7
+
+
+def test_an_adapter_without_some_layers(tmp_path, trees):
+    """The head is left out in addition to the layers that the user leaves out."""
+    config = LoraConfig(r=4, target_modules="all-linear", exclude_modules=["q_proj"])
+    trainer = make_trainer(tmp_path, trees, tiny_model(), peft_config=config)
+    names = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
+    assert any("k_proj.lora_A" in name for name in names) and not any("q_proj" in name for name in names)
+    assert not any("score" in name and "lora" in name for name in names)
+
+
+@pytest.mark.parametrize("form", ["numpy", "torch"])
+def test_formatted_datasets(tmp_path, trees, form):
+    plain, formatted = (
+        make_trainer(tmp_path / name, dataset_of(trees).with_format(kind)).train_dataset.to_list()
+        for name, kind in (("plain", None), ("formatted", form))
+    )
+    assert plain == formatted
+
+
+def test_steps_next_to_a_whole_completion(tmp_path, trees):
+    """The labels of the steps are used, and not the label of the completion. The steps can be shown after an evaluation."""
+    rows = [tree.to_row() | {"completion": "x", "label": True} for tree in trees]
+    trainer = make_trainer(tmp_path, Dataset.from_list(rows), evaluation=Dataset.from_list(rows), log_worst_steps=1)
+    assert trainer.reports["train_dataset"].labels_in == sum(len(tree.labels) for tree in trees)
+    trainer.evaluate()
+
+
+def test_another_evaluation_keeps_the_report(tmp_path, trees):
+    trainer = make_trainer(tmp_path, trees, evaluation=trees)
+    trainer.evaluate(dataset_of(trees[:2]))
+    assert trainer.reports["eval_dataset"].rows_in == len(trees)
+
+
+def test_a_new_training_next_to_older_checkpoints_warns(tmp_path, trees, caplog):
+    make_trainer(tmp_path, trees, max_steps=1, save_strategy="steps", save_steps=1).train()
+    caplog.set_level(logging.WARNING, "trl_hrm")
+    make_trainer(tmp_path, trees, max_steps=1, save_strategy="no").train()
+    assert "has checkpoints of an earlier training, such as checkpoint-1" in caplog.text
 
 
 def test_dropping_long_labels_warns_with_a_remedy(tmp_path, trees, caplog):

@@ -94,8 +94,8 @@ def parse_process_bench(record: dict[str, Any], place: Place, notes: Counter) ->
         labels = _mr_labels(record, steps, place._replace(first_step=1))
     else:
         labels = first_error_labels(record["label"], steps, -1, "label", place)
-    subset = str(record.get("subset", place.name))
-    name = str(record.get("id", f"{place.name}-{place.row}"))
+    subset = place.name if record.get("subset") is None else str(record["subset"])
+    name = f"{place.name}-{place.row}" if record.get("id") is None else str(record["id"])
     return [Solution(place.where, subset, name, problem, steps, labels, origin=problem)]
 
 

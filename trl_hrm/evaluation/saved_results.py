@@ -85,6 +85,7 @@ class SavedScores(TypedDict):
     subset: str
     id: str
     where: NotRequired[str]
+    solution: NotRequired[str]
     labels: list[Annotated[int, Field(ge=0, le=1)] | None]
     scores: list[Share] | None
 
@@ -187,7 +188,7 @@ def _read_benchmark(folder: Path, name: str, values: dict[str, Any]) -> Result:
                 f"{where}: found {len(row['scores'])} scores for {len(row['labels'])} labels, expected one per step. {REMEDY}"
             )
         if row["scores"] is not None and row["suite"] in solutions:
-            solutions[row["suite"]].add(_digest(row["subset"], row["id"]))
+            solutions[row["suite"]].add(_digest(row["subset"], row["id"], row.get("solution"), row["labels"]))
         parts = scores.setdefault(f"steps of {row['suite']}", {"right": [], "wrong": []})
         for score, label in zip(row["scores"] or (), row["labels"] if row["scores"] else (), strict=True):
             if label is not None:

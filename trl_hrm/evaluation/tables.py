@@ -117,6 +117,12 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self):
+        if self.kind == "training" and (self.unit != "share" or self.num_problems is not None):
+            raise ValueError("`unit` and `num_problems` have no effect with `kind: training`. Remove them.")
+        if isinstance(self.num_problems, dict):
+            unknown = set(self.num_problems) - {series.labels[0] for series in self.series}
+            if unknown:
+                raise ValueError(f"`num_problems` has {sorted(unknown)}, expected first labels of the series.")
         names = [str(point) for point in self.points]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"`points` is {shown(self.points, 200)}. It must have at least one point, each once.")
@@ -134,6 +140,8 @@ class Layout:
                     raise ValueError(
                         f"`series[{i}].{key}` has the points {sorted(unknown)}, which are not in `points`."
                     )
+            if self.kind == "training" and series.curve:
+                raise ValueError(f"`series[{i}].curve` has no effect with `kind: training`. Remove it.")
             if self.kind == "accuracy" and not series.curve:
                 raise ValueError(
                     f"`series[{i}].curve` is missing. Set the name of a curve in {RESULTS}, such as best_of_n/min."
@@ -258,8 +266,8 @@ def fill_table(layout: Layout, runs: str | Path) -> FilledTable:
                 row.append(_logged(loaded[folder], str(point), paper, runs / folder / name))
         cells.append(row)
         if layout.kind == "training":
-            folder = series.at("results", str(layout.points[0]))
-            logs.append(loaded.get(folder, {}))
+            of_points = {point: loaded.get(series.at("results", point), {}) for point in map(str, layout.points)}
+            logs.append({point: log[point] for point, log in of_points.items() if point in log})
     describe = _describe_results if layout.kind == "accuracy" else _describe_logs
     found = {folder: describe(one) for folder, one in loaded.items()}
     return FilledTable(layout, cells, found, missing, list(dict.fromkeys(warnings)), logs)

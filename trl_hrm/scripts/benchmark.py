@@ -127,6 +127,8 @@ class BenchmarkConfig(RewardModelsConfig):
             raise ValueError(
                 "`overwrite` has no effect without `output_dir`. Set `output_dir`, or remove `overwrite`."
             )
+        if self.first_step and set(self.suite or ()) == {"prmbench"}:
+            raise ValueError("`first_step` has no effect on prmbench, whose error steps count from 1. Remove it.")
         names = list(map(folder_name, self.reward_model))
         for name in names:
             if names.count(name) > 1:

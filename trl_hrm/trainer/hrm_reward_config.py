@@ -35,7 +35,8 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
             head.
 
         > Parameters that control the text format (see [`StepFormat`]; saved as `step_format.json`). If all of them have their
-        default values, a model with a known step format (an own checkpoint or a published model) keeps its format.
+        default values, a model with a known step format (an own checkpoint or a published model) that is passed by name keeps its
+        format.
 
         step_format (`str`, *optional*):
             Name of a published step format, such as `"math-shepherd"` (see `docs/model_zoo.md`), or path to a
@@ -326,6 +327,10 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
             raise ValueError(
                 "`batch_eval_metrics` is not supported, because metrics of single batches cannot be combined. Leave it at "
                 "`False`: an evaluation keeps only the outputs at step tokens, which need little memory."
+            )
+        if not self.eval_do_concat_batches:
+            raise ValueError(
+                "`eval_do_concat_batches` is False, but metrics need the outputs of all batches. Leave it at `True`."
             )
         if self.label_smoothing_factor:
             raise ValueError(

@@ -236,7 +236,7 @@ class HRMRewardTrainer(StepTrainer):
         return rows
 
     def _source_row(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        if "completion" in row:
+        if "completions" not in row:
             return stepwise_row(row, 0, self.step_format.step_separator, "the dataset", __version__)
         return row
 
@@ -292,6 +292,11 @@ class HRMRewardTrainer(StepTrainer):
         if wanted is None or self.eval_dataset is None or not own:
             return
         wanted = f"eval_{wanted.removeprefix('eval_')}"
+        if isinstance(self.eval_dataset, dict) and wanted.removeprefix("eval_") in ("loss", *METRICS):
+            raise ValueError(
+                f"`metric_for_best_model` is {shown(self.args.metric_for_best_model)}, but there are several evaluation datasets: "
+                f"{', '.join(self.eval_dataset)}. Name one, such as 'eval_{next(iter(self.eval_dataset))}_loss'."
+            )
         datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         for name, dataset in datasets.items():
             metric = wanted.removeprefix(f"eval_{name}_" if name else "eval_")
@@ -342,13 +347,17 @@ def prepare_rows(
         `ValueError`: If a row is malformed, a prompt leaves no room for a step, or no label is left.
     """
     if not isinstance(dataset, Dataset):
+        remedy = "Load the dataset without `streaming=True`."
+        if isinstance(dataset, dict) and dataset:
+            remedy = f"Pass one of its splits, such as {shown(next(iter(dataset)))}."
         raise TypeError(
             f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because rows are joined by "
-            "prompt and packed before training. Load the dataset without `streaming=True`."
+            f"prompt and packed before training. {remedy}"
         )
+    dataset = dataset.with_format(None)
     if "prompt" in dataset.column_names and not isinstance(dataset.features["prompt"], Value):
         own = [] if step_format.system_prompt is None else [step_format.system_prompt]
-        prompts = dataset.select_columns("prompt").with_format(None)
+        prompts = dataset.select_columns("prompt")
         other = sum(_system_texts(row["prompt"]) not in ([], own) for row in prompts)
         if other:
             logger.warning(
@@ -365,7 +374,12 @@ def prepare_rows(
         )
     if not is_training and not has_weights and label_weighting == "column":
         label_weighting = "unique"
-    if {"completion", "label"} <= set(dataset.column_names):
+    if {"completion", "label"} <= set(dataset.column_names) and "completions" not in dataset.column_names:
+        if label_weighting == "column":
+            raise ValueError(
+                f"{name} has the columns `completion` and `label`, but `label_weighting='column'` needs one weight per step. Pass rows with "
+                "`completions`, `labels` and `label_weights`, or remove it."
+            )
         dataset = dataset.map(
             partial(stepwise_row, separator=step_format.step_separator, name=name, version=__version__),
             with_indices=True,

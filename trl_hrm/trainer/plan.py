@@ -254,7 +254,7 @@ def _warnings(args: TrainingArguments, plan: TrainingPlan) -> list[str]:
 
 
 def _count_labels(rows: Dataset) -> dict[str, float | int]:
-    """Count the labels of forest rows. A label that is repeated in the parts of a split tree has the weight 0."""
+    """Count the labels of forest rows that are trained, which are those with a weight above 0."""
     if not set(STEP_COLUMNS) <= set(rows.column_names):
         return {}
     labels = flat_column(rows, "labels")[flat_column(rows, "label_weights") > 0]

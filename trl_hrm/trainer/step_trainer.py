@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
 logger = get_logger(__name__)
-# Linear layers of the heads of `classification`, `regression`, `mlp` and `value`
 PREPARED = (
     "The evaluation dataset was already prepared when the trainer received it, so the texts of its steps are unknown. Pass it with "
     "`prompt`, `completions` and `labels`."
 )
+# Linear layers of the heads of `classification`, `regression`, `mlp` and `value`
 _HEAD_LAYERS = ("classifier", "score", "score.0", "score.2", "v_head.summary")
 
 
@@ -192,7 +192,9 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         # A dataset passed here is prepared as in `__init__`. A `str` selects one that was prepared there
         self._warn_of_new_head()
         if not isinstance(eval_dataset, str):
+            reports = dict(self.reports)
             eval_dataset = self._prepare_eval_dataset(eval_dataset, self.processing_class, self.args)
+            self.reports |= reports  # another dataset does not replace the report of the trainer's own
         evaluated = self.eval_dataset if eval_dataset is None else eval_dataset
         self._evaluated = self.eval_dataset[evaluated] if isinstance(evaluated, str) else evaluated
         try:
@@ -515,7 +517,9 @@ def set_up_model(
             peft_config.modules_to_save = [*(peft_config.modules_to_save or ()), "v_head.summary"]
         # "all-linear" would also add an adapter to the head, which fails
         if not step_format.is_causal_lm and getattr(peft_config, "target_modules", None) == "all-linear":
-            peft_config.exclude_modules = peft_config.exclude_modules or [*_HEAD_LAYERS]
+            given = peft_config.exclude_modules or []
+            if not isinstance(given, str):  # a regular expression has to exclude the head itself
+                peft_config.exclude_modules = [*given, *_HEAD_LAYERS]
         # ZeRO-3 requires all parameters to have the same dtype, see https://github.com/huggingface/trl/issues/6089
         zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
         # The adapter's config records the base model, and must also record its revision

@@ -287,6 +287,13 @@ class SafeTrainingMixin:
                 raise ValueError(
                     f"`accept_changes` is {accepts}, but no checkpoint is resumed. Set `resume_from_checkpoint`, or remove it."
                 )
+            earlier, _ = newest_complete(Path(self.args.output_dir))
+            if earlier is not None:
+                logger.warning(
+                    f"Training starts from the beginning, but {self.args.output_dir} has checkpoints of an earlier training, such as "
+                    f"{earlier.name}. A later `resume_from_checkpoint=True` takes the one with the highest number, whichever training saved it. "
+                    "Delete them, or choose another `output_dir`."
+                )
             return None, settings, ()
         if resume is not True and (problem := why_incomplete(Path(checkpoint))) is not None:
             raise ValueError(

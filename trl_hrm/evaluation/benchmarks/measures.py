@@ -41,7 +41,7 @@ def measure(
             Solutions of the suite.
         scores (`Sequence[Sequence[float] | None]`):
             Step scores of each solution in `[0, 1]`. `None` for solutions that could not be scored, which only count
-            in `num_too_long`.
+            in `num_not_scored`.
         threshold (`float`, *optional*, defaults to `0.5`):
             Steps with a score below the threshold are classified as wrong.
         validation_size (`float`, *optional*, defaults to `0.2`):
@@ -62,7 +62,7 @@ def measure(
         - `steps`: [`step_metrics`] of all labelled steps.
         - `counts`: numbers of solutions, of scored solutions, of solutions that were too long, and of solutions without a
           readable verdict of a judge.
-        - `too_long`: subset, id and location of each solution that was not scored. A subset counts them as `num_too_long`.
+        - `too_long`: subset, id and location of each solution that was not scored. A subset counts them as `num_not_scored`.
 
     Raises:
         `ValueError`: If an option is out of range or no solution was scored.
@@ -93,7 +93,7 @@ def measure(
             numbers = {key: int(value) if key.startswith("num_") else _number(value) for key, value in found.items()}
             parts[name] = numbers | {"low": low, "high": high}
     for name, part in metrics["subsets"].items():
-        part["num_too_long"] = sum(one.subset == name for one in too_long)
+        part["num_not_scored"] = sum(one.subset == name for one in too_long)
     labelled = [
         (score, label)
         for solution, values in scored

@@ -21,7 +21,8 @@ classes. `correct` has the original solutions to `original_question` from the ro
 data). It shows how many correct steps are classified as wrong, and only counts in the metrics over all steps (AUROC,
 calibration).
 
-Checked against the authors' code for the task and for the table. Their code differs in three ways. A step is correct
+Checked against the authors' code for the task and for the table. Their code differs in four ways. Of several rows of a
+class with one `idx`, it counts only the first; here all count, with a warning. A step is correct
 *above* the threshold, so scores equal to the threshold differ. An undefined F1 enters a mean as -1; here the mean is
 undefined. An F1 with precision and recall of 0 is treated as undefined too; here it is 0. Models with a separate
 redundancy score use it on `redundency` and `circular`; a step reward model has only one score. Their similarity and

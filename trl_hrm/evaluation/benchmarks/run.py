@@ -12,7 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ... import __version__
-from ...data.problems import group_equal
+from ...data.problems import group_equal, text_key
 from ...io import dump_json, read_json, read_json_lines, write_or_keep
 from ...scoring.candidate_scores import score_steps, scorer_cost
 from ...scoring.generative_scorer import GenerativeScorer
@@ -79,6 +79,9 @@ def run_suite(
             "suite": suite.name,
             "subset": solution.subset,
             "id": solution.id,
+            "solution": text_key(
+                "\n".join([solution.problem, *solution.steps])
+            ).hex(),  # ids can be missing or repeated
             "where": solution.where,
             "labels": solution.labels,
             "scores": values,

@@ -109,7 +109,7 @@ def read_suites(
     Read the data of suites. The suite of a source is identified by the columns of its first row.
 
     Invalid rows do not stop reading. As in the authors' scripts, blank steps are scored like others, so that indices
-    stay valid, and different rows with the same id all count. Rows without a problem, without steps or with invalid
+    stay valid. Different rows with the same id all count. Rows without a problem, without steps or with invalid
     labels are dropped, and so are duplicates of rows in an earlier source.
 
     Args:
