@@ -19,9 +19,6 @@ LISTED = {
         (r"\frac{ab}{c}", "ab/c", Y),
     ],
     "yes and no": [
-        ("True", "Yes", Y),
-        ("no", "false", Y),
-        ("True", "No", N),
         ("No", "no", Y),
         ("No", "Yes", N),
         (r"\text{No}", r"\text{Yes}", N),
@@ -325,6 +322,11 @@ RELATED = {
         ("1000.99", "1000,99", Y),
         ("32349", r"32, 349", N),
         ("100, 200", "200, 100", Y),
+    ],
+    "yes and true": [
+        ("True", "Yes", Y),
+        ("no", "false", Y),
+        ("True", "No", N),
     ],
     "nouns": [
         ("12 pencils", "12 pencil", Y),

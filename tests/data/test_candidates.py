@@ -57,12 +57,12 @@ def test_rows_with_answers(tmp_path):
 def test_choices(tmp_path, answer):
     """The answer becomes the label of a choice, which solutions state."""
     row = {"prompt": "What is the capital of France?", "choices": ["Rome", "Paris"], "answer": answer}
-    file = write_rows(tmp_path / "in.jsonl", [row | {"completion": "The answer is B."}])
+    file = write_rows(tmp_path / "in.jsonl", [row | {"completion": r"It is \boxed{B}."}])
     [problem], _ = read(file)
     assert (
         problem.answer == "B" and problem.problem.endswith("A. Rome\nB. Paris") and problem.candidates[0].answer == "B"
     )
-    file = write_rows(tmp_path / "in.jsonl", [row | {"answer": "Lyon", "completion": "The answer is B."}])
+    file = write_rows(tmp_path / "in.jsonl", [row | {"answer": "Lyon", "completion": r"It is \boxed{B}."}])
     with pytest.raises(
         ValueError, match=r"in.jsonl:1: `answer` is 'Lyon'. It must identify exactly one of the choices"
     ):
