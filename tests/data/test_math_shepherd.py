@@ -135,7 +135,8 @@ def test_one_faulty_record_does_not_stop_a_build(tmp_path):
     file = write(tmp_path / "shepherd.jsonl", good, bad, {"input": "x"})
     report = build_math_shepherd(BuildMathShepherdConfig(inputs=[file], output_dir=str(tmp_path / "out"), test_size=0))
     assert report["dropped"] == {"missing_key": 1, "not_a_string": 1} and report["records_in"] == 3
-    assert f"1 row dropped (not a string): {file}:2" in report["warnings"]
+    start = f"1 row dropped (not a string): {file}:2. The first: {file}:2: `label` is None"
+    assert any(warning.startswith(start) for warning in report["warnings"])
     with pytest.raises(ValueError, match="shepherd.jsonl:2: `label` is None"):
         build_math_shepherd(
             BuildMathShepherdConfig(inputs=[file], output_dir=str(tmp_path / "strict"), test_size=0, strict=True)

@@ -76,7 +76,9 @@ def test_all_suites_at_once(tmp_path, planted, sources, capsys):
     assert found["counts"]["error_steps_past_the_end"] == 0
     assert results["suites"]["bigbenchmistake"]["subsets"]["sorting"]["f1"] == 1
     assert len(rows) == 30 + 6 + 3 + 6 == len(planted.asked)
+    assert len({row["solution"] for row in rows}) == len({(row["subset"], row["id"]) for row in rows})
     assert rows[0] == {
+        "solution": rows[0]["solution"],
         "suite": "prmbench",
         "subset": "redundency",
         "id": "prm_test_p1_0",
