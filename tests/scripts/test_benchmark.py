@@ -76,8 +76,7 @@ def test_all_suites_at_once(tmp_path, planted, sources, capsys):
     assert found["counts"]["error_steps_past_the_end"] == 0
     assert results["suites"]["bigbenchmistake"]["subsets"]["sorting"]["f1"] == 1
     assert len(rows) == 30 + 6 + 3 + 6 == len(planted.asked)
-    by_solution = {(row["suite"], row["solution"]) for row in rows if row["suite"] == "processbench"}
-    assert len(by_solution) == 30  # a hash of the problem and the steps
+    assert all(re.fullmatch("[0-9a-f]{32}", row["solution"]) for row in rows)
     assert rows[0] == {
         "solution": rows[0]["solution"],
         "suite": "prmbench",
