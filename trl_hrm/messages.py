@@ -81,8 +81,8 @@ def step_text(step: Any) -> Any:
 
 def plain_row(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """
-    Return a row with its `prompt` (and `original_prompt`) and its `completions` as texts. Other values than lists of objects are kept unchanged, also if they
-    are invalid.
+    Return a row with its `prompt`, its `original_prompt` and its `completions` as texts. Other values than lists of objects are kept
+    unchanged, also if they are invalid.
 
     Args:
         row (`Mapping[str, Any]`):

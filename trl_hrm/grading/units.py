@@ -16,7 +16,7 @@ _SYMBOLS = {
     "mol": "mol", "M": "M", "Ω": r"Ω \Omega \ohm", "rad": "rad rads", "°": r"° \circ", "pc": "pc", "AU": "AU", "Å": "Å",
     "erg": "erg ergs", "dyne": "dyn dyne dynes", "ly": "ly", "ha": "ha", "yr": "yr yrs", "mph": "mph", "km/h": "kmph kph kmh",
     "rpm": "rpm", "dB": "dB", "cc": "cc", "bit": "bit bits", "$": "$ USD US$", "€": "€ EUR", "£": "£ GBP", "¥": "¥ CNY RMB",
-    "₹": "₹ INR Rs", "kg": "KG Kg", "qt": "qt qts", "pt": "pt pts", "fl": "fl", "week": "wk wks", "month": "mo mos", "kB": "kB KB", "MB": "MB", "GB": "GB",
+    "₹": "₹ INR Rs", "kg": "KG Kg", "qt": "qt qts", "pt": "pt", "fl": "fl", "week": "wk wks", "month": "mo mos", "kB": "kB KB", "MB": "MB", "GB": "GB",
     "TB": "TB", "px": "px", "hp": "hp HP", "kr": "kr",
 }  # fmt: skip
 # Units with another spelling as a product of units with their powers

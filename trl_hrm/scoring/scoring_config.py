@@ -93,7 +93,8 @@ def plain_candidates(
     Return the texts of prompts and candidates, which may be messages. See [`~messages.plain_row`].
 
     Raises:
-        `ValueError`: If there is not one list of candidates per prompt, a candidate is not a list of steps, or the messages are not one problem and its steps.
+        `ValueError`: If there is not one list of candidates per prompt, a candidate is not a list of steps, or the messages are not
+            one problem and its steps.
     """
     if isinstance(prompts, str):
         raise ValueError("`prompts` is a string, expected a list of problems.")

@@ -377,7 +377,7 @@ def solution_html(models: Sequence[LoadedModel], problem: str, solution: str, ru
             spans = score_spans(scorer, problem, steps, config)
             scores = [None if None in found.values() else combined(list(found.values()), config) for found in spans]
             is_complete = None not in scores
-            aggregates = [aggregate(scores, rule) if is_complete else None for rule in AGGREGATES]
+            aggregates = [aggregate(scores, kind) if is_complete else None for kind in AGGREGATES]
         except (ValueError, OSError, RuntimeError) as error:
             # such as a step with a control token of the model, a server that is down, or a solution that does not fit into memory
             notices.append(f"{name}: {one_line(str(error))}")

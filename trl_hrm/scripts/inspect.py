@@ -193,9 +193,8 @@ def inspect_tree(config: InspectConfig) -> None:
         entry = _find(entries, config.problem[0], config.input)
         inspection = _inspect(entry.read(), config)
     file = _page_path(config.input, config.html, entry.problem_id)
-    has_list = (
-        config.html is None and (file.parent / "index.html").exists()
-    )  # of `all`, whose page of the problem is replaced
+    # of `all`, whose page of the problem is replaced
+    has_list = config.html is None and (file.parent / "index.html").exists()
     with claimed_page(file, "html") as target:
         text = format_tree(inspection, depth=config.depth, breadth=config.breadth, rollouts=config.rollouts, **screen)
         print(text)  # noqa: T201

@@ -225,7 +225,9 @@ class HRMRewardTrainer(StepTrainer):
             return dataset  # already prepared
         rows, self.reports[name] = prepare_rows(dataset, processing_class, self.step_format, args, name)
         if name != "train_dataset":
-            self._sources[name] = StepSources(dataset, *(flat_column(rows, column) for column in SOURCE_COLUMNS))
+            self._sources[name] = StepSources(
+                dataset.with_format(None), *(flat_column(rows, column) for column in SOURCE_COLUMNS)
+            )
             rows = rows.remove_columns(SOURCE_COLUMNS)
         longest = longest_path(rows)
         if self._max_positions is not None and longest > self._max_positions:

@@ -22,12 +22,12 @@ data). It shows how many correct steps are classified as wrong, and only counts 
 calibration).
 
 Checked against the authors' code for the task and for the table. Their code differs in four ways. Of several rows of a
-class with one `idx`, it counts only the first; here all count, with a warning. A step is correct
-*above* the threshold, so scores equal to the threshold differ. An undefined F1 enters a mean as -1; here the mean is
-undefined. An F1 with precision and recall of 0 is treated as undefined too; here it is 0. Models with a separate
-redundancy score use it on `redundency` and `circular`; a step reward model has only one score. Their similarity and
-first-error accuracy are not implemented. The weights of 0.5 come from the code. A user could not reproduce the paper's
-table with them (issue 7 of ssmisya/PRMBench, unanswered), possibly because of thresholds per model.
+class with one `idx`, it counts only the first; here all count, with a warning. A step is correct *above* the
+threshold, so scores equal to the threshold differ. An undefined F1 enters a mean as -1; here the mean is undefined. An
+F1 with precision and recall of 0 is treated as undefined too; here it is 0. Models with a separate redundancy score
+use it on `redundency` and `circular`; a step reward model has only one score. Their similarity and first-error
+accuracy are not implemented. The weights of 0.5 come from the code. A user could not reproduce the paper's table with
+them (issue 7 of ssmisya/PRMBench, unanswered), possibly because of thresholds per model.
 
 Checked on 394 of their rows: 11 rows name error steps after the end of the process. Like the authors' code, this
 module ignores these numbers. The results count them.

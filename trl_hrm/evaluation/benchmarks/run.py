@@ -79,9 +79,8 @@ def run_suite(
             "suite": suite.name,
             "subset": solution.subset,
             "id": solution.id,
-            "solution": text_key(
-                "\n".join([solution.problem, *solution.steps])
-            ).hex(),  # ids can be missing or repeated
+            # ids can be missing or repeated
+            "solution": text_key("\n".join([solution.problem, *solution.steps])).hex(),
             "where": solution.where,
             "labels": solution.labels,
             "scores": values,
