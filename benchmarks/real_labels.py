@@ -844,9 +844,10 @@ def draw(aurocs: dict[str, Aurocs], arms, path: Path) -> None:
 
 READING = """
 How to read this: a difference is settled only if it is larger than what the choice of problems and the seed of training explain. What is
-not settled is unknown, not zero. An AUROC near 0.5 means that the model cannot tell right from wrong steps. The trainings of this table
-are as short as stated above, and do not show how good a reward model of this size can get: [full fine-tuning](#a-pretrained-model) on
-190,000 tokens of PRM800K alone reached 0.61 on its held-out problems, and chance on ProcessBench.
+not settled is unknown, not zero. An AUROC near 0.5 means that the model cannot tell right from wrong steps. Models before training are off
+0.5, too, because their heads are random: compare trained models with each other, and with several seeds. The trainings of this table are as
+short as stated above, and do not show how good a reward model of this size can get. [Full fine-tuning](#a-pretrained-model) on 190,000
+tokens of PRM800K alone reached 0.61 on its held-out problems, and chance on ProcessBench.
 """
 
 
