@@ -161,7 +161,7 @@ def test_report_has_what_is_finished_and_says_what_is_missing(tmp_path):
     }
     text = real_labels.report(SimpleNamespace(seed=1, docs=None), tmp_path, finished, 33)
     assert "2 of the 33 trainings of the study are finished" in text
-    missing = "Missing: PRM, a quarter of the tokens; ORM; PRM, LoRA; HRM, single steps, LoRA; HRM 3, single steps;"
+    missing = "Missing: PRM, a quarter of the tokens; PRM, 3 times the tokens; ORM; PRM, LoRA; HRM, single steps, LoRA; HRM 3, single steps;"
     assert missing in text
     assert "1,234 labelled steps of PRM800K (1,111 different ones)" in text
     assert "5 rows were excluded" in text
