@@ -105,7 +105,7 @@ def test_a_long_table(run, trackers, monkeypatch, capsys):
     assert "the first 1 of 3 problems" in capsys.readouterr().out
 
 
-def test_annotate(tmp_path, policy, problems, trackers, capsys):
+def test_annotate(tmp_path, policy, problems, trackers, monkeypatch, capsys):
     """A run in shards is logged once, when the last shard is finished. The command starts a run and ends it."""
     for tracker in trackers.values():
         tracker.run = None
@@ -124,7 +124,11 @@ def test_annotate(tmp_path, policy, problems, trackers, capsys):
         assert main([*command, "--shard", shard]) == 0
         assert "already logged" in capsys.readouterr().out
     assert len(trackers["trackio"].logged) == 1
-    assert main([*command, "--shard", "0/2", "--run_name", "other"]) == 0
+    other = [*command, "--shard", "0/2", "--run_name", "other"]
+    with monkeypatch.context() as patch:
+        patch.setattr(trackers["trackio"], "init", lambda **settings: (_ for _ in ()).throw(OSError("no network")))
+        assert main(other) == 1
+    assert main(other) == 0  # a failure does not count as logged
     assert len(trackers["trackio"].logged) == 2
 
 

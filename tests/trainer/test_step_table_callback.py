@@ -323,7 +323,7 @@ class TestPlanted:
 
 
 def test_the_best_checkpoint_keeps_its_step(tmp_path, trees):
-    """After the training, the best checkpoint is evaluated again. Its page must not replace the one of the last step."""
+    """After the training, the best checkpoint is evaluated again. The page of the last step must stay."""
     steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     settings = {**steps, "load_best_model_at_end": True, "max_steps": 3, "learning_rate": 0.1, "log_worst_steps": 5}
     trainer = make_trainer(tmp_path, trees, tiny_model(initializer_range=0.3), evaluation=trees, **settings)

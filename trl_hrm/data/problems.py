@@ -141,7 +141,7 @@ def problem_text(record: Mapping[str, Any]) -> str | None:
 
 
 def _user_text(messages: Sequence[Any]) -> str | None:
-    """Return the text of the only user message, or `None` if there is none, for example in a dialogue of several turns."""
+    """Return the text of the only user message, or `None` if there is not exactly one, or it is not text."""
     try:
         text = prompt_text(messages)
     except ValueError:  # such as an image

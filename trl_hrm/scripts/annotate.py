@@ -389,7 +389,6 @@ def annotate(config: AnnotateConfig) -> "Annotation | str":
     ```
     """
     from ..search.run_folder import MANIFEST, claimed_run, launched_shard, unfinished_shards
-    from ..search.tree_table import log_trees
     from ..tracking import check_trackers
 
     check_trackers(config.report_to or ())
@@ -405,27 +404,32 @@ def annotate(config: AnnotateConfig) -> "Annotation | str":
     if config.report_to:
         if missing := unfinished_shards(config.output_dir):
             say(f"Trees are logged when all shards are finished. Missing: {', '.join(map(str, missing))}.")
-        elif mark_logged(config):
-            log_trees({"": config.output_dir}, config.report_to, config.project, config.run_name)
         else:
-            say("The trees of this run are already logged.")
+            log_once(config)
     return Annotation(Path(config.output_dir), progress, summary)
 
 
-def mark_logged(config: AnnotateConfig) -> bool:
+def log_once(config: AnnotateConfig) -> None:
     """
-    Return whether the trees of a finished run are not logged yet, in this state of its logs and to these trackers. Shards that finish at
-    the same time, or start again to retry errors, would otherwise each log all trees.
+    Log the trees of a finished run, unless they are already logged in this state and to these trackers. Shards that finish at the same
+    time, or start again to retry errors, would otherwise each log all trees. If logging fails, the next start tries again.
     """
     from ..search.tree import make_id
+    from ..search.tree_table import log_trees
 
     sizes = sorted((log.name, log.stat().st_size) for log in Path(config.output_dir).glob("log-*.jsonl"))
     state = json.dumps([sizes, sorted(config.report_to), config.project, config.run_name])
+    marker = Path(config.output_dir, f".logged-{make_id(state)}")
     try:
-        Path(config.output_dir, f".logged-{make_id(state)}").touch(exist_ok=False)
+        marker.touch(exist_ok=False)
     except FileExistsError:
-        return False
-    return True
+        say("The trees of this run are already logged.")
+        return
+    try:
+        log_trees({"": config.output_dir}, config.report_to, config.project, config.run_name)
+    except BaseException:
+        marker.unlink()
+        raise
 
 
 def first_failure(config: AnnotateConfig, shard: Shard) -> str:
