@@ -16,7 +16,9 @@ from trl_hrm.tiny_model import make_tiny_model
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import real_labels  # noqa: E402
-from real_labels import ARMS, DIFFERENCES, PROFILES, Aurocs, Job  # noqa: E402
+import real_labels_jobs  # noqa: E402
+from real_labels import ARMS, DIFFERENCES, Aurocs  # noqa: E402
+from real_labels_jobs import PROFILES, Job  # noqa: E402
 
 
 ROW = {
@@ -29,7 +31,7 @@ ROW = {
 
 
 def test_jobs_have_different_names_and_the_main_ones_come_first():
-    jobs = real_labels.make_jobs(3)
+    jobs = real_labels_jobs.make_jobs(3)
     assert len({job.name for job in jobs}) == len(jobs) == 37
     assert [job.name for job in jobs[:3]] == ["prm-full-0", "hrm-full-0", "prm-full-1"]
     assert {arm.title for arm in map(real_labels.arm_of, jobs)} == {arm.title for arm in ARMS if arm.spans == 1}
@@ -39,21 +41,21 @@ def test_jobs_have_different_names_and_the_main_ones_come_first():
 
 
 def test_steps_are_added_after_the_wrong_steps_that_they_replaced():
-    row = real_labels.with_corrections(ROW, {("1+1+1?", "1+1=2."), ("other", "2+1=3.")})
+    row = real_labels_jobs.with_corrections(ROW, {("1+1+1?", "1+1=2."), ("other", "2+1=3.")})
     assert row["completions"][5:] == ["1+1=2.", "1+1=2.", "1+1=4."]
     assert row["parents"][5:] == [0, 2, 0]
     assert row["labels"][5:] == [1.0, 1.0, 0.0]
     assert row["is_added"] == [False] * 5 + [True] * 3
     assert ROW["labels"] == [0.0, 1.0, 0.0, None, 0.0]  # unchanged
-    _, labels, _ = real_labels.flat([row], real_labels.every_step)
+    _, labels, _ = real_labels_jobs.flat([row], real_labels_jobs.every_step)
     assert labels.tolist() == [0.0, 1.0, 0.0, 0.0]
-    _, labels, _ = real_labels.flat([row], real_labels.after_an_error)
+    _, labels, _ = real_labels_jobs.flat([row], real_labels_jobs.after_an_error)
     assert labels.tolist() == [1.0, 1.0, 0.0]
 
 
 def test_outcomes_of_paths():
     tree = StepTree.from_row({name: ROW[name] for name in ("prompt", "completions", "labels", "parents")})
-    rows = list(real_labels.outcome_rows(tree))
+    rows = list(real_labels_jobs.outcome_rows(tree))
     # the path to "2+1=3." has a step without a label, so its outcome is unknown
     assert [(row["completions"], row["labels"]) for row in rows] == [
         (["1+1=3."], [0.0]),
@@ -61,7 +63,7 @@ def test_outcomes_of_paths():
         (["1+1=2.", "2+1=5."], [None, 0.0]),
     ]
     right = StepTree("p", ["a", "b"], [1.0, 1.0], [-1, 0])
-    assert [row["labels"] for row in real_labels.outcome_rows(right)] == [[None, 1.0]]
+    assert [row["labels"] for row in real_labels_jobs.outcome_rows(right)] == [[None, 1.0]]
 
 
 @pytest.mark.parametrize("spans", [1, 2, 3])
@@ -74,7 +76,7 @@ def test_merged_steps_have_the_scores_of_spans(tmp_path, spans):
     make_tiny_model(row["completions"], tmp_path)
     StepFormat().save(tmp_path)
     scorer = StepScorer.from_pretrained(str(tmp_path))
-    tree, owners = real_labels.with_merged_steps(row, 3)
+    tree, owners = real_labels_jobs.with_merged_steps(row, 3)
     [values] = scorer.score_trees([tree])
     given = StepTree(row["prompt"], row["completions"], [None] * 6, row["parents"])
     [expected] = scorer.score_trees([given], spans=list(range(1, spans + 1)))
@@ -91,7 +93,7 @@ def test_auroc_and_differences():
         },
         "random": {seed: [[generator.random() for _ in range(3)] for _ in tests] for seed in (0, 1)},
     }
-    found = Aurocs(tests, scores, real_labels.every_step, seed=0)
+    found = Aurocs(tests, scores, real_labels_jobs.every_step, seed=0)
     labels = [label for row in tests for label in row["labels"]]
     for seed in (0, 1):
         expected = roc_auc_score(labels, [score for row in scores["random"][seed] for score in row])
@@ -110,12 +112,12 @@ def test_auroc_and_differences():
 def test_an_overlap_of_training_and_test_problems_is_an_error(tmp_path, monkeypatch):
     tests = {"gsm8k": [{"prompt": "1 +  1?", "problem": "1 + 1?"}]}
     monkeypatch.setattr(
-        real_labels, "load", lambda folder: [{"prompt": "2?", "original_prompt": "1 + 1?"}, {"prompt": "3?"}]
+        real_labels_jobs, "load", lambda folder: [{"prompt": "2?", "original_prompt": "1 + 1?"}, {"prompt": "3?"}]
     )
     with pytest.raises(RuntimeError, match="1 test problems are in the training mixture"):
-        real_labels.check_overlap(tmp_path, tests)
-    monkeypatch.setattr(real_labels, "load", lambda folder: [{"prompt": "2?", "original_prompt": None}])
-    assert real_labels.check_overlap(tmp_path, tests) == {"trained": 1, "tested": 1, "both": 0}
+        real_labels_jobs.check_overlap(tmp_path, tests)
+    monkeypatch.setattr(real_labels_jobs, "load", lambda folder: [{"prompt": "2?", "original_prompt": None}])
+    assert real_labels_jobs.check_overlap(tmp_path, tests) == {"trained": 1, "tested": 1, "both": 0}
 
 
 def test_report_has_what_is_finished_and_says_what_is_missing(tmp_path):
@@ -124,7 +126,7 @@ def test_report_has_what_is_finished_and_says_what_is_missing(tmp_path):
         ROW | {"problem": str(i), "subset": "all", "labels": [1.0, 1.0, 0.0, None, None], "parents": [-1, 0, 1, 2, 3]}
         for i in range(8)
     ]
-    trees = [real_labels.with_corrections(ROW | {"problem": str(i)}, {("1+1+1?", "1+1=2.")}) for i in range(4)]
+    trees = [real_labels_jobs.with_corrections(ROW | {"problem": str(i)}, {("1+1+1?", "1+1=2.")}) for i in range(4)]
     right = [row | {"labels": [1.0, 0.0, 1.0, 0.0, None]} for row in rows]
     tests = {"prm800k": trees, "gsm8k": rows, "prmbench": right, "bbm": rows}
     (tmp_path / "tests.json").write_text(json.dumps(tests))
@@ -145,7 +147,7 @@ def test_report_has_what_is_finished_and_says_what_is_missing(tmp_path):
     def scores(most):
         return {
             name: [
-                [[generator.random() for _ in own] for own in real_labels.with_merged_steps(row, most)[1]]
+                [[generator.random() for _ in own] for own in real_labels_jobs.with_merged_steps(row, most)[1]]
                 for row in test
             ]
             for name, test in tests.items()
