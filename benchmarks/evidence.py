@@ -36,6 +36,7 @@ KEPT = (
     "Active labelling",
     "Which labels teach most",
     "Reward models from outcomes alone",
+    "Real labels and a real model",
 )  # of other benchmarks
 INTRODUCTION = """# Evidence
 

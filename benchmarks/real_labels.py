@@ -66,7 +66,7 @@ from trl_hrm.pages.pictures import MARKERS, THEMES, new_figure, style_axes
 
 
 HEADING = "### Results of the study"  # below a summary written by hand, which stays
-PICTURE = "images/evidence/real-labels.png"
+PICTURE = "images/real-labels.png"
 SYSTEMS = {"orm": "ORM", "prm": "PRM", "hrm": "HRM", "hrm3": "HRM, up to 3 steps merged"}
 
 

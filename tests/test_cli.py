@@ -1,6 +1,7 @@
 """The command line: fast help, one-line errors, and options that reach the builder."""
 
 import dataclasses
+import importlib
 import json
 import pickle
 import re
@@ -23,11 +24,11 @@ from safetensors import SafetensorError
 
 import trl_hrm
 from trl_hrm import __version__
-from trl_hrm.cli import COMMANDS, TRAINING, main
+from trl_hrm.cli import COMMANDS, GROUPS, TRAINING, main
 from trl_hrm.command_parser import CommandParser
 from trl_hrm.hub import HTTPError
 from trl_hrm.scripts import reward
-from trl_hrm.scripts.training import run_script
+from trl_hrm.scripts.training import run_script, short_help
 from trl_hrm.search.engines.base import EngineError
 
 
@@ -39,6 +40,48 @@ def rows_file(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return str(file)
+
+
+def test_help_lists_each_command_once(capsys):
+    names = [name for group in GROUPS.values() for name in group]
+    assert sorted(names) == sorted({**COMMANDS, **TRAINING})
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [line for line in lines if line in names] == names
+
+
+def test_package_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "trl_hrm", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"trl_hrm {__version__}\n"
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_training_help_has_the_options_of_the_docs(command):
+    """Each option of the commands in the README and the docs, and no option that the training does not have."""
+    module = importlib.import_module(f"trl_hrm.scripts.{command.replace('-', '_')}")
+    text = short_help(module, f"trl-hrm {command}")
+    shown = set(re.findall(r"--(\w+)", text.partition("options:\n")[2]))
+    known = {option for action in module.make_parser()._actions for option in action.option_strings}
+    other = {"accelerate_config", "num_processes", "cpu", "consensus", "disagreement"}  # of the launcher and of `export`
+    assert {f"--{name}" for name in shown - other} <= known
+    if command == "reward":
+        used = {
+            "model_name_or_path",
+            "dataset_name",
+            "output_dir",
+            "use_cpu",
+            "bf16",
+            "learning_rate",
+            "num_train_epochs",
+        }
+        assert used <= shown
+
+
+def test_help_says_what_is_required(capsys):
+    with pytest.raises(SystemExit):
+        main(["best-of-n", "--help"])
+    assert "(required)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS, *TRAINING])

@@ -53,7 +53,7 @@ COMMANDS = {
     "judge": Command(
         "JudgeConfig",
         "judge",
-        "let a language model name the first wrong step of solutions, by several votes",
+        "find the first wrong step of solutions with a language model, by the majority of several responses",
         resumes=True,
     ),
     "export": Command(
@@ -118,6 +118,15 @@ COMMANDS = {
     ),
     "env": Command("EnvConfig", "print_env", "print the versions to include in a bug report"),
 }
+GROUPS = {
+    "start": ("quickstart", "demo", "env"),
+    "labelled steps": ("build-prm800k", "build-math-shepherd", "build-stepwise", "judge", "push-dataset"),
+    "tree search": ("annotate", "inspect", "export", "select-raft"),
+    "training": ("reward", "implicit-prm", "grpo", "kl-self"),
+    "scores": ("score", "app"),
+    "evaluation": ("evaluate", "best-of-n", "step-search", "benchmark", "report", "table"),
+    "Hierarchical Reasoning Model": ("build-grid", "train-grid", "solve", "reason"),
+}  # of the help
 TRAINING = {
     "reward": "train a step reward model: hierarchical (HRM), process (PRM) or outcome (ORM)",
     "implicit-prm": "train a step reward model on right and wrong solutions, without labels of steps (implicit PRM)",
@@ -147,7 +156,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="trl-hrm",
         usage="trl-hrm COMMAND [OPTIONS]",
         description="Hierarchical Reward Models for TRL.",
-        epilog="commands:\n" + "\n".join(f"  {name:<{width}}{summary}" for name, summary in summaries.items()),
+        epilog="\n\n".join(
+            "\n".join([f"{title}:", *(f"  {name:<{width}}{summaries[name]}" for name in names)])
+            for title, names in GROUPS.items()
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"trl_hrm {trl_hrm.__version__}")

@@ -18,10 +18,12 @@ from .terminal import one_line
 VALUE = "\0"  # before a word that is a value, even if it looks like an option. No word of a command line contains it
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Show each option under one name, and its default unless the help text states it."""
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show each option under one name, and whether it is required or its default, unless the help text states it."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
+        if action.required and action.option_strings:
+            return f"{action.help} (required)"
         has_none = action.default is False or action.default in (None, [], argparse.SUPPRESS)
         if "(default:" in action.help or action.required or has_none:
             return action.help

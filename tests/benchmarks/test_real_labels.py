@@ -15,6 +15,7 @@ from trl_hrm.tiny_model import make_tiny_model
 
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import evidence  # noqa: E402
 import real_labels  # noqa: E402
 import real_labels_jobs  # noqa: E402
 from real_labels import ARMS, DIFFERENCES, Aurocs  # noqa: E402
@@ -171,3 +172,11 @@ def test_report_has_what_is_finished_and_says_what_is_missing(tmp_path):
     assert "| HRM, spans 1 and 2 − PRM |" in text
     assert "ORM |" not in text
     assert (tmp_path / "real-labels.png").exists()
+
+
+def test_the_section_is_kept():
+    """`benchmarks/evidence.py` writes the page again, and deletes the pictures of the demo."""
+    page = (Path(real_labels.__file__).parents[1] / "docs" / "evidence.md").read_text(encoding="utf-8")
+    [title] = [one for one in evidence.KEPT if real_labels.HEADING in evidence.find_section(page, f"## {one}")]
+    assert title == "Real labels and a real model"
+    assert not real_labels.PICTURE.startswith(evidence.PICTURES)

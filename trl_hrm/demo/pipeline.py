@@ -107,7 +107,7 @@ class DemoConfig(Config):
         output_dir (`str`, *optional*, defaults to `"outputs/demo"`):
             Output folder.
         profile (`str`, *optional*, defaults to `"quick"`):
-            Size of the demo. `"quick"` takes minutes. `"full"` takes an hour and reproduces docs/evidence.md. `"smoke"` only checks that every
+            Size of the demo. `"quick"` takes minutes. `"full"` takes an hour and has the size of the demo in docs/evidence.md. `"smoke"` only checks that every
             stage runs: its models are hardly trained, so its numbers mean nothing.
         seed (`int`, *optional*, defaults to `42`):
             Random seed of the problems and the policy.
@@ -121,7 +121,7 @@ class DemoConfig(Config):
     profile: Literal["smoke", "quick", "full"] = field(
         default="quick",
         metadata={
-            "help": "Size of the demo. quick takes minutes. full takes an hour and reproduces docs/evidence.md. smoke only "
+            "help": "Size of the demo. quick takes minutes. full takes an hour and has the size of the demo in docs/evidence.md. smoke only "
             "checks that every stage runs: its numbers mean nothing."
         },
     )

@@ -92,7 +92,9 @@ class ScoreConfig(RewardModelConfig, SegmentationConfig):
     )
     keep_thinking: bool = field(
         default=False,
-        metadata={"help": "Also score the thinking steps of a reasoning model. By default, their scores are null."},
+        metadata={
+            "help": "Also score the thinking steps of a reasoning model. By default, their scores are null, and thinking in texts is left out."
+        },
     )
 
     def __post_init__(self):

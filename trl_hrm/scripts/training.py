@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +30,22 @@ if TYPE_CHECKING:
 
 LAUNCHER = "TRL_HRM_LAUNCHER"  # environment variable with the process id of the launcher, such as `trl-hrm reward`
 USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
+COMMON_OPTIONS = """\
+options of transformers.TrainingArguments that most trainings need:
+  --output_dir                    folder of the trained model
+  --num_train_epochs, --max_steps
+  --per_device_train_batch_size, --gradient_accumulation_steps
+  --learning_rate, --lr_scheduler_type, --warmup_steps
+  --eval_strategy, --eval_steps, --save_strategy, --save_steps, --load_best_model_at_end
+  --bf16, --gradient_checkpointing, --use_cpu, --seed
+  --report_to, --run_name, --push_to_hub, --hub_model_id
+"""
+MODEL_OPTIONS = """\
+options of trl.ModelConfig:
+  --model_name_or_path            model to train: folder or Hub id
+  --dtype, --attn_implementation
+  --use_peft, --lora_r, --lora_alpha, --lora_target_modules, --load_in_4bit
+"""
 MORE_OPTIONS = """\
 The options of `transformers.TrainingArguments` are also accepted. All commands except train-grid accept the options of
 `trl.ModelConfig`, kl-self accepts the options of `trl.SFTConfig`, grpo the options of `trl.GRPOConfig`, and implicit-prm the options of `HRMRewardConfig` (`trl-hrm reward --help`). `--help_all` lists all of them. All other options are passed to
@@ -195,22 +210,25 @@ def short_help(module: ModuleType, prog: str) -> str:
 
     The docstring is read from the source file, because importing the config also imports torch.
     """
-    from ..command_parser import ConfigParser
+    from ..command_parser import ConfigParser, HelpFormatter
 
+    has_model = "model_name_or_path" in module.ScriptArguments.__dataclass_fields__  # and no option of `ModelConfig`
+    groups = [COMMON_OPTIONS] if has_model else [MODEL_OPTIONS, COMMON_OPTIONS]
     config_module = trl_hrm._NAMES[module.CONFIG]
     path = resources.files("trl_hrm").joinpath(*config_module.split("."))
     source = ast.parse(path.with_suffix(".py").read_text(encoding="utf-8"))
     [config] = [node for node in source.body if isinstance(node, ast.ClassDef) and node.name == module.CONFIG]
     parameters = ast.get_docstring(config).partition("Parameters:\n")[2]
-    parameters = re.sub(r"^    (\w+) \(", r"    --\1 (", parameters, flags=re.MULTILINE)
+    parameters = re.sub(r"^    (\w+) \(.*?(?:defaults to (`.*`))?\):$", _option, parameters, flags=re.MULTILINE)
+    parameters = re.sub(r"^    > ", "    ", parameters, flags=re.MULTILINE)
     parameters = re.sub(r"\[`~?([^`]+)`\]", r"`\1`", parameters)
     parser = ConfigParser(
         [module.ScriptArguments],
         prog=prog,
         usage=USAGE,
         description=module.__doc__,
-        epilog=f"options of {module.CONFIG}:\n{parameters}\n\n{MORE_OPTIONS}",
-        formatter_class=RawDescriptionHelpFormatter,
+        epilog="\n".join([*groups, f"options of {module.CONFIG}:\n{parameters}\n", MORE_OPTIONS]),
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with options. The command line overrides it.")
     parser.add_argument("--help_all", action="store_true", help="Show all training options.")
@@ -220,6 +238,10 @@ def short_help(module: ModuleType, prog: str) -> str:
         help="Accelerate configuration: a file, or one of single_gpu, multi_gpu, fsdp1, fsdp2, zero1, zero2, zero3.",
     )
     return parser.format_help()
+
+
+def _option(found: re.Match) -> str:
+    return f"    --{found[1]}" + (f" (default: {found[2]})" if found[2] else "")
 
 
 def model_init_kwargs(model_args: "ModelConfig", training_args: "TrainingArguments") -> dict[str, Any]:

@@ -49,8 +49,8 @@ class SegmentationConfig(Config):
         default=None,
         metadata={
             "help": "Rule that splits solutions into steps. thinking also splits the thinking of a reasoning model, at blank lines and "
-            "marks such as Wait (default: the rule of the prompt, or blank_line for a prompt from a file; for given candidates, "
-            "step_header or the steps of their run)."
+            "marks such as Wait (default: for sampled solutions, the rule of the prompt, or blank_line for a prompt from a file; for "
+            "given solutions, step_header or the steps of their run)."
         },
     )
     step_pattern: str | None = field(
