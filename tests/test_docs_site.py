@@ -14,6 +14,7 @@ import trl_hrm
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "docs" / "_tools"
 REPOSITORY = "https://github.com/trl-hrm/trl-hrm"
+SITE = "https://trl-hrm.github.io/trl-hrm/"
 
 
 def load(name: str):
@@ -60,6 +61,13 @@ class TestNavigation:
         [extension] = config["plugins"][2]["mkdocstrings"]["handlers"]["python"]["options"]["extensions"]
         assert config["repo_url"] == extension["docs/_tools/docstrings.py"]["repo_url"] == REPOSITORY
 
+    def test_address(self):
+        """Guides link to the reference by its address, since GitHub does not show it."""
+        assert settings()["site_url"] == SITE
+        assert f'Documentation = "{SITE}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        for path in sorted((ROOT / "docs").glob("*.md")):
+            assert not re.search(r"\]\(reference/", path.read_text(encoding="utf-8")), path.name
+
     def test_broken_links_are_errors(self):
         assert set(settings()["validation"].values()) == {"warn"}  # errors, since `make docs` builds with --strict
         assert "mkdocs build --strict" in (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -91,10 +99,11 @@ class TestLinksOfTheSite:
         (folder / "other").mkdir()
         (folder / "other" / "index.html").write_text('<h2 id="here">Here</h2>')
         (folder / "index.html").write_text(body)
-        hooks.on_post_build({"site_dir": str(folder)})
+        hooks.on_post_build({"site_dir": str(folder), "site_url": SITE})
 
     def test_right_ones(self, tmp_path):
-        self.check(tmp_path, '<a href="other/#here">a</a> <a href="other/">b</a> <a href="https://a.org/b#c">c</a>')
+        links = ["other/#here", "other/", "https://a.org/b#c", SITE, f"{SITE}other/#here"]
+        self.check(tmp_path, "".join(f'<a href="{link}">a</a>' for link in links))
 
     @pytest.mark.parametrize(
         ("body", "message"),
@@ -104,6 +113,8 @@ class TestLinksOfTheSite:
             ('<img src="picture.png">', "picture.png leads to no file"),
             ('<a href="https:/a.org">a</a>', "https:/a.org is not an address"),
             ('<a href="http:a">a</a>', "http:a is not an address"),
+            (f'<a href="{SITE}othr/">a</a>', f"{SITE}othr/ leads to no file"),
+            (f'<a href="{SITE}other/#there">a</a>', f"{SITE}other/#there leads to no heading"),
         ],
     )
     def test_broken_ones(self, tmp_path, body, message):

@@ -23,7 +23,7 @@ def test_files():
     """GitHub silently ignores a file with a different name."""
     found = {str(path.relative_to(GITHUB)) for path in GITHUB.rglob("*") if path.is_file()}
     forms = {f"ISSUE_TEMPLATE/{name}" for name in [*FORMS, "config.yml"]}
-    assert found == {"PULL_REQUEST_TEMPLATE.md", "workflows/ci.yml"} | forms
+    assert found == {"PULL_REQUEST_TEMPLATE.md", "workflows/ci.yml", "workflows/site.yml"} | forms
 
 
 class TestWorkflow:
@@ -58,6 +58,21 @@ class TestWorkflow:
             ]
             files = setup["cache-dependency-path"].split()
             assert setup["cache"] == "pip" and files and all((ROOT / file).is_file() for file in files)
+
+
+def test_site():
+    """The site is what `make docs` checks, and only `main` may replace it."""
+    workflow = read_yaml(GITHUB / "workflows" / "site.yml")
+    assert workflow[True] == {"push": {"branches": ["main"]}}
+    assert workflow["permissions"] == {"contents": "read"}
+    [job] = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["make docs"]
+    [upload] = [
+        step["with"] for step in job["steps"] if step.get("uses", "").startswith("actions/upload-pages-artifact")
+    ]
+    assert upload == {"path": "site"}
+    assert any(step.get("uses", "").startswith("actions/deploy-pages@") for step in job["steps"])
+    assert job["permissions"] == {"contents": "read", "pages": "write", "id-token": "write"}
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -66,7 +66,7 @@ class Links(HTMLParser):
 
 def on_post_build(config: Any, **kwargs: Any) -> None:
     """Check that every link and image of the site leads to a file of it, and every anchor to an id of that file."""
-    site = Path(config["site_dir"])
+    site, site_url = Path(config["site_dir"]), config["site_url"]
     pages = {path: Links(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
     faults = []
     for path, page in pages.items():
@@ -74,12 +74,13 @@ def on_post_build(config: Any, **kwargs: Any) -> None:
             continue
         here = path.relative_to(site).as_posix()
         for address in page.addresses:
-            parts = urlsplit(address)
+            own = address.startswith(site_url)  # as guides link to the reference, which GitHub does not show
+            parts = urlsplit("/" + address.removeprefix(site_url) if own else address)
             if parts.scheme or parts.netloc:
                 if parts.scheme not in ("https", "mailto", "data") or (parts.scheme == "https" and not parts.netloc):
                     faults.append(f"{here}: {address} is not an address that a browser opens")
                 continue
-            target = site / unquote(urlsplit(urljoin(f"/{here}", address)).path).lstrip("/")
+            target = site / unquote(urlsplit(urljoin(f"/{here}", parts.path)).path).lstrip("/")
             target = target / "index.html" if target.is_dir() else target
             if not target.is_file():
                 faults.append(f"{here}: {address} leads to no file")

@@ -1,0 +1,1 @@
+"""HTML pages, tables and pictures of reports, and the style that they share."""

@@ -1,0 +1,1 @@
+"""Score the steps of solutions with a reward model, in this process or on a server, and aggregate the scores."""

@@ -1,0 +1,1 @@
+"""Benchmarks of reward models: ProcessBench, PRMBench and BIG-Bench Mistake."""
