@@ -4,6 +4,7 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,3 +46,24 @@ def test_the_section_is_kept(scripts):
     """`benchmarks/evidence.py` writes the page again without it otherwise."""
     policy, evidence = scripts
     assert policy.HEADING in [f"## {title}" for title in evidence.KEPT]
+
+
+def test_the_conclusions_stay_first(scripts, tmp_path, monkeypatch):
+    """They are written by hand, and the page is written again from each demo."""
+    evidence = scripts[1]
+    for name, value in {
+        "make_pictures": {},
+        "claims": [],
+        "sections": [],
+        "header": "Header.",
+        "vote_words": "",
+    }.items():
+        monkeypatch.setattr(evidence, name, lambda data, value=value: value)
+    (tmp_path / "report.json").write_text("{}")
+    (tmp_path / "evidence.md").write_text(
+        "# Evidence\n\n## Conclusions\n\nBy hand.\n\n## About the first part\n\nOld.\n"
+    )
+    evidence.main(SimpleNamespace(docs=tmp_path, demo=tmp_path))
+    page = (tmp_path / "evidence.md").read_text()
+    assert page.startswith("# Evidence\n\n## Conclusions\n\nBy hand.\n\n## About the first part\n\nThe first part")
+    assert "Old." not in page
