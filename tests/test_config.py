@@ -144,6 +144,7 @@ def test_a_number_is_refused_when_the_config_is_made(config, option):
         "engine": "transformers",
         "suite": "prmbench",
         "family": "sudoku",
+        "view": "hrm",  # with which `max_merge` has an effect
     }
     for value in TRIED:
         given = [1, value] if option.name == "spans" else [value] if get_origin(declared) is list else value

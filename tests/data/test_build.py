@@ -239,6 +239,8 @@ def test_report_table(tmp_path, rows_file):
         ({"view": "flat"}, "`view` is 'flat'.*tree, hrm, prm, orm"),
         ({"merge_separator": ""}, "merge_separator"),
         ({"max_merge": 1}, "`max_merge` is 1"),
+        ({"max_merge": 3}, "`max_merge` is 3, but has no effect with `view='tree'`"),
+        ({"merge_separator": " "}, "`merge_separator` is ' ', but has no effect with `view='tree'`"),
         ({"test_size": 1.0}, "`test_size` is 1.0"),
         ({"num_proc": 0}, "`num_proc` is 0"),
     ],

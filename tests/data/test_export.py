@@ -17,6 +17,7 @@ from huggingface_hub import DatasetCard
 
 from trl_hrm.cli import main
 from trl_hrm.data.export import export as export_trees
+from trl_hrm.data.export import parse_search_tree
 from trl_hrm.data.export_config import ExportConfig
 from trl_hrm.data.problems import problem_split
 from trl_hrm.data.step_labels import keep_chances, label_cells, label_steps, sft_rows, thin_labels, unite_steps
@@ -428,6 +429,47 @@ class TestBlankEnds:
         sft, _, _ = export(tmp_path, file, view="sft", test_size=0)
         assert {row["completion"] for row in sft} == {"One.\n\nTwo.\n\n\\boxed{7}\n\n"}
 
+    def test_compression(self, tmp_path):
+        """A moved blank end gives no merged step, so it is not counted, and a row for it would be a copy of the tree."""
+        trees = []
+        for number in range(40):
+            tree = empty_tree(f"p{number}")
+            for first in range(4):
+                add_node(tree, ROOT, first, f"one {first}")
+                above = len(tree.nodes) - 1
+                for second in range(4 if number % 2 else 1):
+                    add_node(tree, above, second, f"It is {second}.")
+                    last = len(tree.nodes) - 1
+                    for third in range(4):  # the same answer after the same step
+                        add_node(tree, last, third, "")
+                        end(tree.nodes[-1], second % 2 == 0)
+            trees.append(tree)
+        write_nodes(trees, tmp_path / "nodes.parquet")
+        source, options = str(tmp_path / "nodes.parquet"), {"hnc": True, "test_size": 0}
+        train, _, report = export(tmp_path, source, **options)
+        merged = [sum(count > 1 for count in row["num_merged"]) for row in train if row["source"] == "hnc"]
+        assert report["notes"]["hnc_moved_nodes"] == sum(merged) > 20 and min(merged) > 0
+        assert report["notes"]["hnc_trees_without_a_move"] == len(trees) - len(merged) >= 20
+        assert export(tmp_path, source, view="sft", **options)[2]["notes"]["hnc_moved_nodes"] == sum(merged)
+
+    def test_move_of_a_blank_end_next_to_other_steps(self, tree):
+        """It changes at most labels. If it changes none, the row would be a copy."""
+        config = ExportConfig(
+            inputs=["none"], output_dir="out", hnc=True, hnc_probability=1.0, hnc_min_children=2, test_size=0.0
+        )
+        found = Counter()
+        for seed in range(40):
+            for correct in (False, True):  # of the step next to the blank ends, which are right
+                end(tree.nodes[3], correct)
+                notes = Counter()
+                rows = parse_search_tree(tree, "", notes, replace(config, hnc_seed=seed))
+                merged = [sum(count > 1 for count in row.num_merged) for row in rows[1:]]
+                assert notes["hnc_moved_nodes"] == sum(merged)
+                assert notes["hnc_trees_without_a_move"] == 2 - len(rows)
+                assert all((row.completions, row.labels) != (rows[0].completions, rows[0].labels) for row in rows[1:])
+                found[correct, *merged] += 1
+        assert found.keys() == {(False, 0), (False, 1), (True,), (True, 1)}
+
 
 class TestCompression:
     def test_test_problems_are_never_compressed(self, tmp_path, node_file):
@@ -482,6 +524,18 @@ class TestCompression:
         )
         one, two = (export(tmp_path, node_file, hnc=True, hnc_min_children=2, hnc_seed=seed)[0] for seed in (1, 2))
         assert [row["node_ids"] for row in one] != [row["node_ids"] for row in two]
+
+    @pytest.mark.parametrize("view", ["tree", "sft"])
+    def test_nothing_to_merge(self, tmp_path, view):
+        """The rows are then those without `hnc`. A tree of three children per node has no node of the default four."""
+        write_nodes([full_tree(random.Random(i), f"p{i}") for i in range(9)], tmp_path / "nodes.parquet")
+        source, options = str(tmp_path / "nodes.parquet"), {"hnc": True, "view": view, "test_size": 0}
+        train, _, report = export(tmp_path, source, **options)
+        warning = report["warnings"][-1]
+        assert warning.startswith("`hnc` is set, but no step was merged.") and "hnc_min_children=4" in warning
+        assert {row["source"] for row in train} == {"tree"}
+        _, _, report = export(tmp_path, source, hnc_min_children=3, **options)
+        assert not any("no step was merged" in warning for warning in report["warnings"])
 
 
 class TestBalance:
@@ -732,22 +786,22 @@ class TestSolutions:
             assert (solution.completions, solution.labels) == (["a b"], [1.0])
             assert notes["duplicate_solutions"] == 1
 
-    def test_steps_that_no_rollout_judges(self, tmp_path):
+    def test_steps_without_rollouts(self, tmp_path):
         """Without rollouts only the last step has a score, 1 if right, so a minimum score keeps everything."""
         search = replace(SEARCHES["rollouts"], num_completions=0)
         run_scripted(tmp_path / "run", search, make_problems(4))
         check_manifest(tmp_path / "run", {"prompt": asdict(PROMPT)})
         options = {"view": "sft", "test_size": 0}
         rows, _, report = export(tmp_path, str(tmp_path / "run"), min_mc_score=0.9, **options)
-        number = report["notes"]["solutions_with_unjudged_steps"]
+        number = report["notes"]["solutions_with_unlabelled_steps"]
         assert number == sum(row["completion"].count("# Step") > 1 for row in rows) > 0
         (warning,) = report["warnings"]
         assert warning.startswith(f"{number} of the solutions have steps without an MC score. min_mc_score=0.9")
         assert not export(tmp_path, str(tmp_path / "run"), **options)[2]["warnings"]
-        run_scripted(tmp_path / "judged", SEARCHES["full_tree"], make_problems(4))
-        check_manifest(tmp_path / "judged", {"prompt": asdict(PROMPT)})
-        _, _, report = export(tmp_path, str(tmp_path / "judged"), min_mc_score=0.5, **options)
-        assert "solutions_with_unjudged_steps" not in report["notes"] and not report["warnings"]
+        run_scripted(tmp_path / "full_tree", SEARCHES["full_tree"], make_problems(4))
+        check_manifest(tmp_path / "full_tree", {"prompt": asdict(PROMPT)})
+        _, _, report = export(tmp_path, str(tmp_path / "full_tree"), min_mc_score=0.5, **options)
+        assert "solutions_with_unlabelled_steps" not in report["notes"] and not report["warnings"]
 
     def test_scores_are_not_rounded(self, tmp_path, node_file):
         """Rounded to 32 bits, a score of 0.8 is above 0.8, and a score of 0.9 is below 0.9."""
@@ -1069,11 +1123,25 @@ class TestOpenr:
         ({"max_solutions": 0, "view": "sft"}, "`max_solutions` is 0"),
         ({"view": "sft", "labels": "hard"}, "view='sft'.*labels"),
         ({"view": "flat"}, "`view` is 'flat'"),
+        ({"view": "prm", "max_merge": 5}, "`max_merge` is 5, but has no effect with `view='prm'`"),
+        ({"view": "sft", "max_merge": 3}, "`max_merge` is 3, but has no effect with `view='sft'`"),
+        ({"merge_separator": " | "}, "`merge_separator` is ' | ', but has no effect with `view='tree'`"),
+        ({"view": "sft", "hnc": True, "merge_separator": "x"}, "`merge_separator` is 'x'.*`view='sft'`"),
     ],
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         ExportConfig(inputs=["none"], output_dir="out", **options)
+
+
+def test_options_of_merged_steps():
+    """They apply to the view with merged steps and, for the separator, to node compression."""
+    options = {"inputs": ["none"], "output_dir": "out"}
+    config = ExportConfig(view="hrm", max_merge=3, merge_separator=" | ", **options)
+    assert replace(config) == config
+    for view in ("tree", "prm", "orm"):
+        config = ExportConfig(view=view, hnc=True, merge_separator=" | ", **options)
+        assert replace(config) == config
 
 
 @pytest.fixture

@@ -234,7 +234,8 @@ def test_views_of_a_file(tmp_path):
         "orm": [flat | {"completions": ["a", "d # Answer 6"], "labels": [None, 1.0]}],
     }
     for view, rows in expected.items():
-        options = {"view": view, "merge_separator": " | ", "test_size": 0, "neutral": 0.5}
+        options = {"view": view, "test_size": 0, "neutral": 0.5}
+        options |= {"merge_separator": " | "} if view == "hrm" else {}
         report = build_prm800k(BuildPRM800KConfig(inputs=file, output_dir=str(tmp_path / view), **options))
         dataset = load_dataset(str(tmp_path / view), cache_dir=str(tmp_path / "cache"))
         assert list(dataset) == ["train"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from trl_hrm import AnnotateConfig
 from trl_hrm.cli import main
 from trl_hrm.data.problems import exclusion_key, problem_key
 from trl_hrm.search.nodes import read_trees
@@ -180,6 +181,28 @@ def test_options_that_cannot_work(tmp_path, policy, problems, capsys, more, mess
     assert not list((tmp_path / "run").glob("nodes-*"))
     if "--max_in_flight" not in more:  # found only when the search starts, unlike the settings in the manifest
         assert not (tmp_path / "run").exists(), "the next start would be compared with these settings"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_children": 2}, {"num_children": 1, "root_filter": 2}, {"search": "puct"}]
+    + [{"search": "rollouts"} | found for found in ({}, {"num_solutions": 1}, {"num_completions": 0})],
+)
+def test_greedy_samples(options):
+    """They are all the same, so the labels said 0 or 1 whatever the number of samples."""
+    needed = {"problems": "p.jsonl", "policy": "p", "engine": "transformers", "output_dir": "out"}
+    with pytest.raises(
+        ValueError, match="`temperature` is 0, so all samples .* would be the same.*`num_completions=0`"
+    ):
+        AnnotateConfig(temperature=0, **needed, **options)
+    for once in ({"num_children": 1}, {"search": "rollouts", "num_solutions": 1, "num_completions": 0}):
+        assert AnnotateConfig(temperature=0, **needed, **once).temperature == 0
+
+
+def test_a_filter_of_one_sample():
+    """It was refused after the policy had been loaded, without the name of the option."""
+    with pytest.raises(ValueError, match="`root_filter` is 1. It must be at least 2."):
+        AnnotateConfig(problems="p.jsonl", policy="p", engine="transformers", output_dir="out", root_filter=1)
 
 
 def test_bad_problems(tmp_path, policy, capsys):

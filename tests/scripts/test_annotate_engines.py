@@ -24,7 +24,8 @@ SETTINGS = [
     "--final_stops",
     "# END!",
 ]
-SETTINGS += ["--num_children", "2", "--max_depth", "4", "--max_step_tokens", "40", "--temperature", "0"]
+# one child, because several greedy ones would be the same
+SETTINGS += ["--num_children", "1", "--max_depth", "4", "--max_step_tokens", "40", "--temperature", "0"]
 VLLM = {
     "max_model_len": 256,
     "enforce_eager": True,
@@ -55,7 +56,7 @@ def test_all_engines_make_the_same_trees(tmp_path, policy, monkeypatch):
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     expected = annotate(policy, tmp_path, "transformers", "--engine", "transformers", "--policy_dtype", "float32")
-    assert len(expected) == 4 and sum(map(len, expected.values())) >= 24
+    assert len(expected) == 4 and sum(map(len, expected.values())) >= 8
     assert {node[8] for nodes in expected.values() for node in nodes} >= {None, True}
     options = json.dumps(VLLM)
     assert (

@@ -61,7 +61,7 @@ def trees_of(folder) -> dict:
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_every_search_can_be_continued(tmp_path, policy, runs, name):
+def test_every_search_can_be_continued(tmp_path, policy, runs, name, capsys):
     """The old run stays, and everything that reads runs reads the new one."""
     before = contents(runs[name])
     # the tiny policy rarely ends a solution of 2,048 tokens
@@ -88,6 +88,8 @@ def test_every_search_can_be_continued(tmp_path, policy, runs, name):
             out = str(tmp_path / f"{folder.name}-{estimator}")
             words = ["export", str(folder), "--estimator", estimator, "--view", "tree", "--output_dir", out]
             assert main([*words, "--num_proc", "1"]) == 0
+            is_uneven = (name, estimator, folder.name) == ("full_tree", "leaf_share", "more")
+            assert ("Use --estimator child_mean" in capsys.readouterr().out) == is_uneven
             rows.append({row["prompt"]: row for row in load_dataset(out, split="train")})
         assert rows[0].keys() == rows[1].keys()
         assert all(rows[0][key]["completions"] == rows[1][key]["completions"] for key in rows[0])
@@ -104,7 +106,7 @@ def test_views_and_commands_that_read_runs(tmp_path, policy, runs, capsys):
         assert main([*words, "--output_dir", str(tmp_path / f"{name}-data")]) == 0
         assert main(["inspect", str(tmp_path / name), "--problem", "0"]) == 0
     assert "rollouts" in capsys.readouterr().out
-    words = ["--problems", str(runs["tree" if "tree" in runs else "full_tree"].parent / "problems.jsonl"), "--policy", policy]  # fmt: skip
+    words = ["--problems", str(runs["full_tree"].parent / "problems.jsonl"), "--policy", policy]
     flags = (
         "--engine transformers --prompt question --prompt_style plain --segmentation step_header --final_stops".split()
     )
@@ -227,6 +229,7 @@ def test_shards_of_a_continued_run(tmp_path, policy, runs):
         ({"root_filter": 3}, "`root_filter` is 3"),
         ({"pilot": "run", "dry_run": True}, "`pilot` is 'run'"),
         ({"num_completions": 0}, "`num_completions` is 0"),
+        ({"temperature": 0}, "`temperature` is 0, so all samples after the same prefix would be the same"),
         ({"output_dir": "a/../run"}, "the run `more_from`"),
         ({"policy": None}, "`policy` is missing"),
         ({"more_from": None}, "`more_samples` requires `more_from`"),

@@ -14,7 +14,7 @@ from trl_hrm.search.compression import choose_moves, compress, count_moves, move
 from trl_hrm.search.tree import ROOT, SearchTree, walk
 from trl_hrm.search.values import leaf_counts, mc_scores
 
-from .random_trees import end, full_tree, random_tree, rollout_tree, slow_leaves
+from .random_trees import add_node, empty_tree, end, full_tree, random_tree, rollout_tree, slow_leaves
 from .scripted import SEARCHES, make_problems, run_scripted
 from .scripted import read_trees as read_scripted
 
@@ -138,23 +138,54 @@ def test_mean_over_all_choices_is_the_parents_score():
     assert num_parents > 50
 
 
-@pytest.mark.parametrize("size", [2, 3, 5])
-def test_variance_of_the_child_mean(size):
-    """Over all outcomes of N equal children and all N choices, the variance goes from s^2/N to s^2/(N-1), exactly."""
+@pytest.mark.parametrize(("size", "num_rollouts"), [(2, 0), (3, 0), (5, 0), (3, 2)])
+def test_variance_of_the_child_mean(size, num_rollouts):
+    """
+    Over all outcomes of N equal children and all N choices, the variance goes from s^2/N to s^2/(N-1), exactly. Rollouts of the node, as
+    in a continued run, count as children that never move.
+    """
     p = 0.3
     tree = full_tree(random.Random(0), num_children=size, depth=2)
     steps = movable(tree)[0]
+    for place in range(num_rollouts):
+        add_node(tree, 0, place, "the rest", role="rollout")
+    samples = [i for i, node in enumerate(tree.nodes) if node.parent == 0]
+    number = size + num_rollouts
     before, after = [], []  # (probability, child mean)
-    for outcomes in itertools.product([True, False], repeat=size):
-        for i, correct in zip(steps, outcomes, strict=True):
+    for outcomes in itertools.product([True, False], repeat=number):
+        for i, correct in zip(samples, outcomes, strict=True):
             end(tree.nodes[i], correct)
-        chance = p ** sum(outcomes) * (1 - p) ** (size - sum(outcomes))
+        chance = p ** sum(outcomes) * (1 - p) ** (number - sum(outcomes))
         before.append((chance, mc_scores(tree)[0]))
         after += [(chance / size, mc_scores(move_up(tree, [chosen]))[0]) for chosen in steps]
     assert sum(chance * x for chance, x in before) == pytest.approx(p, abs=1e-12)
     assert sum(chance * x for chance, x in after) == pytest.approx(p, abs=1e-12)
-    assert sum(chance * (x - p) ** 2 for chance, x in before) == pytest.approx(p * (1 - p) / size, abs=1e-12)
-    assert sum(chance * (x - p) ** 2 for chance, x in after) == pytest.approx(p * (1 - p) / (size - 1), abs=1e-12)
+    assert sum(chance * (x - p) ** 2 for chance, x in before) == pytest.approx(p * (1 - p) / number, abs=1e-12)
+    assert sum(chance * (x - p) ** 2 for chance, x in after) == pytest.approx(p * (1 - p) / (number - 1), abs=1e-12)
+
+
+def test_rollouts_of_a_node_weigh_more_after_a_move():
+    """As the docstring says: two of four steps and all of four rollouts are right."""
+    tree = empty_tree()
+    add_node(tree, ROOT, 0, "A", header=2)
+    for place, correct in enumerate([True, True, False, False, True, True, True, True]):
+        add_node(tree, 0, place, f"B{place}", role="step" if place < 4 else "rollout")
+        end(tree.nodes[-1], correct)
+    assert mc_scores(tree)[0] == 6 / 8
+    assert mean(mc_scores(move_up(tree, [i]))[0] for i in range(1, 5)) == pytest.approx((3 / 4 * 2 + 4) / 7)
+    assert len(choose_moves(tree, (0,), 1.0, 4)) == 1  # a continued tree is still compressed
+
+
+def test_blank_children():
+    """A node with only blank children, such as ends after a last step, would lose a sample for a merged step without text."""
+    for texts, movable_children in ((["", "", ""], set()), (["", "so", ""], {1, 2, 3})):
+        tree = empty_tree()
+        add_node(tree, ROOT, 0, "It is 7.")
+        for place, text in enumerate(texts):
+            add_node(tree, 0, place, text)
+            end(tree.nodes[-1], True)
+        chosen = {i for seed in range(30) for i in choose_moves(tree, (seed,), 1.0, 3)}
+        assert chosen == movable_children  # a blank child next to others can move, or the mean would be biased
 
 
 def test_sampled_variance():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from trl_hrm import ExportConfig, InspectConfig, export, inspect_tree
 from trl_hrm.cli import main
 from trl_hrm.search.compression import compress
 from trl_hrm.search.inspection import OUTCOMES, lines, page_data, render_tree
@@ -303,10 +304,25 @@ def test_compressed_view(tmp_path, capsys):
     for rule in ("per_parent", "per_child"):
         assert main([*argv, "--hnc", "--hnc_rule", rule, "--hnc_seed", "3"]) == 0
         view = capsys.readouterr().out
-        moved[rule] = int(re.search(rf"node compression \({rule}, seed 3\) moved (\d+)", view)[1])
+        moved[rule] = int(re.search(rf"node compression moved (\d+) nodes \({rule}, seed 3", view)[1])
         assert view.count("moved up") == moved[rule] and "moved up" not in plain_view
         assert view.split("\n")[0] == plain_view.split("\n")[0]  # totals of the search do not change
     assert 0 < moved["per_parent"] < moved["per_child"]
+
+
+def test_compressed_as_in_an_export(tmp_path, capsys):
+    """Other numbers of children, passes or another probability showed another tree than the export has."""
+    path = tmp_path / "nodes.parquet"
+    write_nodes([full_tree(3, 4)], path)
+    hnc = {"hnc": True, "hnc_min_children": 2, "hnc_probability": 0.8, "hnc_passes": 2, "hnc_seed": 1}
+    hnc |= {"hnc_rule": "per_child"}
+    report = export(ExportConfig(inputs=[path], output_dir=tmp_path / "out", num_proc=1, test_size=0.0, **hnc))
+    inspect_tree(InspectConfig(input=path, problem=["full"], html=tmp_path / "page.html", **hnc))
+    options = r"per_child, seed 1, probability 0.8, at least 2 children, passes: 2"
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    moved = int(re.search(rf"node compression moved (\d+) nodes \({options}\)", page)[1])
+    assert f"moved {moved} nodes" in capsys.readouterr().out
+    assert moved == report["notes"]["hnc_moved_nodes"] > 12
 
 
 def test_a_run_that_is_still_going(tmp_path, capsys):
@@ -329,7 +345,7 @@ def test_openr_trees(openr, tmp_path, capsys):
     out = capsys.readouterr().out
     num_nodes = 4 if openr.stem == "openr" else 23
     assert f" · done · {num_nodes} nodes\n" in out and "reference answer: \\frac{11}{36}" in out
-    assert "0.19 █▌" in out  # recorded by the source
+    assert "0.19 █▌" in out and "MC scores: recorded in the source\n" in out
     assert page.exists()
 
 
@@ -361,6 +377,12 @@ def test_ids_that_are_not_file_names(tmp_path, capsys, monkeypatch):
         (["--rollouts"], "`rollouts` has no effect without `problem`"),
         (["--problem", "1", "--hnc_seed", "3"], "`hnc_seed` has no effect without `hnc`"),
         (["--problem", "1", "--hnc_rule", "per_child"], "`hnc_rule` has no effect without `hnc`"),
+        (["--problem", "1", "--hnc_min_children", "2"], "`hnc_min_children` has no effect without `hnc`"),
+        (
+            ["--format", "openr", "--estimator", "leaf_share"],
+            "`estimator` is leaf_share, but openr files contain values",
+        ),
+        (["--format", "openr", "--truncated", "wrong"], "`truncated` is wrong, but openr files contain values"),
         (["--problem", "1", "--depth", "0"], "`depth` is 0"),
         (["--problem", "1", "--breadth", "-1"], "`breadth` is -1"),
         (["--format", "openr"], "is a folder without search logs. Expected a JSON Lines file of openr"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from trl_hrm.tracking import check_trackers
 
 from ..helpers import save_checkpoint
 from .policies import KNOWN
+from .random_trees import rollout_tree
 from .trees import tree_of
 
 
@@ -72,6 +74,20 @@ def test_rows():
         **{"problem_id": "p1", "problem": "", "status": "done", "solved_share": None},
         **{"num_solutions": 0, "num_steps": 0, "num_tokens": 0, "first_steps": "", "page": ""},
     }
+
+
+def test_rollouts_are_not_steps():
+    """Solutions of `rollouts` and of a root filter are children of the prompt, next to its first steps."""
+    tree = rollout_tree(random.Random(0), num_solutions=3)
+    row = tree_row(tree)
+    assert row.num_steps == sum(node.role == "segment" for node in tree.nodes) < len(tree.nodes)
+    assert len(row.first_steps.split()) == 3
+    filtered = tree_of(
+        (-1, "the whole", RIGHT | {"role": "rollout"}),
+        (-1, "the other", WRONG | {"role": "rollout"}),
+        (-1, "A", RIGHT),
+    )
+    assert (tree_row(filtered).first_steps, tree_row(filtered).num_steps) == ("1.00", 1)
 
 
 def test_a_run(run, trackers, monkeypatch):

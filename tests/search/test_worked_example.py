@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from trl_hrm.search.compression import choose_moves, move_up
 from trl_hrm.search.tree import ROOT, Node, Problem, SearchTree
 from trl_hrm.search.values import entropy_label, make_label, mc_scores
 
@@ -14,8 +15,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "search.md"
 A, B, C, B1, B2, B3 = range(6)
 
 
-def example(without: int | None = None) -> SearchTree:
-    """Return the tree of the page, without one child of B if requested."""
+def example() -> SearchTree:
+    """Return the tree of the page."""
     outcomes = [(ROOT, True), (ROOT, None), (ROOT, False), (B, True), (B, False), (B, None)]
     outcomes += [(B3, True), (B3, True), (B3, None)]
     tree = SearchTree(Problem("p", "?", "7"))
@@ -25,11 +26,6 @@ def example(without: int | None = None) -> SearchTree:
         node.answer = None if correct is None else "7" if correct else "8"
         node.finish = "length" if cut_off else "stop"
         tree.nodes.append(node)
-    if without is not None:
-        kept = [i for i in range(len(outcomes)) if i != without and not (without == B3 and outcomes[i][0] == B3)]
-        tree.nodes = [tree.nodes[i] for i in kept]
-        for node in tree.nodes:
-            node.parent = ROOT if node.parent == ROOT else kept.index(node.parent)
     return tree
 
 
@@ -63,6 +59,15 @@ def test_labels():
 
 
 def test_compression():
-    """The page's three choices must have the mean score of B in the whole tree."""
-    left = [mc_scores(example(without=child))[B] for child in (B1, B2, B3)]
+    """The table of the page. Its three choices must have the mean score of B in the whole tree."""
+    left = []
+    for child, score in ((B1, 1), (B2, 0), (B3, 1)):
+        view = move_up(example(), [child])
+        left.append(mc_scores(view)[B])
+        assert mc_scores(view)[child] == score
+        assert view.step_text(child, ", then ") == f"step {B}, then step {child}"
+        assert view.nodes[child].parent == ROOT
     assert left == pytest.approx([1 / 2, 1, 1 / 2]) and sum(left) / 3 == pytest.approx(2 / 3, abs=1e-12)
+    # with the default of 4 children no node of the page loses one, so the page sets `--hnc_min_children 3`
+    assert choose_moves(example(), (0,), 1.0, 4) == []
+    assert {move for seed in range(30) for move in choose_moves(example(), (seed,), 1.0, 3)} >= {B1, B2, B3}

@@ -150,8 +150,22 @@ class BuildConfig(OutputConfig):
                 f"`thinking_marks` is {shown(self.thinking_marks, 200)}, but has no effect with `merge={self.merge!r}`. Use "
                 "`merge='thoughts'`, or remove `thinking_marks`."
             )
-        if self.max_merge is None:
+        if self.max_merge is not None and self.view != "hrm":
+            raise ValueError(
+                f"`max_merge` is {self.max_merge}, but has no effect with `view={self.view!r}`. Use `view='hrm'`, or remove `max_merge`."
+            )
+        if self.merge_separator != BuildConfig.merge_separator and not self.merges_steps:
+            raise ValueError(
+                f"`merge_separator` is {shown(self.merge_separator)}, but has no effect with `view={self.view!r}`, because no steps are "
+                "merged. Remove `merge_separator`, or use `view='hrm'`."
+            )
+        if self.max_merge is None and self.view == "hrm":
             self.max_merge = MAX_MERGE[self.merge]
+
+    @property
+    def merges_steps(self) -> bool:
+        """Whether the rows can have merged steps."""
+        return self.view == "hrm"
 
 
 @dataclass(kw_only=True)

@@ -108,7 +108,7 @@ def build_command(command: str, inputs: list[str], options: dict[str, Any], conf
     words = ["trl-hrm", command, *inputs, *_option("output_dir", config.output_dir)]
     if config.view != "raft":
         words += ["--view", config.view]
-    if config.view == "hrm" or options.get("hnc"):
+    if config.merges_steps:
         separator = config.merge_separator.replace("\n", "\\n").replace("\t", "\\t")
         words.append(f"--merge_separator={separator}")
     if config.view == "hrm":

@@ -146,16 +146,25 @@ def _run_recipe(config: ExportConfig) -> Recipe:
     ]
     files = [file for file, _ in run_of]
     _refuse_repeats(files)
-    for folder in dict.fromkeys(Path(file).parent for file in files if config.view != "sft"):
-        # Labels must estimate what the policy alone writes after a step, not what a reward model selects
-        search = read_manifest(folder, ["search"])["search"]["search"] if (folder / MANIFEST).is_file() else None
-        if search in STRATEGIES:
+    parents = dict.fromkeys(Path(file).parent for file in files)
+    uneven = []
+    for folder in parents:
+        needed = [] if config.view == "sft" else ["search"]
+        manifest = read_manifest(folder, needed) if (folder / MANIFEST).is_file() else {}
+        search = manifest.get("search", {}).get("search")
+        if search in STRATEGIES and config.view != "sft":
+            # Labels must estimate what the policy alone writes after a step, not what a reward model selects
             raise ValueError(
                 f"{folder}: the run used --strategy {search}, in which a reward model selects the steps, so its MC scores would not "
                 "estimate the policy alone. Export it with --view sft, or make labels from a run of trl-hrm annotate."
             )
+        if search == "full_tree" and "more_from" in manifest and config.estimator == "leaf_share":
+            uneven.append(
+                f"{folder}: the run is a full tree with more rollouts (--more_from). With leaf_share, a step with more rollouts counts more "
+                "often in the scores of the steps before it. Use --estimator child_mean."
+            )
     if config.merge == "thoughts":
-        for folder in dict.fromkeys(Path(file).parent for file in files):
+        for folder in parents:
             steps = read_manifest(folder).get("steps", {}) if (folder / MANIFEST).is_file() else {}
             if "marks" in steps and set(steps["marks"]) != set(config.thinking_marks or MARKS):
                 raise ValueError(
@@ -191,6 +200,7 @@ def _run_recipe(config: ExportConfig) -> Recipe:
         about=ABOUT,
         command="export",
         warnings=run_warnings(runs)
+        + uneven
         + reference_warnings(*unreadable)
         + doubts
         + [DIFFERENT_JUDGES] * (len(different) > 1),
@@ -318,10 +328,13 @@ def parse_search_tree(
     views = [("tree", tree)]
     if config.hnc and is_train:
         view = compressed(tree, config)
-        moves = count_moves(view)
-        if moves:
-            notes["hnc_moved_nodes"] += moves
+        if count_moves(view):
             views.append(("hnc", view))
+            # A moved blank node, such as the end after a last step, gives no merged step
+            moved = [
+                i for i, node in enumerate(view.nodes) if node.merged_from is not None and all(view.step_pieces(i))
+            ]
+            notes["hnc_moved_nodes"] += len(moved)
         else:
             notes["hnc_trees_without_a_move"] += 1  # the view is identical to the tree
     if config.view == "sft":
@@ -354,11 +367,16 @@ def parse_search_tree(
         if source == "tree":
             totals = zip(step_tree.step_columns["mc_total"], step_tree.labels, strict=True)
             leaves = [total for total, label in totals if label is not None]
-            notes["judged_steps"] += len(leaves)
+            notes["labelled_steps_of_trees"] += len(leaves)
             for least in EVIDENCE:
-                notes[f"judged_steps_on_{least}_leaves"] += sum(total >= least for total in leaves)
-        elif config.view in ("prm", "orm"):
-            step_tree = leave_out_copies(step_tree, labelled[0], notes)
+                notes[f"labelled_steps_of_trees_on_{least}_leaves"] += sum(total >= least for total in leaves)
+        else:
+            same = labelled[0].completions, labelled[0].parents, labelled[0].labels
+            if (step_tree.completions, step_tree.parents, step_tree.labels) == same:  # only blank nodes moved
+                notes["hnc_trees_without_a_move"] += 1
+                continue
+            if config.view in ("prm", "orm"):
+                step_tree = leave_out_copies(step_tree, labelled[0], notes)
         labelled.append(step_tree)
     if chances is not None:
         for step_tree in labelled:
@@ -402,8 +420,10 @@ def _describe(
     if config.consensus:
         facts["consensus"] = describe_consensus(notes, config, judges)
     if config.view != "sft":
-        names = {"labels_per_token": "judged_steps"}
-        names |= {f"labels_on_{least}_leaves_per_token": f"judged_steps_on_{least}_leaves" for least in EVIDENCE}
+        names = {"labels_per_token": "labelled_steps_of_trees"}
+        names |= {
+            f"labels_on_{least}_leaves_per_token": f"labelled_steps_of_trees_on_{least}_leaves" for least in EVIDENCE
+        }
         facts["yield"] = {name: _ratio(notes.get(note, 0), tokens) for name, note in names.items()}
     if runs:
         facts["outcomes"] = {name: describe_outcomes(run["solutions"]) for name, run in runs.items()}
@@ -432,15 +452,23 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 def _warnings(report: dict[str, Any], config: ExportConfig) -> list[str]:
-    """Return warnings about an export of solutions, or about a consensus, based on its counts."""
+    """Return warnings about node compression, solutions or a consensus, based on the counts of the export."""
     warnings = []
-    unjudged, repeated = (report["notes"].get(name) for name in ("solutions_with_unjudged_steps", "repeated_problems"))
-    if config.min_mc_score > 0 and unjudged:
+    notes = report["notes"]
+    if config.hnc and not notes.get("hnc_moved_nodes"):
         warnings.append(
-            f"{unjudged} of the solutions have steps without an MC score. min_mc_score={config.min_mc_score:g} is only applied to their "
+            "`hnc` is set, but no step was merged. In the trees of the training problems, a node can lose a child with "
+            f"hnc_probability={config.hnc_probability:g} if it has hnc_min_children={config.hnc_min_children} or more sampled next steps, "
+            "and the budget dropped none of them. Lower `hnc_min_children`, or use a run of trl-hrm annotate --search full_tree with more "
+            "--num_children or a larger budget (--max_sequences)."
+        )
+    unlabelled, repeated = (notes.get(name) for name in ("solutions_with_unlabelled_steps", "repeated_problems"))
+    if config.min_mc_score > 0 and unlabelled:
+        warnings.append(
+            f"{unlabelled} of the solutions have steps without an MC score. min_mc_score={config.min_mc_score:g} is only applied to their "
             "other steps. To have MC scores for all steps, use a search with rollouts from every step."
         )
-    unfinished = sum(report["rows"].values()) - report["notes"].get("complete_solutions", 0) if config.prefixes else 0
+    unfinished = sum(report["rows"].values()) - notes.get("complete_solutions", 0) if config.prefixes else 0
     if unfinished:
         warnings.append(
             f"{unfinished} of {sum(report['rows'].values())} rows end before the end of the solution (is_complete is false). "
@@ -452,7 +480,7 @@ def _warnings(report: dict[str, Any], config: ExportConfig) -> list[str]:
             f"{repeated} problems have several trees. max_solutions and the removal of duplicates apply per tree, so these problems may "
             "have duplicate rows and more rows than max_solutions."
         )
-    confusion = {name: report["notes"].get(f"consensus_{name}", 0) for name in CONFUSION}
+    confusion = {name: notes.get(f"consensus_{name}", 0) for name in CONFUSION}
     missed, compared = confusion["mc_none_judge_error"] + confusion["mc_error_judge_earlier"], sum(confusion.values())
     if 4 * missed > compared:
         warnings.append(

@@ -356,3 +356,7 @@ class ExportConfig(BuildConfig):
                 "`prefixes` is set, but `min_mc_score` is 0, so every step would become a row, including wrong ones. Set "
                 "`min_mc_score`, such as 0.95 as in HRM's code."
             )
+
+    @property
+    def merges_steps(self) -> bool:
+        return self.view == "hrm" or (self.hnc and self.view != "sft")

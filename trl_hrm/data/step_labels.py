@@ -109,7 +109,7 @@ def unite_steps(
 
 
 def compressed(tree: SearchTree, config: ExportConfig) -> SearchTree:
-    """Return the compressed view of a search tree."""
+    """Return the compressed view of a search tree. `config` can be any config with the `hnc` options."""
     return compress(
         tree, config.hnc_seed, config.hnc_probability, config.hnc_min_children, config.hnc_passes, config.hnc_rule
     )
@@ -259,16 +259,16 @@ def sft_rows(tree: SearchTree, config: ExportConfig, notes: Counter, view: Searc
             "write. Export solutions from a run without prefixes."
         )
     kind = sft_kind(config)
-    rows, unjudged = [], []
+    rows, is_partly_labelled = [], []
     for source, searched in {"tree": tree, "hnc": view}.items():
         if searched is None:
             continue
-        judged, members_of = label_steps(searched, config, notes if source == "tree" else Counter())
+        labelled, members_of = label_steps(searched, config, notes if source == "tree" else Counter())
         worst: list[int | None] = []  # the first step with the lowest score up to each step
         for step, members in enumerate(members_of):
-            lowest = None if judged.parents[step] == ROOT else worst[judged.parents[step]]
-            label = judged.labels[step]
-            if label is not None and (lowest is None or label < judged.labels[lowest]):
+            lowest = None if labelled.parents[step] == ROOT else worst[labelled.parents[step]]
+            label = labelled.labels[step]
+            if label is not None and (lowest is None or label < labelled.labels[lowest]):
                 lowest = step
             worst.append(lowest)
             if config.prefixes:
@@ -279,16 +279,18 @@ def sft_rows(tree: SearchTree, config: ExportConfig, notes: Counter, view: Searc
                 continue
             if source == "tree":
                 notes[f"{kind}_found"] += len(written)
-            extra = {name: judged.step_columns[name][scored] for name in ("mc_correct", "mc_total")}
+            extra = {name: labelled.step_columns[name][scored] for name in ("mc_correct", "mc_total")}
             extra["node_id"] = tree.nodes[written[0]].node_id  # the view has a new id for a moved node
             if config.prefixes:
                 extra["is_complete"] = tree.nodes[written[0]].is_final
             if config.hnc:
                 extra["source"] = source
             rows.append(
-                StepTree(tree.problem.prompt, [tree.text(written[0])], [judged.labels[scored]], [-1], extra=extra)
+                StepTree(tree.problem.prompt, [tree.text(written[0])], [labelled.labels[scored]], [-1], extra=extra)
             )
-            unjudged.append(not config.prefixes and any(judged.labels[i] is None for i in judged.path(step)))
+            is_partly_labelled.append(
+                not config.prefixes and any(labelled.labels[i] is None for i in labelled.path(step))
+            )
     ranked = sorted(range(len(rows)), key=lambda i: (-rows[i].labels[0], not rows[i].extra.get("is_complete", True)))
     best = sorted(ranked[i] for i in distinct([rows[i].completions[0] for i in ranked]))
     notes[f"duplicate_{kind}"] += notes[f"{kind}_found"] - len(best)
@@ -301,7 +303,7 @@ def sft_rows(tree: SearchTree, config: ExportConfig, notes: Counter, view: Searc
     notes[f"{kind}_below_min_score"] += choice.num_below
     notes[f"{kind}_beyond_top_k"] += choice.num_beyond
     kept = [best[i] for i in sorted(choice.kept)]
-    notes["solutions_with_unjudged_steps"] += sum(unjudged[i] for i in kept)
+    notes["solutions_with_unlabelled_steps"] += sum(is_partly_labelled[i] for i in kept)
     notes["hnc_raised_scores"] += sum(rows[i].extra.get("source") == "hnc" for i in kept)
     notes["complete_solutions"] += sum(rows[i].extra.get("is_complete", False) for i in kept)
     return [rows[i] for i in kept]

@@ -84,8 +84,8 @@ class AnnotateConfig(TrackingConfig, RunConfig, PromptConfig, PolicyConfig, Prob
         max_tokens (`int`, *optional*):
             Maximum number of sampled tokens per problem. Defaults to no limit.
         root_filter (`int`, *optional*):
-            Number of solutions to sample before the search. Problems that all or none of them solve are skipped. By default, all
-            problems are searched.
+            Number of solutions to sample before the search, at least 2. Problems that all or none of them solve are skipped. By
+            default, all problems are searched.
         more_from (`str`, *optional*):
             Folder of a finished run to continue with more rollouts below its steps. The new run has all of its trees; the finished run
             is not changed. Policy, prompt, steps, extractors and grader must be the same. The problems and the search are those
@@ -110,7 +110,8 @@ class AnnotateConfig(TrackingConfig, RunConfig, PromptConfig, PolicyConfig, Prob
             Number of tokens that one GPU samples per second, for `dry_run`, to compute GPU hours. `annotate` prints it at the end of a run.
 
     Raises:
-        `ValueError`: If `problems` or `policy` is missing, or an option does not apply to this search or requires another one.
+        `ValueError`: If `problems` or `policy` is missing, if `temperature` is 0 and the search samples the same prefix more than once,
+            or if an option does not apply to this search or requires another one.
     """
 
     search: Literal["full_tree", "rollouts", "puct"] | None = field(
@@ -181,7 +182,7 @@ class AnnotateConfig(TrackingConfig, RunConfig, PromptConfig, PolicyConfig, Prob
             "help": "Number of solutions to sample before the search. Problems that all or none of them solve are skipped "
             "(default: search all problems).",
             "metavar": "K",
-            "range": COUNT,
+            "range": "[2, inf)",
         },
     )
     more_from: str | None = field(
@@ -294,6 +295,16 @@ class AnnotateConfig(TrackingConfig, RunConfig, PromptConfig, PolicyConfig, Prob
                 raise ValueError(
                     f"`{name}` only applies to search {others}, but `search` is {self.search}. Remove `{name}`."
                 )
+        has_one_sample = {
+            "full_tree": self.num_children == 1,
+            "rollouts": self.num_solutions == 1 and self.num_completions == 0,
+        }
+        is_once = self.more_from is None and self.root_filter is None and has_one_sample.get(self.search, False)
+        if self.temperature == 0 and not is_once:
+            raise ValueError(
+                "`temperature` is 0, so all samples after the same prefix would be the same, and the MC scores would be 0 or 1. Set a "
+                "temperature above 0. For one solution per problem, use `search='rollouts'`, `num_solutions=1` and `num_completions=0`."
+            )
 
     def _check_more_from(self) -> None:
         """Check the options that continue a finished run."""

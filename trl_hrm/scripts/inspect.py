@@ -52,9 +52,12 @@ class InspectConfig(Config):
             Maximum number of lines to print below a node.
         rollouts (`bool`, *optional*, defaults to `False`):
             Whether to print every rollout. By default, the rollouts of a node are summarised in one line.
-        estimator, truncated, hnc, hnc_rule, hnc_seed (*optional*):
-            Same as in [`ExportConfig`]: how MC scores are estimated, how solutions without an answer count, and whether to show the
-            tree after node compression.
+        estimator, truncated (*optional*):
+            Same as in [`ExportConfig`]: how MC scores are estimated, and how solutions without an answer count. Trees of openr have
+            recorded scores.
+        hnc, hnc_rule, hnc_probability, hnc_min_children, hnc_passes, hnc_seed (*optional*):
+            Same as in [`ExportConfig`]: whether to show the tree after node compression, and its options. With the options of an
+            export, the tree is the one in its rows.
 
     Raises:
         `ValueError`: If an option is out of range, or has no effect with the other options.
@@ -116,7 +119,25 @@ class InspectConfig(Config):
             "uniformly. per_child, as in the authors' code: one draw per child, in order, until one succeeds."
         },
     )
-    hnc_seed: int = field(default=42, metadata={"help": "Random seed of the compression, for --hnc.", "range": SEED})
+    hnc_probability: float = field(
+        default=0.5,
+        metadata={"help": "Probability that a draw succeeds, for --hnc.", "advanced": True, "range": "[0, 1]"},
+    )
+    hnc_min_children: int = field(
+        default=4,
+        metadata={
+            "help": "Minimum number of children of a node for one of them to be merged, for --hnc.",
+            "advanced": True,
+            "range": "[2, inf)",
+        },
+    )
+    hnc_passes: int = field(
+        default=1,
+        metadata={"help": "Number of compression passes, for --hnc.", "advanced": True, "range": "[1, 1000]"},
+    )
+    hnc_seed: int = field(
+        default=42, metadata={"help": "Random seed of the compression, for --hnc.", "advanced": True, "range": SEED}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -131,9 +152,14 @@ class InspectConfig(Config):
                 raise ValueError(
                     f"`{name}` has no effect with several problems, whose trees are not printed. Set one `problem`, or remove `{name}`."
                 )
-        for name in ("hnc_rule", "hnc_seed"):
+        for name in ("hnc_rule", "hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"):
             if not self.hnc and getattr(self, name) != defaults[name]:
                 raise ValueError(f"`{name}` has no effect without `hnc`. Set `hnc`, or remove `{name}`.")
+        for name in ("estimator", "truncated"):
+            if self.format == "openr" and getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, but openr files contain values, not outcomes to estimate them from. Remove `{name}`."
+                )
 
     @property
     def shows_several(self) -> bool:
@@ -305,7 +331,8 @@ def _find(entries: Iterator[Entry], problem: str, name: str) -> Entry:
 
 
 def _inspect(tree: "SearchTree", config: InspectConfig) -> "Inspection":
-    from ..search.compression import compress, count_moves
+    from ..data.step_labels import compressed
+    from ..search.compression import count_moves
     from ..search.inspection import Inspection
     from ..search.nodes import tree_totals
     from ..search.values import leaf_counts, mc_scores
@@ -313,11 +340,15 @@ def _inspect(tree: "SearchTree", config: InspectConfig) -> "Inspection":
     totals = tree_totals(tree)  # before compression, whose new nodes repeat tokens
     counted = {"drop": "dropped", "wrong": "counted as wrong"}[config.truncated]
     basis = f"{config.estimator.replace('_', ' ')}, solutions without an answer {counted}"
-    if any(node.value is not None for node in tree.nodes):
-        basis = "recorded in the source; for the prompt, their mean"
+    if config.format == "openr":
+        basis = "recorded in the source"
     if config.hnc:
-        tree = compress(tree, config.hnc_seed, rule=config.hnc_rule)
-        basis += f"; node compression ({config.hnc_rule}, seed {config.hnc_seed}) moved {count_moves(tree)} nodes"
+        tree = compressed(tree, config)
+        # the count first, because a narrow terminal cuts the line
+        basis += (
+            f"; node compression moved {count_moves(tree)} nodes ({config.hnc_rule}, seed {config.hnc_seed}, probability "
+            f"{config.hnc_probability:g}, at least {config.hnc_min_children} children, passes: {config.hnc_passes})"
+        )
     scores = mc_scores(tree, config.estimator, config.truncated)
     return Inspection(tree, scores, leaf_counts(tree), totals, run=config.input, basis=basis)
 

@@ -32,8 +32,13 @@ def compress(
     because the first siblings move more often. The moved node keeps its score. It is not a sample of the grandparent's next step,
     so the child mean of the grandparent ignores it. The set of leaves below each node above the parent does not change.
 
+    In a run continued with `more_from`, a node can also have M rollouts. They never move, so the variance changes from
+    \\(\sigma^2/(N+M)\\) to \\(\sigma^2/(N+M-1)\\), and the average over all selections gives the rollouts more weight than the
+    child mean of the given tree does.
+
     A node whose children have different weights (because the budget dropped some) is skipped. Removing one of them would change
-    its expected mean.
+    its expected mean. So is a node whose children are all blank, such as the ends after the last step of a solution, because
+    merging one of them adds no step.
 
     Args:
         tree ([`SearchTree`]):
@@ -88,7 +93,7 @@ def choose_moves(
     moves: dict[int, None] = {}
     for parent, children in enumerate(tree.children()[:-1]):
         steps = _movable(tree, parent, children)
-        if len(steps) < min_children:
+        if len(steps) < min_children or not any(tree.step_text(i) for i in steps):
             continue
         if rule == "per_parent":
             draw, place = draws(key, tree.nodes[parent].node_id)

@@ -34,7 +34,7 @@ class TreeRow(NamedTuple):
         num_solutions (`int`):
             Number of graded solutions.
         num_steps (`int`):
-            Number of nodes of the tree.
+            Number of steps of the tree. Rollouts are not steps.
         num_tokens (`int`):
             Number of sampled tokens.
         first_steps (`str`):
@@ -57,14 +57,15 @@ class TreeRow(NamedTuple):
 def tree_row(tree: SearchTree, page: str = "") -> TreeRow:
     """Return the row of a tree. MC scores are means over the children, and solutions without an answer are not counted."""
     counts, scores = leaf_counts(tree)[ROOT], mc_scores(tree)
-    first = (scores[i] for i in tree.children()[ROOT])
+    is_step = [node.role != "rollout" for node in tree.nodes]
+    first = (scores[i] for i in tree.children()[ROOT] if is_step[i])
     return TreeRow(
         problem_id=tree.problem.problem_id,
         problem=one_line(tree.problem.prompt, MAX_CHARACTERS),
         status=tree.status,
         solved_share=counts.correct / counts.answered if counts.answered else None,
         num_solutions=counts.answered,
-        num_steps=len(tree.nodes),
+        num_steps=sum(is_step),
         num_tokens=tree_totals(tree)["num_tokens"],
         first_steps=" ".join("–" if score is None else f"{score:.2f}" for score in first),
         page=page,
