@@ -34,6 +34,7 @@ LAYERS = [
     {"scripts"},
     {"demo", "pipeline"},
     {"cli"},
+    {"__main__"},
     {"recipes", "benchmarks", "tests"},
 ]
 LAYER_OF = {group: number for number, groups in enumerate(LAYERS) for group in groups}
