@@ -67,6 +67,13 @@ def test_values_of_a_wrong_type(wrong, message):
         ReadConfig(files=["a"], **wrong)
 
 
+def test_a_dataset_must_be_saved():
+    from datasets import Dataset
+
+    with pytest.raises(ValueError, match="`files` is a Dataset. It must be a string. Save .* `save_to_disk`"):
+        ReadConfig(files=Dataset.from_dict({"prompt": ["a"]}))
+
+
 def test_numpy_numbers_become_python_numbers():
     """Otherwise the report could not be written as JSON."""
     config = ReadConfig(files=["a"], sizes=[np.int64(3)], share=np.float32(0.25), first=np.int64(1))

@@ -33,6 +33,10 @@ UNCLEAR = Grade(None, "unparseable")
         ("## Answer:\n6", "6"),
         ("# Answer\n\n5\n\nNo, wait.\n\n# Answer\n\n6\n# END!\n\nAnd so on: 7", "6"),
         ("# Answer\n\nx = 1\nor x = 2\n# END!", "x = 1\nor x = 2"),
+        ("# Answer\n\nx = 3\ny = 4", "x = 3\ny = 4"),
+        # Labels belong to the answer if it begins with one
+        ("# Answer\n\nWidth: 3\nHeight: 4", "Width: 3\nHeight: 4"),
+        ("# Answer\n\n3\nHeight: 4", "3"),
         # The policy stopped after the marker
         ("3+3=6\n\n# Answer\n\n", None),
         ("# Answer\n\n# END!", None),

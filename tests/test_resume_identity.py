@@ -89,7 +89,7 @@ class Grader:
     def __init__(self, num_workers: int = 1, timeout: float = 10.0):
         self.timeout = timeout
 
-    def grade(self, answer, reference):
+    def grade(self, answer, reference, is_reference=True):
         return ExactGrade(answer == reference)
 
     async def agrade(self, answer, reference):
@@ -276,7 +276,7 @@ REFUSED = [
     ("number of shards", settings(shard="0/2"), ("annotate",), "num_shards", {}),
     ("max_solution_tokens", settings(max_solution_tokens=9), ("sampling",), "search.max_solution_tokens", {}),
     ("spans", settings(spans=[1, 2]), SCORE, "spans", {}),
-    ("aggregate", settings(aggregate="min"), SCORE, "aggregate", {}),
+    ("aggregate", settings(aggregate="min"), ("step_search",), "aggregate", {}),
 ]  # fmt: skip
 # With the note that is printed
 NOTED = [
@@ -293,6 +293,7 @@ NOTED = [
 # Nothing is said
 SAME = [
     ("nothing", settings(), ALL, {}),
+    ("aggregate, of scores that are kept", settings(aggregate="min"), ("scoring",), {}),
     ("rounding of a probe", serve(prompt_logprobs=[-3.01, -2.02]), SAMPLE, SERVED),
     ("a problem was added", rows("problems.jsonl", [*PROBLEMS, {"id": "q4", "problem": "7?", "answer": "7"}]), SAMPLE, {}),
     ("the file of problems", moved("problems.jsonl", "p.jsonl", "problems"), SAMPLE, {}),

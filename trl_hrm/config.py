@@ -144,6 +144,10 @@ def _checked(name: str, value: Any, declared: Any, metadata: Mapping[str, Any]) 
     elif origin is str:
         if isinstance(value, Real | date | os.PathLike) and not isinstance(value, bool):
             value = str(value)
+        if hasattr(value, "save_to_disk"):  # a `datasets.Dataset` or `DatasetDict`
+            raise ValueError(
+                f"`{name}` is a {type(value).__name__}. It must be a string. Save the dataset with `save_to_disk`, and pass its directory."
+            )
         if not isinstance(value, str):
             raise ValueError(f"`{name}` is {shown(value)}. It must be a string.")
         if not value and not metadata.get("may_be_empty"):

@@ -9,15 +9,17 @@ import numpy as np
 METRICS = ("num_steps", "accuracy", "ece", "error_f1", "balanced_accuracy", "auroc")
 
 
-def step_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def step_metrics(scores: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> dict[str, float]:
     """
-    Compute metrics of step scores against labels. Scores and labels of at least 0.5 count as correct.
+    Compute metrics of step scores against labels. Labels of at least 0.5 count as correct.
 
     Args:
         scores (`np.ndarray`):
             Step scores in `[0, 1]`, shape `(N,)`.
         labels (`np.ndarray`):
             Probability that each step is correct, shape `(N,)`.
+        threshold (`float`, *optional*, defaults to `0.5`):
+            Scores of at least the threshold count as correct. `auroc` and `ece` do not depend on it.
 
     Returns:
         `dict[str, float]`: `accuracy`; `balanced_accuracy` (mean recall of the two classes); `error_f1` (F1 of the
@@ -28,7 +30,7 @@ def step_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     metrics = {"num_steps": len(labels)}
     if not len(labels):
         return metrics
-    correct, predicted = labels >= 0.5, scores >= 0.5
+    correct, predicted = labels >= 0.5, scores >= threshold
     metrics["accuracy"] = float((predicted == correct).mean())
     metrics["ece"] = expected_calibration_error(scores, labels)
     hits, errors, alarms = (~predicted & ~correct).sum(), (~correct).sum(), (~predicted).sum()

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from trl_hrm.data.candidate_sources import check_sizes, read_pool, reading_settings
 from trl_hrm.data.candidates import Candidate, ProblemCandidates
@@ -201,8 +201,19 @@ def test_a_dataset(tmp_path):
     rows = [{"prompt": f"{i}?", "answer": str(i), "completion": solution(i)} for i in range(3)]
     (tmp_path / "data").mkdir()
     Dataset.from_list(rows).to_parquet(tmp_path / "data" / "test.parquet")
-    pool, _ = read(str(tmp_path / "data"), split="test")
-    assert [(p.answer, p.candidates[0].answer) for p in pool] == [("0", "0"), ("1", "1"), ("2", "2")]
+    DatasetDict(test=Dataset.from_list(rows)).save_to_disk(tmp_path / "saved")
+    for name in ("data", "saved"):
+        pool, _ = read(str(tmp_path / name), split="test")
+        assert [(p.answer, p.candidates[0].answer) for p in pool] == [("0", "0"), ("1", "1"), ("2", "2")]
+
+
+def test_grades_that_are_all_null(tmp_path):
+    """They were an error only after all candidates had been scored, with the advice to give the grader more time."""
+    rows = [{"prompt": f"{i}?", "candidates": ["a", "b"], "correct": [None, None]} for i in range(2)]
+    with pytest.raises(ValueError, match="in.jsonl:1: all given grades are null.*Complete"):
+        read(write_rows(tmp_path / "in.jsonl", rows))
+    rows[1]["correct"] = [None, False]
+    assert len(read(write_rows(tmp_path / "in.jsonl", rows))[0]) == 2
 
 
 def run(folder: Path, search, problems=None, settings=None, **more) -> Path:

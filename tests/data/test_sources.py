@@ -7,10 +7,10 @@ import pickle
 import tempfile
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from trl_hrm.data import sources
-from trl_hrm.data.sources import DatasetRows, JsonLines, parse_columns, rename_columns
+from trl_hrm.data.sources import DatasetRows, JsonLines, load_rows, loaded_dataset, parse_columns, rename_columns
 
 
 @pytest.fixture
@@ -210,6 +210,26 @@ def test_whole_surrogate_pairs_are_fine(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.jsonl: file not found"):
         JsonLines([tmp_path / "none.jsonl"])
+
+
+def test_directories_of_save_to_disk(tmp_path):
+    """`load_dataset` refuses them, with the advice to call a function that has no option on the command line."""
+    rows = Dataset.from_dict({"a": [1, 2, 3, 4]})
+    rows.save_to_disk(tmp_path / "rows")
+    DatasetDict(math=rows, code=rows.select([3])).save_to_disk(tmp_path / "splits")
+    (tmp_path / "rows" / "cache-0.arrow").write_bytes(b"")  # as written by `map`
+    for name, split, expected in (
+        ("rows", "train", [1, 2, 3, 4]),
+        ("rows", "train[1:3]", [2, 3]),
+        ("splits", "math[:50%]+code", [1, 2, 4]),
+    ):
+        with loaded_dataset(str(tmp_path / name), split) as found:
+            assert list(found["a"]) == expected
+    assert {name: len(found) for name, found in load_rows(str(tmp_path / "splits")).items()} == {"math": 4, "code": 1}
+    with pytest.raises(ValueError, match=r"rows: .*Unknown split \"test\".*\['train'\]"):
+        load_rows(str(tmp_path / "rows"), split="test")
+    with pytest.raises(ValueError, match="rows: .*no configurations. Remove 'hrm'"):
+        load_rows(str(tmp_path / "rows"), "hrm")
 
 
 def test_dataset_rows(monkeypatch):

@@ -33,7 +33,7 @@ class PathScores:
 class Grader(ExactGrader):
     """Equal strings are right, also for those who wait."""
 
-    def grade(self, answer, reference):
+    def grade(self, answer, reference, is_reference=True):
         if answer in self.unreadable:
             return SimpleNamespace(correct=None, status="unparseable")
         return SimpleNamespace(correct=answer == reference, status="graded")

@@ -1,5 +1,6 @@
 """Classes of equivalent answers, with the real grader and with scripted graders."""
 
+import logging
 import random
 from itertools import permutations
 
@@ -22,7 +23,7 @@ class Scripted:
         self.statuses = statuses or {}
         self.asked: list[tuple[str, str]] = []
 
-    def grade(self, answer: str, reference: str) -> Grade:
+    def grade(self, answer: str, reference: str, is_reference: bool = True) -> Grade:
         self.asked.append((answer, reference))
         for text in (answer, reference):
             if text in self.statuses:
@@ -63,7 +64,7 @@ def test_the_order_does_not_matter_if_equality_is_not_transitive():
     """A grader may find a = b and b = c, but not a = c. The class of b must not depend on which came first."""
 
     class Near(Scripted):
-        def grade(self, answer, reference):
+        def grade(self, answer, reference, is_reference=True):
             return Grade(abs(float(answer) - float(reference)) <= 1, "graded")
 
     rng = random.Random(0)
@@ -81,7 +82,7 @@ def test_votes_do_not_use_the_reference():
     """Answers that equal the reference but not each other stay apart. Joining them would leak the reference into the vote."""
 
     class Odd(Scripted):
-        def grade(self, answer, reference):
+        def grade(self, answer, reference, is_reference=True):
             return Grade(answer == reference or reference == "ref", "graded")
 
     found = grade_answers(["p", "q"], "ref", Odd())
@@ -144,3 +145,12 @@ def test_many_problems_keep_their_order():
     assert all(judged.correct == [True, False, None] for judged in found)
     found = grade_problems([["a"], ["b"]], ["x", "b"], Scripted({"x": "ungradable"}))
     assert found[0] is None and found[1].correct == [True]
+
+
+def test_answers_are_not_reported_as_references(caplog):
+    """Candidates that cannot be read were listed as unreadable references, and the user was asked to rewrite them."""
+    with AnswerGrader() as grader, caplog.at_level(logging.WARNING, logger="trl_hrm"):
+        grade_problems([["???", r"\frac{1}{", "3"]] * 2, ["3", None], grader, grades=[None, [False, False, True]])
+        assert grader.unreadable_references() == []
+        grader.close()
+    assert not caplog.text

@@ -10,6 +10,7 @@ import pytest
 
 from trl_hrm.data.candidates import Candidate, ProblemCandidates
 from trl_hrm.evaluation.curves import ScoredProblem, curve_with_gap, make_curves, plain_curves, summarize
+from trl_hrm.evaluation.results import estimate_words
 from trl_hrm.evaluation.selection import best_of_n, majority_vote, pass_at_n, ranked, subset_weights, weighted_vote
 from trl_hrm.intervals import difference_interval, mean_interval
 
@@ -372,8 +373,10 @@ class TestNotGraded:
         ]
         curves = make_curves(pool, [1, 2])
         assert accuracies(curves, "best_of_n/min") == pytest.approx([(1 / 2 + 0 + 0) / 3, 1 / 2])
-        # one of b's two solutions is wrong and one unknown, so with both drawn b is unknown
-        assert accuracies(curves, "pass_at_n") == pytest.approx([(1 / 2 + 0 + 0) / 3, (1 + 0) / 2])
+        # the graded solution of b is wrong, so b counts as unsolved
+        assert accuracies(curves, "pass_at_n") == pytest.approx([(1 / 2 + 0 + 0) / 3, 1 / 3])
+        assert curves.estimate["min_graded"] == 1
+        assert "at least 1 with a grade" in estimate_words("best_of_n", curves.estimate)
 
     def test_subsets_with_an_ungraded_selection_are_ignored(self):
         """Of the three pairs, the right one is chosen from two and the ungraded one from the third."""
@@ -389,8 +392,37 @@ class TestNotGraded:
 
     def test_nothing_graded(self):
         pool = [judged([None, None], [0.1, 0.2], [1, 2])]
-        with pytest.raises(ValueError, match="N=1.*--grader_timeout"):
+        with pytest.raises(ValueError, match="N=1.*given grades are null.*--grader_timeout"):
             make_curves(pool, [1])
+
+    def test_few_missing_grades_change_little(self):
+        """If problems with fewer than N grades only counted when solved, pass@64 of these would be about 28 points too high."""
+        rng = random.Random(0)
+        whole = [[rng.random() < 0.01 for _ in range(64)] for _ in range(200)]
+        lost = [[None if rng.random() < 0.02 else right for right in one] for one in whole]
+        full, partial = (
+            make_curves([judged(one, [0.5] * 64, [0] * 64, f"p{i}") for i, one in enumerate(pool)], [1, 32, 64])
+            for pool in (whole, lost)
+        )
+        assert accuracies(partial, "pass_at_n") == pytest.approx(accuracies(full, "pass_at_n"), abs=0.02)
+        assert "min_graded" not in full.estimate and 55 < partial.estimate["min_graded"] < 64
+
+    def test_best_of_n_is_known_without_all_grades(self):
+        """An unknown pass@2 was an error, although the graded solution is selected."""
+        curves = plain_curves([[0.2, 0.1]], [[False, None]], [["a", "b"]], [2]).curves
+        assert curves["best_of_n/score"][0]["accuracy"] == curves["pass_at_n"][0]["accuracy"] == 0
+
+
+def test_votes_do_not_depend_on_the_order():
+    """With random subsets, the columns from which they are drawn must not follow the order of the candidates."""
+    rng = random.Random(1)
+    rows = [(rng.choice([0, 1, 2, None]), rng.random() < 0.5, rng.choice([0.1, 0.2, 0.7]), i // 2) for i in range(16)]
+    found = set()
+    for _ in range(5):
+        classes, correct, scores, texts = map(list, zip(*rng.sample(rows, 16), strict=True))
+        curves = make_curves([ScoredProblem("p", classes, correct, {"min": scores}, texts)], [4, 8], num_draws=20)
+        found.add(tuple(tuple(accuracies(curves, name)) for name in curves.curves))
+    assert len(found) == 1
 
 
 def test_solutions_without_score_or_answer():
@@ -434,6 +466,25 @@ def test_summarize():
     )
     with pytest.raises(ValueError, match="min, min"):
         summarize(ProblemCandidates("p", "?", "1", candidates), [0, None, 0], ["min", "min"])
+
+
+def test_plain_curves_of_arrays():
+    """NumPy's booleans and 0 or 1 counted as wrong, because they are not `True`."""
+    scores, correct, texts = (
+        [[0.2, 0.9, 0.4], [0.5, 0.1, 0.7]],
+        [[True, False, True], [False, True, True]],
+        ["a", "b", "c"],
+    )
+    expected = plain_curves(scores, correct, [texts] * 2, [1, 2])
+    assert accuracies(expected, "pass_at_n") == pytest.approx([2 / 3, 1])
+    numbers = [[int(right) for right in row] for row in correct]
+    assert plain_curves(scores, numbers, [texts] * 2, [1, 2]) == expected
+    for kind in (bool, np.int64, np.float32):
+        arrays = np.array(scores), np.array(correct).astype(kind), np.array([texts] * 2)
+        assert plain_curves(*arrays, np.array([2, 1])) == expected
+    assert plain_curves(scores, correct, [texts] * 2, 2).curves["pass_at_n"] == expected.curves["pass_at_n"][1:]
+    with pytest.raises(ValueError, match="problem 1.*'yes'.*True or False"):
+        plain_curves(scores, [correct[0], [False, "yes", True]], [texts] * 2)
 
 
 def test_the_order_does_not_matter_if_n_is_the_whole_pool():

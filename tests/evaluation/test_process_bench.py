@@ -499,6 +499,15 @@ class TestResults:
         assert results["steps"]["num_steps"] == 5
         assert results["steps"]["accuracy"] == pytest.approx(4 / 5)
 
+    def test_threshold_applies_to_steps(self):
+        """`accuracy` and `error_f1` of all steps were those of 0.5, whatever the threshold."""
+        scores = [[0.9, 0.2, 0.9], [0.9, 0.7, 0.6]]
+        steps = measure(PROCESS_BENCH, [solution(0, 1), solution(1, -1)], scores, threshold=0.75)["steps"]
+        labelled = [(0.9, 1), (0.2, 0), (0.9, 1), (0.7, 1), (0.6, 1)]  # 2 of the 3 steps below 0.75 are correct
+        assert steps["accuracy"] == sum((score >= 0.75) == label for score, label in labelled) / 5 == 3 / 5
+        assert steps["error_f1"] == 2 * 1 / (1 + 3)
+        assert steps["balanced_accuracy"] == (2 / 4 + 1) / 2
+
     def test_not_defined_is_null(self):
         results = measure(PROCESS_BENCH, [solution(0, -1)], [[0.9] * 3])
         part = results["subsets"]["gsm8k"]

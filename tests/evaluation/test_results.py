@@ -38,7 +38,7 @@ HEADER = {"n": [1, 2], "reward_model": {"model": "m"}, "candidates": "abc"}
 class Equal:
     """Equal texts are right. `x` cannot be read, also as a reference, and `hang` times out."""
 
-    def grade(self, answer: str, reference: str) -> Grade:
+    def grade(self, answer: str, reference: str, is_reference: bool = True) -> Grade:
         if "x" in (answer, reference):
             return Grade(None, "ungradable" if reference == "x" else "unparseable")
         return Grade(None, "timeout") if answer == "hang" else Grade(answer == reference, "graded")
@@ -127,7 +127,7 @@ def test_seconds(tmp_path, monkeypatch):
             return super().score(*args, **options)
 
     class SlowGrader(Equal):
-        def grade(self, answer, reference):
+        def grade(self, answer, reference, is_reference=True):
             clock[0] += 0.25
             return super().grade(answer, reference)
 
@@ -206,7 +206,7 @@ def test_a_start_without_scores_fixes_no_settings(tmp_path):
     """For example, after a reward model failed to load, the next start may use a different one."""
     with pytest.raises(KeyboardInterrupt):
         judge(tmp_path, make_problems(6), Scorer(stop_after=0))
-    assert len(judge(tmp_path, make_problems(6), header=HEADER | {"n": [1]})[0]) == 6
+    assert len(judge(tmp_path, make_problems(6), header=HEADER | {"reward_model": {"model": "other"}})[0]) == 6
 
 
 def test_two_processes_on_one_part(tmp_path):

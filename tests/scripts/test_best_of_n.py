@@ -232,6 +232,20 @@ def test_answers_of_problems_and_segmentation(tmp_path, planted):
     assert planted.shown[0] == ("0?", [["It is 0.5.", "So 0.7\n#### 0"]])
 
 
+def test_texts_without_step_headers(tmp_path, planted, capsys):
+    """The default rule reads solutions with blank lines as one step each, so that a step reward model scores whole solutions."""
+    texts = [f"We get 0.{k}.\n\nThen 0.7.\n\nFrom 0.7, the answer is {k}." for k in (1, 2)]
+    rows = [{"prompt": f"{i}?", "answer": "1", "candidates": texts} for i in range(2)]
+    rows[1]["candidates"] = [texts[0], "# Step 1\nWe get 0.5.\n\n# Step 2\nThen 0.7.\n\n0.7"]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    assert rescore(tmp_path / "one", source, "--n", "1") == 0
+    [warning] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning:")]
+    assert "3 of 4 solutions" in warning and "--segmentation (now step_header)" in warning
+    assert warning.endswith("such as --segmentation blank_line.")
+    assert rescore(tmp_path / "two", source, "--n", "1", "--segmentation", "blank_line") == 0
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_a_policy_that_never_answers(tmp_path, planted, capsys):
     """Accuracies are 0, and the output says why."""
     rows = [{"prompt": f"{i}?", "answer": "1", "candidates": [solution(None, 0.5), ""]} for i in range(3)]
@@ -373,7 +387,7 @@ def test_stopped_and_resumed(tmp_path, monkeypatch, planted, capsys):
     assert not (tmp_path / "parts" / "results.json").exists()
     planted.stop_after = None
     capsys.readouterr()
-    for more in (["--spans", "1", "2"], ["--n", "1", "2"]):
+    for more in (["--spans", "1", "2"], ["--extractors", "boxed"]):
         assert rescore(tmp_path / "parts", source, *more) == 1
         assert f"{more[0][2:]} was" in capsys.readouterr().err
     write_rows(tmp_path / "in.jsonl", make_rows(7, 4, seed=1))
@@ -388,6 +402,22 @@ def test_stopped_and_resumed(tmp_path, monkeypatch, planted, capsys):
     assert whole.cost["scorer"]["num_calls"] == parts.cost["scorer"]["num_calls"] == 4
     files = [(tmp_path / name / "candidates.jsonl").read_bytes() for name in ("whole", "parts")]
     assert files[0] == files[1]
+
+
+def test_resumed_with_other_curves(tmp_path, monkeypatch, planted):
+    """Scores were thrown away if only the aggregates, N or the number of draws changed. A repeated aggregate counts once."""
+    monkeypatch.setattr("trl_hrm.evaluation.best_of_n.BLOCK", 2)
+    source = write_rows(tmp_path / "in.jsonl", make_rows(7, 4))
+    planted.stop_after = 4
+    assert rescore(tmp_path / "parts", source, "--aggregate", "min") == 130
+    planted.stop_after = None
+    more = ["--n", "1", "2", "--num_draws", "5", "--aggregate", "last", "min", "last"]
+    assert rescore(tmp_path / "parts", source, *more) == 0
+    assert len(planted.shown) == 7  # each problem was scored once
+    assert rescore(tmp_path / "whole", source, *more) == 0
+    whole, parts = load_results(tmp_path / "whole"), load_results(tmp_path / "parts")
+    assert (parts.curves, parts.settings) == (whole.curves, whole.settings)
+    assert parts.settings["aggregate"] == ["last", "min"] and parts.settings["num_draws"] == 5
 
 
 def test_an_outdated_part_is_not_merged(tmp_path, monkeypatch, planted):

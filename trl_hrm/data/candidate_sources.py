@@ -160,7 +160,8 @@ def read_pool(
 
     Raises:
         `FileNotFoundError`: If the file or folder does not exist.
-        `ValueError`: If a row is invalid, the run did not sample whole solutions, or no problem has an answer.
+        `ValueError`: If a row is invalid, the run did not sample whole solutions, no problem has an answer, or all given grades are
+            null.
     """
     extractors = reading_settings(config, extractors)["extractors"]
     if is_run(config):
@@ -212,6 +213,11 @@ def read_pool(
                 else "Apart from whitespace, the problems must have the same text as in the candidates. If the prompts contain "
                 "more than the problem, add a column `problem` with only the problem."
             )
+        )
+    if all(problem.graded and all(one.correct is None for one in problem.candidates) for problem in answered):
+        raise ValueError(
+            f"{answered[0].where}: all given grades are null, so no accuracy is known. Complete the grades, or remove their column and add a "
+            "column `answer`."
         )
     return answered
 

@@ -19,6 +19,7 @@ Rows written by search-and-learn, with `problem` and whole solutions as `complet
 `generated_solution` and `expected_answer`, are also supported.
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NotRequired
@@ -30,10 +31,11 @@ from ..grading import extract_answer, opens_thinking, thinking_spans
 from ..io import shown
 from ..messages import content_text, is_content, plain_row, problem_of
 from ..schema import Count, Share, check_json
+from ..search.outcomes import MIN_LINES, step_warnings
 from ..search.steps import cut_text, visible_steps
 from .candidates_config import CandidatesConfig
 from .problems import UNUSED, choices_of, normalize_problem, problem_key, unused_parts
-from .solutions import check_answers, count_answers, read_whole_solutions
+from .solutions import LONG, UNSPLIT, check_answers, count_answers, read_whole_solutions
 from .sources import DatasetRows, JsonLines, all_rows
 
 
@@ -163,8 +165,9 @@ class CandidateRows:
         config ([`CandidatesConfig`]):
             Options of the candidates and of their segmentation into steps.
         notes (`Counter`):
-            Counter of candidates whose thinking is removed, of rows that are or look like whole solutions, of blank steps that are
-            removed from lists, and of unused columns that may contain a part of the problem. It is updated in place.
+            Counter of candidates whose thinking is removed, of rows that are or look like whole solutions, of texts if the segmentation
+            finds no steps in most of them, of blank steps that are removed from lists, and of unused columns that may contain a part of
+            the problem. It is updated in place.
         answers (`bool`):
             Whether the column `answer` has reference answers.
         grades (`bool`):
@@ -181,6 +184,7 @@ class CandidateRows:
         self.problems: dict[str, ProblemCandidates] = {}
         self.num_texts = 0
         self.num_lists = 0
+        self.unsplit = Counter()  # see `step_warnings`
 
     def read(self, rows: JsonLines | DatasetRows, before: str = "") -> list[ProblemCandidates]:
         """
@@ -199,6 +203,8 @@ class CandidateRows:
         for where, row in read_whole_solutions(found, self.notes):
             self._add(_named_as_candidate(row), where)
         check_answers(self.notes, self.num_lists, self.config.candidates)
+        if step_warnings(self.unsplit, {}):
+            self.notes.update({LONG: self.unsplit["long"], UNSPLIT: self.unsplit["unsplit"]})
         if self.config.segmentation is not None and self.num_lists and not self.num_texts:
             raise ValueError("`segmentation` has no effect, because all candidates are lists of steps. Remove it.")
         if self.config.join_steps is not None and self.num_texts and not self.num_lists:
@@ -332,6 +338,10 @@ class CandidateRows:
             is_opened = isinstance(problem.prompt, str) and opens_thinking(problem.prompt)
             written = "<think>" + value if is_opened else value
             text, steps = value, cut_text(written, self.rule, self.keep_thinking)
+            if sum(bool(line.strip()) for step in steps for line in step.splitlines()) >= MIN_LINES:
+                has_mark = not self.rule.keeps_thinking and re.search(self.rule.pattern, steps[0])
+                self.unsplit["long"] += 1
+                self.unsplit["unsplit"] += len(steps) == 1 and not has_mark
         elif isinstance(value, list) and name != "completion":
             for i, step in enumerate(value):
                 if not isinstance(step, str):

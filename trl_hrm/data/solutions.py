@@ -17,6 +17,7 @@ from typing import Any
 
 from ..grading import extract_answer, thinking_spans
 from ..io import shown
+from ..search.outcomes import step_warnings
 from ..search.steps import visible_steps
 from ..step_tree import StepTree
 
@@ -24,6 +25,8 @@ from ..step_tree import StepTree
 ROWS = "rows_of_whole_solutions"  # counts rows that are read as whole solutions
 SEVERAL = "rows_with_several_answers"  # counts rows in which several steps of one solution each state an answer
 ALL = "rows_with_answers_in_every_step"
+# Texts of several lines, and those of them in which the step rule finds no steps
+LONG, UNSPLIT = "texts_of_several_lines", "texts_of_several_lines_without_steps"
 _REMEDY = (
     "For whole solutions, put all solutions of a problem in a column `candidates` and use trl-hrm best-of-n or select-raft, which "
     "split them into steps. Otherwise, put the steps of one solution per row in `completions`."
@@ -80,9 +83,18 @@ def check_answers(notes: Mapping[str, int], num_rows: int, source: str) -> None:
         )
 
 
-def solution_warnings(notes: Mapping[str, int]) -> list[str]:
-    """Return warnings for the counts of [`count_answers`] and [`read_whole_solutions`]."""
-    warnings = []
+def solution_warnings(notes: Mapping[str, int], rule: str | None = None) -> list[str]:
+    """
+    Return warnings for the counts of [`count_answers`], [`read_whole_solutions`] and [`~data.candidates.CandidateRows`].
+
+    Args:
+        notes (`Mapping[str, int]`):
+            The counts.
+        rule (`str`, *optional*):
+            Name of the step rule that splits texts.
+    """
+    unsplit = {"long": notes.get(LONG, 0), "unsplit": notes.get(UNSPLIT, 0)}
+    warnings = step_warnings(unsplit, {"steps": {"name": rule}})
     if notes.get(ROWS):
         warnings.append(
             f"{notes[ROWS]:,} rows have `problem` and `completions`, as written by search-and-learn. Each completion is read as a whole "

@@ -378,7 +378,7 @@ def loaded_dataset(
     name: str, split: str | None = None, config: str | None = None, cache_parent: str | Path | None = None
 ) -> Iterator["Dataset | DatasetDict"]:
     """
-    Context manager that loads a dataset from the Hub or a local directory.
+    Context manager that loads a dataset from the Hub or a local directory. See [`load_rows`].
 
     A local directory is loaded with a temporary cache, since the shared cache may have the rows of another directory with the same
     name.
@@ -393,17 +393,49 @@ def loaded_dataset(
         cache_parent (`str` or `Path`, *optional*):
             Parent directory of the temporary cache. Defaults to the system's temporary directory.
     """
-    from datasets import load_dataset
-
     with tempfile.TemporaryDirectory(dir=cache_parent) as cache:
-        with naming_dataset(name):
-            dataset = load_dataset(name, config, split=split, cache_dir=cache if Path(name).is_dir() else None)
-        yield dataset
+        yield load_rows(name, config, split, cache if Path(name).is_dir() else None)
+
+
+def load_rows(
+    name: str, config: str | None = None, split: str | None = None, cache_dir: str | None = None
+) -> "Dataset | DatasetDict":
+    """
+    Load a dataset with `datasets.load_dataset`, or with `load_from_disk` if it is a directory of `save_to_disk`, which
+    `load_dataset` refuses.
+
+    Args:
+        name (`str`), config (`str`, *optional*):
+            Hub id or directory of the dataset, and its configuration.
+        split (`str`, *optional*):
+            Split to load, such as `"train"` or `"train[:100]"`. Defaults to all splits, as a `DatasetDict`. A `Dataset` that was saved
+            with `save_to_disk` is the split `train`.
+        cache_dir (`str`, *optional*):
+            Directory of the cache. Not used for a directory of `save_to_disk`.
+
+    Raises:
+        `FileNotFoundError`: If the dataset does not exist.
+        `ValueError`: If the dataset cannot be read, or does not have the split or the configuration.
+    """
+    from datasets import DatasetDict, ReadInstruction, concatenate_datasets, load_dataset, load_from_disk
+
+    with naming_dataset(name):
+        if not any(Path(name, file).is_file() for file in ("state.json", "dataset_dict.json")):
+            return load_dataset(name, config, split=split, cache_dir=cache_dir)
+        if config is not None:
+            raise ValueError(f"a directory of `save_to_disk` has no configurations. Remove {shown(config)}")
+        saved = load_from_disk(name).with_format(None)
+        splits = saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
+        if split is None:
+            return splits
+        sizes = {one: len(rows) for one, rows in splits.items()}
+        parts = ReadInstruction.from_spec(split).to_absolute(sizes)  # such as train[:100]
+        return concatenate_datasets([splits[one.splitname].select(range(one.from_, one.to)) for one in parts])
 
 
 @contextmanager
 def naming_dataset(name: str) -> Iterator[None]:
-    """Context manager that converts errors of `load_dataset` to a `ValueError` with the name of the dataset and the cause."""
+    """Context manager that converts errors of `datasets` to a `ValueError` with the name of the dataset and the cause."""
     import yaml
     from datasets.exceptions import DatasetsError
 

@@ -76,7 +76,9 @@ def keep_grades(answers: Sequence[str | None], grades: Sequence[bool | None], gr
     """
     stripped = [answer and answer.strip() or None for answer in answers]
     distinct = sorted({answer for answer in stripped if answer is not None})
-    classes = _classes({answer: grader.grade(answer, answer).status for answer in distinct}, grader)
+    classes = _classes(
+        {answer: grader.grade(answer, answer, is_reference=False).status for answer in distinct}, grader
+    )
     return GradedAnswers([None if answer is None else classes[answer] for answer in stripped], list(grades), 0)
 
 
@@ -130,4 +132,4 @@ def _classes(statuses: dict[str, str], grader: Any) -> dict[str, int]:
 def _equal(answer: str, other: str, grader: Any) -> bool:
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(other):  # the common case, without the grader
         return int(answer) == int(other)
-    return grader.grade(answer, other).correct is True
+    return grader.grade(answer, other, is_reference=False).correct is True

@@ -48,7 +48,7 @@ class ScoredProblem:
             Class of each answer. Equivalent answers have the same class. `None` for a missing answer.
         correct (`list[bool | None]`):
             Whether each solution is correct. Solutions without an answer are wrong, unless they came with a grade.
-            `None` if the grader timed out or crashed.
+            `None` if it is unknown, because the grader timed out or crashed, or because the given grade is null.
         scores (`dict[str, list[float | None]]`):
             M scores for each aggregate, `None` for solutions that could not be scored.
         ranks (`list[int]`):
@@ -86,8 +86,8 @@ class Curves:
             `mean_score` and `share_right`. Empty without scores.
         estimate (`dict[str, Any]`):
             How the accuracies were estimated: `method`, which is `"subsets"`; `min_candidates` and `max_candidates`,
-            the smallest and largest number of candidates of a problem; and, with votes, `num_draws`, the number of
-            their random subsets.
+            the smallest and largest number of candidates of a problem; if grades are missing, `min_graded`, the smallest
+            number of graded candidates of a problem; and, with votes, `num_draws`, the number of their random subsets.
     """
 
     curves: dict[str, list[dict[str, float]]]
@@ -148,9 +148,11 @@ def make_curves(
     subsets if N is 1 or if there are at most `num_draws` subsets, and otherwise over `num_draws` random subsets. All
     votes of a problem use the same subsets, and a larger N adds candidates to the subsets of a smaller N.
 
-    Subsets whose selected solution has no grade, because the grader timed out or crashed, are ignored. At N = 1 the
-    accuracy is therefore the share of correct candidates among the graded ones, as in
-    [`~evaluation.selection.pass_at_n`]. A problem in which no selected solution has a grade is ignored.
+    Subsets whose selected solution has no grade are ignored. At N = 1 the accuracy is therefore the share of correct
+    candidates among the graded ones. A problem in which no selected solution has a grade is ignored.
+    `pass_at_n` is [`~evaluation.selection.pass_at_n`] of the graded candidates of a problem. If fewer than N are graded,
+    it is 1 if one of them is correct, and otherwise 0, which is a lower bound: ignoring the problem instead would drop
+    unsolved problems only.
 
     Candidates with the same text and score (and for votes, the same answer) are interchangeable. If they have different
     grades, each of them counts as partly correct.
@@ -172,7 +174,7 @@ def make_curves(
 
     Raises:
         `ValueError`: If an N is below 1 or larger than the number of candidates of a problem, if `num_draws` is below 1,
-            or if for some N no selected solution could be graded.
+            or if for some N no selected solution has a grade.
     """
     n = sorted(set(n))
     if num_draws < 1:
@@ -188,18 +190,16 @@ def make_curves(
     ways = [f"best_of_n/{name}" for name in names]
     if has_answers:
         ways += [*(f"weighted_vote/{name}" for name in names), "majority_vote"]
+    sizes = [len(problem.ranks) for problem in problems]
+    graded = [len(problem.ranks) - problem.correct.count(None) for problem in problems]
     solved = {way: np.empty((len(n), len(problems))) for way in (*ways, "pass_at_n")}
     lowest = 0.0  # accuracy at the largest N of a model that selects a wrong solution if there is one
-    for column, problem in enumerate(problems):
-        size = len(problem.ranks)
+    for column, (problem, size, num_graded) in enumerate(zip(problems, sizes, graded, strict=True)):
         num_right = sum(right is True for right in problem.correct)
-        num_graded = sum(right is not None for right in problem.correct)
         lowest += (1 - pass_at_n(size, size - num_right, n[-1])) / len(problems)
-        for row, number in enumerate(n):
-            if num_graded >= number:
-                solved["pass_at_n"][row, column] = pass_at_n(num_graded, num_right, number)
-            else:  # too few are graded: only known if any `number` solutions include a correct one
-                solved["pass_at_n"][row, column] = 1.0 if size - num_right < number else math.nan
+        solved["pass_at_n"][:, column] = (
+            [pass_at_n(num_graded, num_right, min(number, num_graded)) for number in n] if num_graded else math.nan
+        )
         for name in names:
             solved[f"best_of_n/{name}"][:, column] = _best_of_n(problem, name, n)
         if has_answers:
@@ -221,8 +221,9 @@ def make_curves(
             if score is not None and right is not None
         ]
         calibration = {"aggregate": names[0], "bins": calibration_bins(scored)}
-    sizes = [len(problem.ranks) for problem in problems]
     estimate = {"method": "subsets", "min_candidates": min(sizes), "max_candidates": max(sizes)}
+    if graded != sizes:
+        estimate["min_graded"] = min(graded)
     if has_answers:
         estimate["num_draws"] = num_draws
     return Curves(curves, gaps, calibration, estimate)
@@ -256,8 +257,14 @@ def _share(right: np.ndarray, graded: np.ndarray) -> np.ndarray:
 def _votes(problem: ScoredProblem, n: Sequence[int], num_draws: int, seed: int) -> dict[str, np.ndarray]:
     """Return the accuracy of each vote at each N, NaN if no selected solution is graded. Shape `(len(n),)` each."""
     classes, ranks = problem.classes, problem.ranks
-    # candidates with the same answer are adjacent, and those without an answer are last
-    columns = np.array(sorted(range(len(ranks)), key=lambda i: (classes[i] is None, classes[i] or 0)))
+    # Candidates with the same answer are adjacent, and those without an answer are last. Text and scores decide among them, because
+    # random subsets are drawn from these columns, and must not depend on the order of the candidates.
+    scored = list(zip(*problem.scores.values(), strict=True)) or [()] * len(ranks)
+    keys = [
+        (one is None, one or 0, rank, [(score is None, score or 0.0) for score in values])
+        for one, rank, values in zip(classes, ranks, scored, strict=True)
+    ]
+    columns = np.array(sorted(range(len(ranks)), key=keys.__getitem__))
     ordered = [classes[i] for i in columns]
     starts = np.array([i for i, one in enumerate(ordered) if i == 0 or one != ordered[i - 1]])
     weights = {f"weighted_vote/{name}": scores for name, scores in problem.scores.items()}
@@ -395,8 +402,8 @@ def curve_with_gap(
         known = solved[~np.isnan(solved)]
         if not len(known):
             raise ValueError(
-                f"{name}: the grader timed out or crashed on every selected solution at N={size}, so the accuracy is unknown. Increase "
-                "--grader_timeout."
+                f"{name}: no selected solution has a grade at N={size}, so the accuracy is unknown. If the given grades are null, complete "
+                "them, or leave out this N. If the grader timed out or crashed, increase --grader_timeout."
             )
         low, high = mean_interval(known)
         points.append({"n": size, "accuracy": float(known.mean()), "low": low, "high": high})
@@ -407,7 +414,7 @@ def plain_curves(
     scores: Sequence[Sequence[float | None]],
     correct: Sequence[Sequence[bool | None]],
     texts: Sequence[Sequence[str]],
-    n: Sequence[int] | None = None,
+    n: int | Sequence[int] | None = None,
 ) -> Curves:
     """
     Compute the accuracy of selecting solutions by their scores, as a function of N.
@@ -417,10 +424,11 @@ def plain_curves(
             For each of P problems, the scores of its M solutions in `[0, 1]`. Solutions without a score (`None`) are
             selected last.
         correct (`Sequence[Sequence[bool | None]]`):
-            Whether each solution is correct. Subsets whose selected solution has no grade (`None`) are ignored.
+            Whether each solution is correct: booleans, 0 or 1, or `None` if unknown. Subsets whose selected solution has
+            no grade are ignored.
         texts (`Sequence[Sequence[str]]`):
             Texts of the solutions. Ties go to the smallest text, so the order of the solutions does not matter.
-        n (`Sequence[int]`, *optional*):
+        n (`int` or `Sequence[int]`, *optional*):
             Numbers of solutions to select from. Defaults to the powers of two up to the smallest number of solutions
             of a problem, and that number.
 
@@ -429,8 +437,8 @@ def plain_curves(
         solutions. See [`make_curves`].
 
     Raises:
-        `ValueError`: If the lists are empty or do not match, a score is not in `[0, 1]`, or an N is larger than
-            the number of solutions of a problem.
+        `ValueError`: If the lists are empty or do not match, a score is not in `[0, 1]`, a grade is not a boolean, 0, 1 or
+            `None`, or an N is larger than the number of solutions of a problem.
     """
     if not len(scores):
         raise ValueError("`scores` is empty. It must contain at least one problem.")
@@ -445,11 +453,16 @@ def plain_curves(
             raise ValueError(
                 f"problem {number}: the scores are {shown(list(values), 200)}, expected numbers from 0 to 1, or None."
             )
+        if not all(grade is None or grade in (0, 1) for grade in grades):
+            raise ValueError(
+                f"problem {number}: the grades are {shown(list(grades), 200)}, expected True or False (or 1 or 0), or None if unknown."
+            )
+        # Python's types, because the curves compare grades with `is True`
+        known = [None if grade is None else bool(grade) for grade in grades]
+        numbers = [None if score is None else float(score) for score in values]
         no_classes = [None] * len(values)
-        problems.append(
-            ScoredProblem(str(number), no_classes, list(grades), {PLAIN: list(values)}, text_ranks(written))
-        )
+        problems.append(ScoredProblem(str(number), no_classes, known, {PLAIN: numbers}, text_ranks(written)))
     if n is None:
         most = min(map(len, scores))
-        n = sorted({most, *(2**k for k in range(most.bit_length()) if 2**k <= most)})
-    return make_curves(problems, n)
+        n = [most, *(2**k for k in range(most.bit_length()) if 2**k <= most)]
+    return make_curves(problems, np.atleast_1d(n).tolist())

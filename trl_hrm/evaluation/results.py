@@ -81,6 +81,7 @@ class Estimate(TypedDict, total=False):
     method: Literal["subsets", "searches"]
     min_candidates: Number
     max_candidates: Number
+    min_graded: Count
     num_draws: Number
 
 
@@ -342,6 +343,8 @@ def estimate_words(strategy: str, estimate: Estimate) -> str:
     if estimate["max_candidates"] > estimate["min_candidates"]:
         sizes += f" to {estimate['max_candidates']:,}"
     words = f"Means over all subsets of N of the {sizes} candidates of a problem."
+    if "min_graded" in estimate:
+        words += f" Some have no grade: each problem has at least {estimate['min_graded']:,} with a grade."
     if "num_draws" in estimate:
         draws = f"{estimate['num_draws']:,}"
         words += f" Votes with more than {draws} subsets: means over {draws} random subsets."
@@ -460,9 +463,13 @@ class Part:
 
 
 def compare_headers(found: dict[str, Any], header: dict[str, Any]) -> Comparison:
-    """Compare the header of a part with the header of this run. Headers of older versions do not have the options of the grader."""
-    unknown = () if "grader" in found else ("grader",)
-    return compare_runs(found, {name: value for name, value in header.items() if name not in unknown})
+    """
+    Compare the header of a part with the header of this run. Settings of the curves are ignored, because the scores and grades in a part
+    do not depend on them. Headers of older versions do not have the options of the grader.
+    """
+    ignored = {"n", "aggregate", "num_draws"} | ({"grader"} - found.keys())
+    found, header = ({name: one[name] for name in one.keys() - ignored} for one in (found, header))
+    return compare_runs(found, header)
 
 
 def read_header(path: Path) -> dict[str, Any] | None:

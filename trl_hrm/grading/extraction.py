@@ -99,6 +99,9 @@ _COMMENT = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bSt)(?<=[^\s.])\.(?=[*$]*(?:\s+[A-Z]|\s*$))|。")
 _REASON = re.compile(r"[,;.]?\s+\(?(?:because|since|I hope|[Ee]xplanation:|[Nn]ote:|so that)\b")
+# Lines after an answer: a horizontal rule, a heading, `Q.E.D.`, or a label such as `Confidence: 95%`
+_AFTER_ANSWER = re.compile(r"\s*(?:[-*_=]{3,}\s*$|#+[ \t]|[*_ ]*(?:(?:[A-Za-z]\.){2,}|QED\.?|[∎■□])[*_\s]*$)")
+_LABEL = re.compile(r"[ \t*_]*[A-Za-z]{4,}(?: [A-Za-z]+){0,2}[*_ ]*:(?:[*_\s]|$)")
 _DANGLING = re.compile(r"(?:[:：=,]|\b(?:is|are|or|and))[*\s]*$")
 _PROSE_WORD = re.compile(r"(?<![\\\w])[^\W\d_]{2,}")
 
@@ -142,6 +145,9 @@ def _first_statement(text: str) -> str:
         if kept and not (is_open_formula or _DANGLING.search(kept[-1])):
             begins_anew = not line.strip() or len(_PROSE_WORD.findall(line)) >= 3
             if begins_anew and not re.match(r"\s*(?:or|and)\b", line):
+                break
+            # `Width: 3` and `Height: 4` are one answer
+            if _AFTER_ANSWER.match(line) or _LABEL.match(line) and not _LABEL.match(kept[0]):
                 break
         if line.strip():
             kept.append(line)

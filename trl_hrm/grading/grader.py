@@ -155,6 +155,7 @@ class AnswerGrader:
         self.num_workers = num_workers
         self.timeout = timeout
         self._futures: dict[tuple[str, str], Future[Grade]] = {}
+        self._references: set[str] = set()
         self._num_asked = 0
         self._lock = threading.Lock()
 
@@ -199,7 +200,7 @@ class AnswerGrader:
                 "Write them as LaTeX, numbers or words."
             )
 
-    def grade(self, answer: str, reference: str) -> Grade:
+    def grade(self, answer: str, reference: str, is_reference: bool = True) -> Grade:
         """
         Grade one answer. See [`judge`] for the rules.
 
@@ -208,11 +209,14 @@ class AnswerGrader:
                 Extracted answer.
             reference (`str`):
                 Reference answer.
+            is_reference (`bool`, *optional*, defaults to `True`):
+                Whether `reference` is the reference answer of a problem. Set it to `False` to compare two extracted answers, so that
+                an unreadable one is not reported as a reference.
 
         Returns:
             [`Grade`]
         """
-        return self._submit(answer, reference).result()
+        return self._submit(answer, reference, is_reference).result()
 
     async def agrade(self, answer: str, reference: str) -> Grade:
         """Grade one answer without blocking the event loop. See [`AnswerGrader.grade`]."""
@@ -241,7 +245,9 @@ class AnswerGrader:
         """Return the reference answers of all `"ungradable"` grades, in alphabetical order."""
         with self._lock:
             done = [
-                (pair[1], future) for pair, future in self._futures.items() if future.done() and not future.cancelled()
+                (pair[1], future)
+                for pair, future in self._futures.items()
+                if pair[1] in self._references and future.done() and not future.cancelled()
             ]
         return sorted(
             {ref for ref, future in done if future.exception() is None and future.result().status == "ungradable"}
@@ -252,10 +258,12 @@ class AnswerGrader:
         packages = ("math-verify", "latex2sympy2_extended", "sympy")
         return {"rules": RULES_VERSION, "timeout": self.timeout} | {name: version(name) for name in packages}
 
-    def _submit(self, answer: str, reference: str) -> "Future[Grade]":
+    def _submit(self, answer: str, reference: str, is_reference: bool = True) -> "Future[Grade]":
         pair = " ".join(answer.split()), " ".join(reference.split())
         with self._lock:
             self._num_asked += 1
+            if is_reference:
+                self._references.add(pair[1])
             if pair not in self._futures:
                 self._futures[pair] = self._threads.submit(self._judge, *pair)
             return self._futures[pair]

@@ -163,6 +163,7 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
         if self.candidates_columns is not None:
             self.candidates_columns = parse_columns(self.candidates_columns)
         super().__post_init__()
+        self.aggregate = list(dict.fromkeys(self.aggregate))
         if (self.candidates is None) == (self.policy is None):
             raise ValueError(
                 "Set either `candidates`, to select from existing solutions, or `policy` and `problems`, to sample them."
@@ -350,7 +351,7 @@ def _given(
     if shard.index == 0:
         shown = {name: " ".join(value) if isinstance(value, list) else value for name, value in reading.items()}
         say(f"Reading candidates with {', '.join(f'{name} {value}' for name, value in shown.items())}.")
-        for warning in solution_warnings(counts):
+        for warning in solution_warnings(counts, config.step_rule().name):
             say(f"warning: {one_line(warning)}")
     n = config.n
     if n is None:

@@ -455,7 +455,8 @@ def judge_shard(config: JudgeConfig, shard: Shard, folder: Path, option: str) ->
         command = f"trl-hrm export {run} --consensus{name} --view hrm --output_dir DATASET"
     else:
         command = f"trl-hrm build-stepwise {shell_word(str(folder / VERDICTS))} --view hrm --output_dir DATASET"
-    warnings = [*source_warnings(config), *solution_warnings(notes), *mixture_warnings(read_manifest(folder))]
+    warnings = source_warnings(config)
+    warnings += [*solution_warnings(notes, config.step_rule().name), *mixture_warnings(read_manifest(folder))]
     unreadable = sum(summary["unreadable"].values())
     if 2 * unreadable > summary["votes"]:
         warnings.append(

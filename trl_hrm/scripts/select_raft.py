@@ -57,7 +57,7 @@ def select_raft(config: SelectRaftConfig) -> "BuildReport":
         problems = shortlist(problems, config, counts)
         warnings = [
             *(warning for source in config.sources() for warning in source_warnings(source)),
-            *solution_warnings(notes),
+            *solution_warnings(notes, config.step_rule().name),
             *unused_warnings(notes),
         ]
         scorer = config.load_scorer()

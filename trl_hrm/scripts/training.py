@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import trl_hrm
 
-from ..data.sources import naming_dataset
+from ..data.sources import load_rows
 from ..errors import error_line, is_debug
 from ..io import read_yaml, shown
 from ..processes import StopSignals, end_with_parent
@@ -292,10 +292,7 @@ def load_splits(
     Raises:
         `ValueError`: If a split does not exist.
     """
-    from datasets import load_dataset
-
-    with naming_dataset(script_args.dataset_name):
-        dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
+    dataset = load_rows(script_args.dataset_name, script_args.dataset_config)
     evaluates = training_args.eval_strategy != "no"
     wanted = {script_args.dataset_train_split} | ({script_args.dataset_test_split} if evaluates else set())
     missing = wanted - set(dataset)

@@ -132,22 +132,24 @@ def count_unsplit(opened: OpenTree, pattern: str) -> Counter:
 
 def step_warnings(unsplit: Mapping[str, int], settings: Mapping[str, Any]) -> list[str]:
     """
-    Return a warning if the step rule finds no steps in most solutions, because labels of steps need more than one step.
+    Return a warning if the step rule finds no steps in most solutions, because scores and labels of steps need more than one step.
 
     Args:
         unsplit (`Mapping[str, int]`):
             See [`count_unsplit`].
         settings (`Mapping[str, Any]`):
-            The manifest, with the step rule and the prompt.
+            The manifest, with the step rule and the prompt. Without a prompt, the solutions were given and not sampled.
     """
     long, number = unsplit.get("long", 0), unsplit.get("unsplit", 0)
     if number <= MAX_UNSPLIT * long:
         return []
     rule, prompt = (_now((settings.get(name) or {}).get("name")) for name in ("steps", "prompt"))
+    remedy = "such as --segmentation blank_line."
+    if "prompt" in settings:
+        remedy = f"such as blank_line, or a --prompt{prompt} that asks for such steps, in a new --output_dir."
     return [
         f"{number:,} of {long:,} solutions with several lines ({_percent(number, long)}) are a single step, because the rule "
-        f"--segmentation{rule} finds no steps in them. Use a rule that fits the solutions, such as blank_line, or a --prompt{prompt} "
-        "that asks for such steps, in a new --output_dir."
+        f"--segmentation{rule} finds no steps in them. Use a rule that fits the solutions, {remedy}"
     ]
 
 

@@ -59,7 +59,7 @@ def measure(
           `high` of the 95 % interval of `metric`. See [`~intervals.bootstrap_sums`].
         - `threshold`: the given threshold.
         - `tuned`: results with the tuned threshold. See [`tune`].
-        - `steps`: [`step_metrics`] of all labelled steps.
+        - `steps`: [`step_metrics`] of all labelled steps at the given threshold.
         - `counts`: numbers of solutions, of scored solutions, of solutions that were too long, and of solutions without a
           readable verdict of a judge.
         - `too_long`: subset, id and location of each solution that was not scored. A subset counts them as `num_not_scored`.
@@ -106,7 +106,7 @@ def measure(
         "threshold": threshold,
         **metrics,
         "tuned": tune(suite, scored, threshold, validation_size, seed) if validation_size else None,
-        "steps": step_metrics(*np.array(labelled, dtype=float).T),
+        "steps": step_metrics(*np.array(labelled, dtype=float).T, threshold),
         "counts": {
             "num_solutions": len(pairs),
             "num_scored": len(scored),
