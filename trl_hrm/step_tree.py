@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from .io import shown
 from .messages import plain_row
 
@@ -238,8 +236,8 @@ class StepTree:
         num_weighted = sum("label_weights" in tree.step_columns for tree in trees)
         if 0 < num_weighted < len(trees):
             raise ValueError(
-                f"{where}: {num_weighted} of the {len(trees)} rows of this problem have a list `label_weights`, so the weights of joined labels "
-                "are unknown. Add the column to all rows, such as a weight of 1 for each label, or remove it from all."
+                f"{where}: {num_weighted} of the {len(trees)} rows of this problem have a list `label_weights`, so the weights of joined "
+                "labels are unknown. Add the column to all rows, such as a weight of 1 for each label, or remove it from all."
             )
         extra = {name: value for name, value in trees[0].extra.items() if name not in names}
         joined = cls(trees[0].prompt, [], [], [], step_columns={name: [] for name in names}, extra=extra)
@@ -295,11 +293,11 @@ def _list(row: Mapping[str, Any], name: str, where: str) -> list:
 
 def _plain_list(value: Any) -> Any:
     """Return a list, tuple or NumPy array as a new list without NumPy scalars. Anything else is returned unchanged."""
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "tolist"):  # NumPy is not imported, since the package must import in milliseconds
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
         return value
-    return [one.item() if isinstance(one, np.generic) else one for one in value]
+    return [one.item() if getattr(one, "shape", None) == () else one for one in value]
 
 
 def _is_int(value: Any) -> bool:

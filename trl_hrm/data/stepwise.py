@@ -162,8 +162,8 @@ def parse_stepwise(
     if other or not {"prompt", "completions", "labels"} <= record.keys():
         missing = [f"`{name}`" for name in ("prompt", "completions", "labels") if record.get(name) is None]
         raise ValueError(
-            f"{where}: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, found {shown(sorted(record), 200)}. A row needs "
-            "`prompt` (string), `completions` (list of step texts) and `labels` (one per step, null for context). For other column names, "
+            f"{where}: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, found {shown(sorted(record), 200)}. A row "
+            "needs `prompt` (string), `completions` (list of step texts) and `labels` (one per step, null for context). For other column names, "
             f"use --columns, such as --columns prompt=problem completions=steps. {other}".rstrip()
         )
     texts = plain_row(record, where)
