@@ -1,7 +1,9 @@
 """The row format: its errors, and that chains and trees hold the same data."""
 
+import json
 import random
 
+import numpy as np
 import pytest
 
 from trl_hrm.step_tree import StepTree
@@ -46,6 +48,27 @@ class TestFromRow:
         assert tree.extra == {"mc_correct": 3, "node_ids": None}
         assert StepTree.from_row(tree.to_row()) == tree
         assert tree.take([1, 2]).step_columns == {"mc_total": [2, None]}
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"labels": np.array([1, 0, 1], dtype=np.float32), "parents": np.array([-1, 0, 0])},
+            {"labels": [np.bool_(True), np.float64(0), np.int64(1)], "parents": [np.int64(-1), np.int32(0), 0]},
+            {
+                "completions": np.array(["a", "b", "c"], dtype=object),
+                "labels": np.array([1, None, 1], dtype=object),
+                "mc_total": np.array([4, 2, 1]),
+            },
+        ],
+    )
+    def test_numpy_values(self, given):
+        """Tables of pandas have them. As an array, `mc_total` would be a column of the row and not of its steps."""
+        plain = {
+            name: [getattr(one, "tolist", lambda one=one: one)() for one in column] for name, column in given.items()
+        }
+        tree = StepTree.from_row(ROW | {"completions": ["a", "b", "c"]} | given)
+        assert tree == StepTree.from_row(ROW | {"completions": ["a", "b", "c"]} | plain)
+        assert json.loads(json.dumps(tree.to_row())) == tree.to_row()
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -138,6 +161,37 @@ class TestChains:
         assert joined.completions == ["a", "b", "c"]
         assert joined.step_columns == {"mc_total": [8, 4, 2], "node_ids": [None, None, "y"]}
         joined.validate()
+
+    def test_weights_of_joined_labels(self):
+        """With the weight of the first row, the label of `b` would not be trained: the first row has no label there."""
+        rows = [
+            ROW | {"completions": ["a", "b"], "labels": [1, None], "label_weights": [0.5, 0]},
+            ROW | {"completions": ["a", "b"], "labels": [0.5, 0.25], "label_weights": [1.5, 2]},
+            ROW | {"completions": ["a", "c"], "labels": [None, None], "label_weights": [None, 0]},
+        ]
+        joined, contradictions = StepTree.from_chains(map(StepTree.from_row, rows))
+        assert joined.labels == [(0.5 + 0.75) / 2, 0.25, None] and contradictions == 1
+        assert joined.step_columns == {"label_weights": [1, 2, 0]}
+
+    @pytest.mark.parametrize(
+        ("weights", "message"),
+        [
+            (None, "in.jsonl:2: 1 of the 2 rows of this problem have a list `label_weights`"),
+            ([-1.0], r"in.jsonl:2: `label_weights\[0\]` is -1.0"),
+        ],
+    )
+    def test_weights_that_cannot_be_joined(self, weights, message):
+        row = {"prompt": "p", "completions": ["a"], "labels": [1]}
+        rows = [row | {"label_weights": [2.0]}, row | {"label_weights": weights}]
+        with pytest.raises(ValueError, match=message):
+            StepTree.from_chains(map(StepTree.from_row, rows), "in.jsonl:2")
+
+    def test_a_column_that_the_first_row_lacks(self):
+        """A null of the first row must not replace the values of the others."""
+        row = {"prompt": "p", "completions": ["a"], "labels": [1]}
+        rows = [row | {"mc_total": None}, row | {"completions": ["b"], "mc_total": [3]}]
+        joined, _ = StepTree.from_chains(map(StepTree.from_row, rows))
+        assert joined.to_row()["mc_total"] == [None, 3]
 
     def test_nothing_to_join(self):
         with pytest.raises(ValueError, match="`trees` is empty"):

@@ -1,5 +1,6 @@
 """[`StepTree`]: a problem with its labelled steps, the row format of all datasets in this package."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -62,7 +63,7 @@ class StepTree:
             row (`Mapping[str, Any]`):
                 Row with the columns `prompt`, `completions`, `labels` and, optionally, `parents` and `num_merged`.
                 Labels may be booleans, numbers in `[0, 1]` or `None`. The prompt and the steps may be messages, whose texts are read.
-                See [`~messages.plain_row`].
+                See [`~messages.plain_row`]. Lists may be NumPy arrays, and numbers may be NumPy scalars.
             where (`str`, *optional*, defaults to `"row"`):
                 Location of the row (file and line, or dataset and row) for error messages.
             blank_steps (`bool`, *optional*, defaults to `False`):
@@ -78,8 +79,9 @@ class StepTree:
                     f"{where}: column `{name}` is missing, found {shown(sorted(row), 200)}. A row needs `prompt` (string), "
                     "`completions` (list of step texts) and `labels` (one per step, null for context)."
                 )
-        row = plain_row(row, where)
-        step_columns = {name: list(row[name]) for name in STEP_COLUMNS if isinstance(row.get(name), (list, tuple))}
+        lists = ("prompt", "completions", "labels", "parents", "num_merged", *STEP_COLUMNS)
+        row = plain_row({**row, **{name: _plain_list(row[name]) for name in lists if name in row}}, where)
+        step_columns = {name: row[name] for name in STEP_COLUMNS if isinstance(row.get(name), list)}
         own = {"prompt", "completions", "labels", "parents", "num_merged"} | step_columns.keys()
         completions = _list(row, "completions", where)
         parents = row.get("parents")
@@ -134,6 +136,24 @@ class StepTree:
                     f"{where}: `num_merged[{i}]` is {shown(count)}, expected 1 for a single step, 2 for a pair, ..."
                 )
 
+    def label_weights(self, where: str = "row") -> list[float]:
+        """
+        Return the column `label_weights`, with the weight of each step's label. The weight of a step without a label may be anything.
+
+        Raises:
+            `ValueError`: If the tree does not have the column, or the weight of a labelled step is not a number of at least 0.
+        """
+        weights = self.step_columns.get("label_weights")
+        if weights is None:
+            raise ValueError(f"{where}: `label_weights` is missing, expected a list with one weight per step.")
+        for i, (weight, label) in enumerate(zip(weights, self.labels, strict=True)):
+            is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            if label is not None and not (is_number and 0 <= weight < math.inf):
+                raise ValueError(
+                    f"{where}: `label_weights[{i}]` is {shown(weight)}, expected a finite number of at least 0 for a labelled step."
+                )
+        return weights
+
     def to_row(self) -> dict[str, Any]:
         """Return a row that [`StepTree.from_row`] can read."""
         row = {
@@ -185,35 +205,48 @@ class StepTree:
         return replace(self.take(steps), parents=[place[self.parents[step]] for step in steps])
 
     @classmethod
-    def from_chains(cls, trees: Iterable["StepTree"]) -> tuple["StepTree", int]:
+    def from_chains(cls, trees: Iterable["StepTree"], where: str = "from_chains") -> tuple["StepTree", int]:
         """
         Join chains (or trees) of one prompt into a tree. Steps with the same text and the same history become one
         step.
 
-        Its label is the mean of the labels that are not `None`, and `None` if all are. Its other columns come from the
-        first occurrence. A merged step and a single step are never joined.
+        Its label is the mean of the labels that are not `None`, and `None` if all are. With the column `label_weights`, the labels are
+        weighted, and the weight of the joined label is the mean of their weights. Trained with `label_weighting="column"`, the tree
+        therefore gives the same labels and weights as its chains. Other columns come from the first occurrence. A merged step and
+        a single step are never joined.
 
         Args:
             trees (`Iterable[StepTree]`):
                 Chains or trees with the same prompt. Extra columns are taken from the first.
+            where (`str`, *optional*, defaults to `"from_chains"`):
+                Location of the trees for error messages.
 
         Returns:
             `tuple[StepTree, int]`: The tree, and the number of its steps with contradicting labels.
 
         Raises:
-            `ValueError`: If `trees` is empty or the prompts differ.
+            `ValueError`: If `trees` is empty, the prompts differ, only some trees have `label_weights`, or a weight is invalid.
         """
         trees = list(trees)
         if not trees:
-            raise ValueError("from_chains: `trees` is empty, expected at least one chain.")
+            raise ValueError(f"{where}: `trees` is empty, expected at least one chain.")
         if len({tree.prompt for tree in trees}) > 1:
-            raise ValueError("from_chains: the chains have different prompts. Group them by prompt first.")
+            raise ValueError(f"{where}: the chains have different prompts. Group them by prompt first.")
         names = [name for name in STEP_COLUMNS if any(name in tree.step_columns for tree in trees)]
-        joined = cls(trees[0].prompt, [], [], [], step_columns={name: [] for name in names}, extra=trees[0].extra)
+        num_weighted = sum("label_weights" in tree.step_columns for tree in trees)
+        if 0 < num_weighted < len(trees):
+            raise ValueError(
+                f"{where}: {num_weighted} of the {len(trees)} rows of this problem have a list `label_weights`, so the weights of joined "
+                "labels are unknown. Add the column to all rows, such as a weight of 1 for each label, or remove it from all."
+            )
+        extra = {name: value for name, value in trees[0].extra.items() if name not in names}
+        joined = cls(trees[0].prompt, [], [], [], step_columns={name: [] for name in names}, extra=extra)
         found: dict[tuple[int, str, int], int] = {}
         labels: list[list[float]] = []
+        weights: list[list[float]] = []
         num_merged: list[int] = []
         for tree in trees:
+            tree_weights = tree.label_weights(where) if num_weighted else [1.0] * len(tree.labels)
             index = {-1: -1}
             for i, text in enumerate(tree.completions):
                 parent = index[tree.parents[i]]
@@ -223,6 +256,7 @@ class StepTree:
                     joined.completions.append(text)
                     joined.parents.append(parent)
                     labels.append([])
+                    weights.append([])
                     num_merged.append(count)
                     for name in names:
                         joined.step_columns[name].append(
@@ -231,16 +265,39 @@ class StepTree:
                 index[i] = node
                 if tree.labels[i] is not None:
                     labels[node].append(tree.labels[i])
-        joined.labels = [sum(given) / len(given) if given else None for given in labels]
+                    weights[node].append(tree_weights[i])
+        joined.labels = [weighted_mean(*given) if given[0] else None for given in zip(labels, weights, strict=True)]
+        if num_weighted:
+            first = joined.step_columns["label_weights"]
+            joined.step_columns["label_weights"] = [
+                sum(given) / len(given) if given else before for given, before in zip(weights, first, strict=True)
+            ]
         if any(tree.num_merged is not None for tree in trees):
             joined.num_merged = num_merged
         return joined, sum(len(set(given)) > 1 for given in labels)
 
 
+def weighted_mean(labels: list[float], weights: list[float]) -> float:
+    """Return the weighted mean of labels of the same step, and their plain mean if all weights are 0."""
+    total = sum(weights)
+    if not total:
+        return sum(labels) / len(labels)
+    return sum(label * weight for label, weight in zip(labels, weights, strict=True)) / total
+
+
 def _list(row: Mapping[str, Any], name: str, where: str) -> list:
-    if not isinstance(row[name], (list, tuple)):
+    if not isinstance(row[name], list):
         raise ValueError(f"{where}: column `{name}` is a {type(row[name]).__name__}, expected a list.")
-    return list(row[name])
+    return row[name]
+
+
+def _plain_list(value: Any) -> Any:
+    """Return a list, tuple or NumPy array as a new list without NumPy scalars. Anything else is returned unchanged."""
+    if hasattr(value, "tolist"):  # NumPy is not imported, since the package must import in milliseconds
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        return value
+    return [one.item() if getattr(one, "shape", None) == () else one for one in value]
 
 
 def _is_int(value: Any) -> bool:

@@ -99,6 +99,19 @@ def test_labels_from_one(tmp_path):
     assert any("If the labels count from 1, subtract 1 from them" in warning for warning in report["warnings"])
 
 
+def test_rows_of_mr_gsm8k_are_counted_by_name(tmp_path):
+    """The documentation names MR-GSM8K next to ProcessBench, and so must the warning."""
+    row = {
+        "question": "2+2?",
+        "model_output_steps": ["2+2=5.", "So 5."],
+        "model_output_solution_correctness": "wrong",
+        "model_output_solution_first_error_step": 1,
+    }
+    dataset, report = build(tmp_path, row, PROCESSBENCH | {"problem": "1+1?"})
+    assert dataset["train"]["labels"] == [[0.0, None], [0.0, None]]
+    assert "(1 of mrgsm8k, 1 of processbench)" in report["warnings"][0]
+
+
 def test_a_row_of_a_table_with_empty_columns(tmp_path):
     """In a table of several datasets, a row has null under the columns of the others."""
     dataset, _ = build(tmp_path, PROCESSBENCH | {"completions": None, "labels": None})
@@ -147,5 +160,5 @@ def test_problems_of_big_bench_mistake_are_excluded(tmp_path):
 
 
 def test_a_row_with_a_part_of_the_columns_is_not_a_row_of_a_benchmark(tmp_path):
-    with pytest.raises(ValueError, match="rows.jsonl:1: found .*expected `prompt`, `completions` and `labels`"):
+    with pytest.raises(ValueError, match="rows.jsonl:1: `prompt` and `completions` and `labels` are missing"):
         build(tmp_path, {name: PRMBENCH[name] for name in ("modified_process", "error_steps", "original_question")})

@@ -53,6 +53,23 @@ def test_rows_with_answers(tmp_path):
     assert +counts == Counter() and pool[0].where.endswith("in.jsonl:1")
 
 
+@pytest.mark.parametrize("answers", [(3, 3.0), ("$3$", "3"), ("1,000", 1000)])
+def test_one_answer_in_two_spellings(tmp_path, answers):
+    """Readers of problems treat these answers as equal, too."""
+    rows = [{"prompt": "1+2?", "answer": answer, "completion": solution(3)} for answer in answers]
+    pool, _ = read(write_rows(tmp_path / "in.jsonl", rows))
+    assert [(p.answer, len(p.candidates)) for p in pool] == [(str(answers[0]), 2)]
+
+
+def test_ids_may_be_integers(tmp_path):
+    rows = [{"prompt": "1+2?", "answer": "3", "completion": "x", "problem_id": one} for one in (7, "7")]
+    pool, _ = read(write_rows(tmp_path / "in.jsonl", rows))
+    assert [(p.problem_id, len(p.candidates)) for p in pool] == [("7", 2)]
+    file = write_rows(tmp_path / "in.jsonl", [rows[0] | {"problem_id": 1.5}])
+    with pytest.raises(ValueError, match="`problem_id` is 1.5, expected a string or an integer"):
+        read(file)
+
+
 @pytest.mark.parametrize("answer", ["Paris", "B", "(B)", 1])
 def test_choices(tmp_path, answer):
     """The answer becomes the label of a choice, which solutions state."""

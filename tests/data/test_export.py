@@ -1080,6 +1080,10 @@ class TestOpenr:
                 {"reasoning_steps": {"text": "x", "mc_value": 2, "children": []}},
                 "`mc_value` is 2, expected a number from 0 to 1",
             ),
+            (
+                {"reasoning_steps": [{"solution_prefix": "1+2?", "mc_value": 1}]},
+                "expected a tree. This is openr's flat file",
+            ),
         ):
             (tmp_path / "rows.jsonl").write_text(json.dumps(good | change) + "\n")
             with pytest.raises(ValueError, match=message):

@@ -14,9 +14,14 @@ import pytest
 from datasets import Audio, ClassLabel, Dataset, load_dataset
 from PIL import Image
 
+from trl_hrm import StepFormat
 from trl_hrm.data import sources
 from trl_hrm.data.build_config import BuildStepwiseConfig
+from trl_hrm.data.problems import problem_key, problem_split
 from trl_hrm.data.stepwise import build_stepwise
+from trl_hrm.trainer.forest_dataset import ForestBuilder
+
+from ..helpers import tiny_tokenizer
 
 
 GOOD = {"prompt": "1+2+3?", "completions": ["1+2=3.", "3+3=6."], "labels": [True, None]}
@@ -141,6 +146,13 @@ def test_a_column_that_may_carry_part_of_the_problem_is_named(tmp_path):
     [
         ({"question": "q", "final_answer": "3", "reasoning_steps": {}}, "trl-hrm export FILE --format openr"),
         ({"question": {}, "label": {"finish_reason": "solution", "steps": []}}, "trl-hrm build-prm800k"),
+        (
+            {"question": "q", "final_answer": "3", "reasoning_steps": [{"solution_prefix": "q", "mc_value": 1.0}]},
+            r"flat file.*math-aps-tree.*trl-hrm export FILE --format openr",
+        ),
+        ({"problem": "q", "steps": ["a"], "labels": [1]}, "--columns prompt=problem completions=steps"),
+        ({"problem": "q", "steps": ["a"], "label": [1]}, "--columns prompt=problem completions=steps"),
+        ({"question": "q", "reasoning_steps": ["a"], "labels": [1]}, r"completions=steps\.$"),
     ],
 )
 def test_rows_of_another_command_are_sent_there(tmp_path, row, remedy):
@@ -203,7 +215,79 @@ def test_other_columns_keep_their_types(tmp_path):
     found, _ = build(tmp_path, [write(tmp_path / "rows.jsonl", *rows)], num_proc=1)
     assert [row["mc_total"] for row in found] == [None, None, 16]
     assert [row["tags"] for row in found] == [None, ["x"], ["x"]]
-    assert [row["problem_id"] for row in found] == [0, 1, 2]
+    assert [row["problem_id"] for row in found] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_ids_are_strings(tmp_path, is_folder):
+    """Readers of solutions need an id for each row, all of one type. Rows without one get a hash."""
+    ids = [3, None, 4] if is_folder else [3, "x", None]
+    rows = [GOOD | {"prompt": f"q{i}", "labels": [1, 0], "problem_id": one} for i, one in enumerate(ids)]
+    if is_folder:
+        (tmp_path / "in").mkdir()
+        Dataset.from_list(rows).to_parquet(tmp_path / "in" / "train.parquet")
+        source = str(tmp_path / "in")
+    else:
+        del rows[2]["problem_id"]
+        source = write(tmp_path / "rows.jsonl", *rows, GOOD | {"problem_id": None})
+    found, _ = build(tmp_path, [source])
+    expected = {row["prompt"]: problem_key(row["prompt"]).hex() for row in found}
+    expected |= {f"q{i}": str(one) for i, one in enumerate(ids) if one is not None}
+    assert {row["prompt"]: row["problem_id"] for row in found} == expected
+
+
+def test_joined_rows_train_with_the_same_weights(tmp_path):
+    """A joined step had the weight of its first row, so a label of another row could have the weight 0."""
+    rows = [
+        {"prompt": "q", "completions": ["a", "b"], "labels": [1.0, None], "label_weights": [0.5, 0]},
+        {"prompt": "q", "completions": ["a", "b"], "labels": [0.5, 0.25], "label_weights": [1.5, 2]},
+    ]
+    joined, _ = build(tmp_path, [write(tmp_path / "rows.jsonl", *rows)])
+    builder = ForestBuilder(tiny_tokenizer(), StepFormat(), 64, label_weighting="column")
+    flat, tree = (builder(Dataset.from_list(one), "train_dataset")[0].to_list() for one in (rows, joined))
+    assert flat == tree and flat[0]["label_weights"] == [1, 2] and flat[0]["labels"] == [0.625, 0.25]
+
+
+@pytest.mark.parametrize("choices", [["3", "4"], {"label": ["A", "B"], "text": ["3", "4"]}])
+def test_choices_belong_to_the_problem(tmp_path, choices):
+    """A problem must have one split and be excluded, whether its choices are in a column or in its text."""
+    row = {"completions": ["a"], "labels": [True]}
+    columns = [row | {"prompt": f"Which {i}?", "choices": choices} for i in range(60)]
+    texts = [row | {"prompt": f"Which {i}?\nA. 3\nB. 4"} for i in range(60)]
+    inputs = [write(tmp_path / f"{name}.jsonl", *rows) for name, rows in (("columns", columns), ("texts", texts))]
+    test = [{"question": "Which 0?", "options": ["3", "4"], "answer": "A"}, {"question": "Which 1?\nA. 3\nB. 4"}]
+    exclude = [write(tmp_path / "test.jsonl", *test)]
+    config = BuildStepwiseConfig(inputs=inputs, output_dir=str(tmp_path / "out"), test_size=0.5, exclude=exclude)
+    report = build_stepwise(config)
+    assert report["dropped"] == {"excluded": 4}
+    dataset = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    train, test = ({text.split("?")[0] for text in dataset[split]["prompt"]} for split in ("train", "test"))
+    assert len(train) + len(test) == 58 and not train & test
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_prompt_with_several_choices_has_one_split(tmp_path, order):
+    """The split of a tree must not depend on the order of the rows that it is joined from."""
+    row = {"completions": ["a"], "labels": [True]}
+    rows = [
+        row | {"prompt": f"Which {i}?", "choices": choices} for i in range(30) for choices in (["5", "6"], ["3", "4"])
+    ]
+    file = write(tmp_path / "rows.jsonl", *rows[::order])
+    build_stepwise(BuildStepwiseConfig(inputs=[file], output_dir=str(tmp_path / "out"), test_size=0.5))
+    dataset = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    for split, found in dataset.items():
+        for prompt in found["prompt"]:
+            assert split == problem_split(f"{prompt}\nA. 3\nB. 4", 0.5, 42)
+
+
+def test_an_original_prompt_of_messages_in_a_dataset(tmp_path):
+    """It becomes a text, so the column cannot keep its type."""
+    message = [{"role": "user", "content": "3+3?"}]
+    (tmp_path / "in").mkdir()
+    rows = [GOOD | {"prompt": message, "original_prompt": message}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "in" / "train.parquet")
+    found, _ = build(tmp_path, [str(tmp_path / "in")])
+    assert found[0]["original_prompt"] == "3+3?"
 
 
 def test_column_of_two_types(tmp_path):

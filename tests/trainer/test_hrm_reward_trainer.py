@@ -280,6 +280,8 @@ class TestRefusals:
             )
         with pytest.raises(TypeError, match=r"`eval_dataset\['a'\]` is a `IterableDataset`"):
             make_trainer(tmp_path, trees, evaluation={"a": stream})
+        with pytest.raises(TypeError, match="`list`.*Convert the rows with `Dataset.from_list`"):
+            make_trainer(tmp_path, trees, evaluation={"a": [tree.to_row() for tree in trees]})
         with pytest.raises(TypeError, match="Pass one of its splits, such as 'easy'"):
             make_trainer(tmp_path, trees, evaluation={"a": DatasetDict(easy=dataset_of(trees))})
 

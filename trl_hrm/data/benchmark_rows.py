@@ -247,7 +247,10 @@ def first_error_labels(
 
 def is_benchmark_row(record: dict[str, Any]) -> bool:
     """Return whether a row has the columns of ProcessBench, MR-GSM8K, PRMBench or BIG-Bench Mistake."""
-    keys = adapt(record).keys()
+    record = adapt(record)
+    keys = record.keys()
+    if isinstance(record.get("label"), list):  # step labels under another name, not the index of the first wrong step
+        return False
     return any(
         keys >= set(columns) for columns in (PROCESS_BENCH_COLUMNS, PRM_BENCH_COLUMNS, BIG_BENCH_MISTAKE_COLUMNS)
     )
@@ -283,7 +286,7 @@ def parse_benchmark_row(record: dict[str, Any], where: str, notes: Counter, view
     elif "mistake_index" in record:
         kind, solutions = "bigbenchmistake", parse_big_bench_mistake(record, place, notes)
     else:
-        kind, solutions = "processbench", parse_process_bench(record, place, notes)
+        kind, solutions = "mrgsm8k" if MR_STEP in record else "processbench", parse_process_bench(record, place, notes)
     notes[BENCHMARK + kind] += 1
     trees = []
     for solution in solutions:

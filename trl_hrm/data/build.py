@@ -38,6 +38,7 @@ from .output import (
     write_part,
 )
 from .problems import (
+    choices_of,
     exclusion_key,
     group_keys,
     problem_key,
@@ -374,7 +375,7 @@ class _Worker:
             if any(
                 exclusion_key(text) in self.excluded
                 for tree in trees
-                for text in (tree.prompt, original_prompt(tree, where))
+                for text in (tree.prompt, _with_choices(tree), original_prompt(tree, where))
             ):
                 raise Dropped("excluded")
             trees = _labelled(trees)
@@ -449,10 +450,8 @@ class _Worker:
             row = sft_row(tree, self.recipe.asked) if self.config.view == "sft" else tree.to_row()
             if self.config.view in ("prm", "orm"):
                 del row["parents"]
-            if is_mixture and row.get("problem_id") is not None:
-                row["problem_id"] = str(row["problem_id"])  # the ids of the inputs can have different types
-            elif is_mixture or "problem_id" not in row:
-                row["problem_id"] = problem_key(tree.prompt).hex()
+            given = row.get("problem_id")  # a string in all outputs, although inputs may have integers
+            row["problem_id"] = problem_key(tree.prompt).hex() if given is None else str(given)
             rows[split].append(row)
             count_row(counts, split, tree, tree.extra["source"] if is_mixture else None)
         for split in rows:
@@ -473,14 +472,15 @@ def _labelled(trees: list[StepTree]) -> list[StepTree]:
 def original_prompt(tree: StepTree, where: str = "") -> str:
     """
     Return the problem that decides about the split, the exclusion and the sampling of a tree: the column `original_prompt`, if it has a
-    value, so that a modified problem stays with the problem that it was made from. Otherwise the prompt.
+    value, so that a modified problem stays with the problem that it was made from. Otherwise the prompt with the choices of the row, if
+    it has any, so that a problem has the same split whether its choices are in a column or in its text.
 
     Raises:
         [`RowError`]: If the column has a value other than a non-empty string.
     """
     value = tree.extra.get(ORIGINAL_PROMPT)
     if value is None:
-        return tree.prompt
+        return _with_choices(tree)
     if not isinstance(value, str) or not value.strip():
         raise RowError(
             "bad_original_prompt",
@@ -489,6 +489,12 @@ def original_prompt(tree: StepTree, where: str = "") -> str:
             "rename the column.",
         )
     return value
+
+
+def _with_choices(tree: StepTree) -> str:
+    """Return the prompt with the choices of the row, as the readers of problems and of test sets do."""
+    choices = choices_of(tree.extra)
+    return tree.prompt if choices is None else choices.add_to(tree.prompt)
 
 
 def _set_function(function: Callable) -> None:
@@ -584,10 +590,11 @@ def _joined(batch: dict[str, Any], worker: _Worker, counts: Counter) -> Iterator
             trees = _labelled(worker.recipe.trees(record, where, Counter(), address.file))
             prompt = list(dict.fromkeys(tree.prompt for tree in trees))[number]
             chains += [tree for tree in trees if tree.prompt == prompt]
-        tree, contradictions = StepTree.from_chains(chains)
-        origins = [chain.extra[ORIGINAL_PROMPT] for chain in chains if chain.extra.get(ORIGINAL_PROMPT) is not None]
-        if origins:  # the first in the alphabet, so that the split does not depend on the order of the rows
-            tree.extra[ORIGINAL_PROMPT] = min(origins)
+        tree, contradictions = StepTree.from_chains(chains, where)
+        # If the rows come from several problems, the first in the alphabet decides about the split, whatever the order of the rows
+        changed = [chain for chain in chains if chain.extra.get(ORIGINAL_PROMPT) is not None]
+        deciding = min(changed or chains, key=original_prompt)
+        tree.extra = {name: value for name, value in deciding.extra.items() if name not in tree.step_columns}
         if contradictions and worker.config.view == "hrm" and tree.extra.get("label_kind") in RELATIVE_LABELS:
             raise ValueError(
                 f"{where}: the rows of this problem have different labels of the kind {tree.extra['label_kind']!r} for the same step, so "

@@ -34,7 +34,7 @@ from ..schema import Count, Share, check_json
 from ..search.outcomes import MIN_LINES, step_warnings
 from ..search.steps import cut_text, visible_steps
 from .candidates_config import CandidatesConfig
-from .problems import UNUSED, choices_of, normalize_problem, problem_key, unused_parts
+from .problems import UNUSED, choices_of, normalize_problem, problem_key, same_answer, unused_parts
 from .solutions import LONG, UNSPLIT, check_answers, count_answers, read_whole_solutions
 from .sources import DatasetRows, JsonLines, all_rows
 
@@ -275,10 +275,11 @@ class CandidateRows:
             raise ValueError(
                 f"{where}: `prompt` is {shown(prompt)}, expected a non-empty text, or messages with `role` and `content`."
             )
+        if isinstance(problem_id, int) and not isinstance(problem_id, bool):
+            problem_id = str(problem_id)
         if problem_id is not None and not isinstance(problem_id, str):
             raise ValueError(
-                f"{where}: `problem_id` is {shown(problem_id)}, expected a string. In JSON Lines, put the number in quotes. In a dataset, "
-                "cast the column to string."
+                f"{where}: `problem_id` is {shown(problem_id)}, expected a string or an integer. Convert the column, or remove it."
             )
         problem = row.get("problem")
         if problem is None:
@@ -311,7 +312,8 @@ class CandidateRows:
 
     def _check_same(self, first: ProblemCandidates, new: ProblemCandidates, same: str) -> None:
         """Raise an error if two rows with the same problem or id (`same`) contradict each other."""
-        if first.answer != new.answer:
+        answers = (first.answer, new.answer)
+        if answers != (None, None) and (None in answers or not same_answer(*answers)):
             raise ValueError(
                 f"{new.where}: `answer` is {shown(new.answer)}, but {first.where} has {shown(first.answer)} for the same problem. A "
                 "problem must have one reference answer. If the column has something else, rename it, and pass a separate file of "

@@ -9,6 +9,8 @@ NUM_SHOWN = 5  # maximum number of locations in a message
 # Keys that identify records of other formats, with the command that reads them
 OTHER_FORMATS = {
     "reasoning_steps": "This is an openr tree: use trl-hrm export FILE --format openr.",
+    "solution_prefix": "This is openr's flat file (math-aps), whose prefixes of solutions are not divided into steps. Use its file with "
+    "the trees (math-aps-tree): trl-hrm export FILE --format openr.",
     "finish_reason": "This is a PRM800K record: use trl-hrm build-prm800k.",
     "final_answer_correct": "This is a ProcessBench row: use trl-hrm benchmark --suite processbench.",
     "mistake_index": "This is a BIG-Bench Mistake row: use trl-hrm benchmark --suite bigbenchmistake.",
@@ -109,6 +111,9 @@ def format_places(reason: str, places: list[str], verb: str = "dropped", number:
 
 def other_command(record: Mapping[str, Any]) -> str:
     """Return a hint with the command that reads the format of `record`, or an empty string if the format is unknown."""
-    label = record.get("label")
+    label, steps = record.get("label"), record.get("reasoning_steps")
     keys = {*record, *(label if isinstance(label, Mapping) else ())}
+    if isinstance(steps, list):  # not a tree, but prefixes, or the user's own steps
+        keys -= {"reasoning_steps"}
+        keys |= {key for step in steps[:1] if isinstance(step, Mapping) for key in step}
     return next((remedy for key, remedy in OTHER_FORMATS.items() if key in keys), "")

@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from .problems import (
     parts_warning,
     problem_key,
     problem_text,
+    same_answer,
     unused_parts,
 )
 from .sources import NOTHING, DatasetRows, JsonLines, all_rows, column_paths, is_json_file, loaded_dataset, look_up
@@ -338,7 +338,7 @@ class _Reader:
         """Add one record."""
         key = problem_key(problem.prompt)
         answer, before = self.answers.setdefault(key, (problem.answer, where))
-        if key in self.contradicted or not _same_answer(answer, problem.answer):
+        if key in self.contradicted or not same_answer(answer, problem.answer):
             # It is unknown which answer is right, so all records of the problem are dropped
             message = (
                 f"the answer is {shown(problem.answer)}, but {before} has the same problem with the answer {shown(answer)}. Remove the wrong "
@@ -439,7 +439,7 @@ def _problem(record: dict[str, Any], format: str, where: str) -> tuple[Problem, 
         raise RowError(
             "no_answer", where, f"found no answer to the problem {text.strip()[:60]!r}. {_expected(format)}"
         )
-    if not all(_same_answer(str(answers[0]), str(answer)) for answer in answers):
+    if not all(same_answer(str(answers[0]), str(answer)) for answer in answers):
         raise RowError(
             "several_answers",
             where,
@@ -486,6 +486,8 @@ def _answers(record: dict[str, Any], format: str) -> list[str | int | float]:
     """Return the answers of a record: none, one, or several if the record has a list of answers."""
     if format == "prm800k":
         return _values(record["question"].get("ground_truth_answer"))
+    # Tables have blank strings for missing answers. They must not hide an answer in another column
+    record = {name: value for name, value in record.items() if not (isinstance(value, str) and not value.strip())}
     if format == "gsm8k":
         return _values(extract_answer(str(record.get("answer")), ("hash",)))
     if format == "math":
@@ -515,17 +517,6 @@ def _ground_truth(record: Mapping[str, Any]) -> Any:
     """Return the answer of a row in verl's format, if any."""
     rule = record.get("reward_model")
     return rule.get("ground_truth") if isinstance(rule, Mapping) else None
-
-
-def _same_answer(answer: str, other: str) -> bool:
-    """Return whether two answers are the same number, or the same text without dollar signs and spaces."""
-    answer, other = ("".join(one.replace("$", "").split()) for one in (answer, other))
-    if answer == other:
-        return True
-    try:
-        return Decimal(answer.replace(",", "")) == Decimal(other.replace(",", ""))
-    except InvalidOperation:
-        return False
 
 
 def _expected(format: str) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
@@ -287,6 +288,17 @@ def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
         texts = [_user_text(one) if isinstance(one, (list, tuple)) else one for one in (text, *changed)]
         keys.update(exclusion_key(one) for one in texts if isinstance(one, str))
     return frozenset(keys)
+
+
+def same_answer(answer: str, other: str) -> bool:
+    """Return whether two answers are the same number, or the same text without dollar signs and spaces."""
+    answer, other = ("".join(one.replace("$", "").split()) for one in (answer, other))
+    if answer == other:
+        return True
+    try:
+        return Decimal(answer.replace(",", "")) == Decimal(other.replace(",", ""))
+    except InvalidOperation:
+        return False
 
 
 def group_equal(keys: Iterable[Hashable]) -> list[list[int]]:

@@ -234,7 +234,8 @@ class DatasetRows:
 
     def features(self) -> dict[str, Any]:
         """Return the features of the columns that are not part of a step tree. Columns of JSON have the type of their values."""
-        own = ("prompt", "completions", "labels", "parents", "num_merged", *self._json)
+        # `original_prompt` may be messages, which become a text
+        own = ("prompt", "completions", "labels", "parents", "num_merged", "original_prompt", *self._json)
         features = {name: feature for name, feature in self._features.items() if name not in self._json}
         return {name: feature for name, feature in rename_columns(features, self.columns).items() if name not in own}
 

@@ -87,9 +87,10 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
         source = sources[0] if len(sources) == 1 else MixedRows(sources, config.inputs)
         columns, features = ({}, {}) if isinstance(source, JsonLines) else (source.types(), source.features())
         about = ABOUT
+        for found in (columns, features):
+            found.pop("problem_id", None)  # becomes a string
         if len(sources) > 1:
             for found in (columns, features):
-                found.pop("problem_id", None)  # becomes a string
                 if "source" in found:
                     found["original_source"] = found.pop("source")
             columns["source"] = pa.string()
@@ -151,16 +152,20 @@ def parse_stepwise(
         [`RowError`]: If the prompt or a step is blank.
         `ValueError`: If the row is invalid in another way. See [`StepTree.from_row`].
     """
+    other = ""
     if record.get("completions") is None:
         if is_math_shepherd(record) or is_er_prm(record) or is_conversation(record):
             return parse_math_shepherd(record, where, notes)
         if is_benchmark_row(record):
             return parse_benchmark_row(record, where, notes, view)
-        remedy = other_command(record)
-        if remedy:
-            raise ValueError(
-                f"{where}: found {shown(sorted(record), 200)}, expected `prompt`, `completions` and `labels`. {remedy}"
-            )
+        other = other_command(record)
+    if other or not {"prompt", "completions", "labels"} <= record.keys():
+        missing = [f"`{name}`" for name in ("prompt", "completions", "labels") if record.get(name) is None]
+        raise ValueError(
+            f"{where}: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, found {shown(sorted(record), 200)}. A row "
+            "needs `prompt` (string), `completions` (list of step texts) and `labels` (one per step, null for context). For other column names, "
+            f"use --columns, such as --columns prompt=problem completions=steps. {other}".rstrip()
+        )
     texts = plain_row(record, where)
     prompt, steps = texts.get("prompt"), texts.get("completions")
     if isinstance(prompt, str) and not prompt.strip():

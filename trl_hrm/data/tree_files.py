@@ -1,5 +1,5 @@
 r"""
-Readers of search trees, from the Parquet files of a run and from openr's math-aps files.
+Readers of search trees, from the Parquet files of a run and from openr's math-aps-tree file.
 
 A line of an openr file has a problem and its OmegaPRM tree with recorded values. The root repeats the question:
 
@@ -18,6 +18,7 @@ from ..io import shown
 from ..search.nodes import check_problems, open_nodes, read_group
 from ..search.run_folder import summary_warnings
 from ..search.tree import ROOT, Node, Problem, SearchTree, make_id
+from .faults import other_command
 from .problems import problem_key
 from .sources import Address, JsonLines
 
@@ -114,11 +115,12 @@ def parse_openr(record: dict[str, Any], where: str) -> SearchTree:
     Raises:
         `ValueError`: If a key is missing or its value is invalid.
     """
+    flat = other_command(record) if isinstance(record.get("reasoning_steps"), list) else ""
     for name, kind in (("question", str), ("final_answer", str), ("reasoning_steps", dict)):
         if not isinstance(record.get(name), kind):
             raise ValueError(
-                f"{where}: `{name}` is {shown(record.get(name))}, expected a {'string' if kind is str else 'tree'}. Is this an "
-                "openr math-aps file?"
+                f"{where}: `{name}` is {shown(record.get(name))}, expected a {'string' if kind is str else 'tree'}. "
+                + (flat or "Is this openr's math-aps-tree file?")
             )
     problem_id = problem_key(record["question"]).hex()
     tree = SearchTree(Problem(problem_id, record["question"], record["final_answer"]), status="done")

@@ -275,9 +275,15 @@ class PRMTrainer(StepTrainer):
         self, dataset: Dataset, processing_class: PreTrainedTokenizerBase | None, args: PRMConfig, name: str
     ) -> Dataset:
         if not isinstance(dataset, Dataset):
+            is_list = isinstance(dataset, list)
+            remedy = (
+                "Convert the rows with `Dataset.from_list`."
+                if is_list
+                else "Load the dataset without `streaming=True`."
+            )
             raise TypeError(
                 f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because labels are checked before "
-                "training. Load the dataset without `streaming=True`."
+                f"training. {remedy}"
             )
         if not len(dataset):
             raise ValueError(f"{name} has no rows. It must have at least one labelled step.")

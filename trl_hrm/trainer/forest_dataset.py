@@ -19,7 +19,7 @@ from ..encoding import find_control_text
 from ..forest import TokenTree, TokenTrie, pack, pad_rows
 from ..io import shown
 from ..step_format import StepFormat
-from ..step_tree import StepTree
+from ..step_tree import StepTree, weighted_mean
 
 
 TOKEN_COLUMNS = ["input_ids", "position_ids", "subtree_end"]
@@ -205,7 +205,7 @@ class ForestBuilder:
             name (`str`):
                 Name of the dataset in errors and progress bars.
             num_proc (`int`, *optional*):
-                Number of processes.
+                Number of processes that encode the trees. It does not change the result.
 
         Returns:
             `tuple[Dataset, ForestReport]`: Rows with `input_ids`, `position_ids`, `subtree_end` (one entry per token)
@@ -249,7 +249,8 @@ class ForestBuilder:
             kept = math.ceil(report.labels_in * 99 / 100)
             report.max_length_p99 = int(np.searchsorted(np.cumsum(lengths), kept))
         trees = trees.remove_columns([*COUNTS, "path_lengths"])
-        rows = trees.map(self._rows, batched=True, num_proc=num_proc, desc=f"Laying out {name}")
+        # In one process, since several would pack their trees separately, so the rows would depend on `num_proc`
+        rows = trees.map(self._rows, batched=True, desc=f"Laying out {name}")
         report.describe_rows(_lengths(rows, "input_ids"), _lengths(rows, "labels"))
         if not len(rows):
             raise ValueError(f"{name}: no labelled step is left to train on ({report}).")
@@ -277,7 +278,8 @@ class ForestBuilder:
         path_lengths: list[int] = []  # of all labels, including dropped ones
         for place, tree, where in zip(indices, trees, places, strict=True):
             kept = self._kept_labels(tree, where)
-            given_weights = self._weights(tree, where)
+            use_column = self.label_weighting == "column"
+            given_weights = tree.label_weights(where) if use_column else [1.0] * len(tree.labels)
             report.count_control_text(self.tokenizer, self.step_format, tree.prompt, tree.completions, tree.num_merged)
             try:
                 nodes = self.step_format.insert(trie, self.tokenizer, tree.prompt, tree.completions, tree.parents)
@@ -313,7 +315,7 @@ class ForestBuilder:
         report.labels_contradicting = sum(len(set(given)) > 1 for given in labels)
         report.trees_without_labels = int(bool(trees) and not labels)
         report.tokens = len(token_tree)
-        means = np.array(list(map(_weighted_mean, labels, weights)), dtype=np.float32)
+        means = np.array(list(map(weighted_mean, labels, weights)), dtype=np.float32)
         sizes = [1 if self.label_weighting == "occurrence" else len(given) for given in labels]
         times = np.array([sum(given) / size for given, size in zip(weights, sizes, strict=True)], dtype=np.float32)
         # A soft label y has the weight y·1 + (1 − y)·error_weight
@@ -350,21 +352,6 @@ class ForestBuilder:
         leaves = set(tree.leaves())
         return [label if i in leaves else None for i, label in enumerate(tree.labels)]
 
-    def _weights(self, tree: StepTree, where: str) -> list[float]:
-        """Return the weight of each label before it is joined with other labels of the same step."""
-        if self.label_weighting != "column":
-            return [1.0] * len(tree.labels)
-        weights = tree.step_columns.get("label_weights")
-        if weights is None:
-            raise ValueError(f"{where}: `label_weights` is missing, expected a list with one weight per step.")
-        for i, (weight, label) in enumerate(zip(weights, tree.labels, strict=True)):
-            is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-            if label is not None and not (is_number and 0 <= weight < math.inf):
-                raise ValueError(
-                    f"{where}: `label_weights[{i}]` is {shown(weight)}, expected a finite number of at least 0 for a labelled step."
-                )
-        return weights
-
     def _rows(self, batch: Mapping[str, list]) -> dict[str, list]:
         """Split the trees of a batch if needed and pack the parts into rows."""
         pieces, values = [], []
@@ -400,14 +387,6 @@ class ForestBuilder:
                 columns | {PROMPT_LENGTHS: joined.starts} | {name: steps[name] for name in names if name in steps}
             )
         return {name: [row[name] for row in rows] for name in names}
-
-
-def _weighted_mean(values: list[float], weights: list[float]) -> float:
-    """Return the weighted mean of labels of the same step, and their plain mean if all weights are 0."""
-    total = sum(weights)
-    if not total:
-        return sum(values) / len(values)
-    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / total
 
 
 def _arrow(rows: Dataset, column: str) -> Iterator[pa.ChunkedArray]:

@@ -350,7 +350,9 @@ def prepare_rows(
     """
     if not isinstance(dataset, Dataset):
         remedy = "Load the dataset without `streaming=True`."
-        if isinstance(dataset, dict) and dataset:
+        if isinstance(dataset, list):
+            remedy = "Convert the rows with `Dataset.from_list`."
+        elif isinstance(dataset, dict) and dataset:
             remedy = f"Pass one of its splits, such as {shown(next(iter(dataset)))}."
         raise TypeError(
             f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because rows are joined by "
