@@ -7,12 +7,13 @@ import random
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma3Config, set_seed
 
 from trl_hrm import StepFormat, StepScorer, StepTree
 from trl_hrm.losses import step_score
 from trl_hrm.step_format import STEP_FORMAT_NAME
 
-from ..helpers import HEADS, WORDS, path_logits, random_tree, tiny_model, tiny_tokenizer
+from ..helpers import HEADS, SIZES, WORDS, path_logits, random_tree, tiny_model, tiny_tokenizer
 
 
 PROMPTS = ["1+2+3?", "add x y", "nothing"]
@@ -170,6 +171,21 @@ class TestScore:
             expected = [plain_score(scorer, "1+2?", steps[: i + 1]) for i in range(len(steps))]
             assert values == pytest.approx(expected, abs=1e-5)
 
+    def test_a_nested_config(self):
+        """A multimodal model has its sliding window and its number of positions in its text config."""
+        text = SIZES | {"vocab_size": 300, "head_dim": 32, "sliding_window": 4, "pad_token_id": 0}
+        text["layer_types"] = ["sliding_attention", "full_attention"]
+        vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        set_seed(0)
+        model = AutoModelForCausalLM.from_config(
+            Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14}, dtype="float32")
+        )
+        scorer = StepScorer(model, tiny_tokenizer(), HEADS["lm"])
+        assert scorer.max_positions == 512
+        for steps, values in zip(CANDIDATES[0], scorer.score(["1+2?"], [CANDIDATES[0]])[0], strict=True):
+            expected = [plain_score(scorer, "1+2?", steps[: i + 1]) for i in range(len(steps))]
+            assert values == pytest.approx(expected, abs=1e-5)
+
     def test_dropout_is_off(self):
         model = tiny_model(attention_dropout=0.5).train()
         scorer = StepScorer(model, tiny_tokenizer(), StepFormat())
@@ -242,6 +258,10 @@ class TestRefusals:
         model = tiny_model()
         model.config._attn_implementation = "flash_attention_2"
         with pytest.raises(ValueError, match="tree masks"):
+            StepScorer(model, tiny_tokenizer(), StepFormat())
+        model = tiny_model()
+        model.config.layer_types = ["linear_attention", "full_attention"]
+        with pytest.raises(ValueError, match="linear_attention"):
             StepScorer(model, tiny_tokenizer(), StepFormat())
 
 

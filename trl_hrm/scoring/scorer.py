@@ -15,7 +15,7 @@ from ..io import shown
 from ..loading import load_reference_model, load_reward_model, load_tokenizer, read_step_format
 from ..losses import step_score
 from ..step_format import StepFormat
-from ..tree_attention import check_attention, model_inputs, use_tree_attention
+from ..tree_attention import check_attention, check_layer_types, model_inputs, use_tree_attention
 from .tree_scorer import TreeScorer, longest_path
 
 
@@ -67,7 +67,8 @@ class StepScorer(TreeScorer):
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"`{name}` is {value}. It must be at least 1.")
-        super().__init__(tokenizer, step_format, getattr(model.config, "max_position_embeddings", None))
+        max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        super().__init__(tokenizer, step_format, max_positions)
         check_head(model, step_format)
         needs_reference = step_format.head == "implicit" and not is_peft_model(model)
         if needs_reference != (reference is not None):
@@ -78,6 +79,7 @@ class StepScorer(TreeScorer):
             )
         for one in (model,) if reference is None else (model, reference):
             check_attention(one.config._attn_implementation)
+            check_layer_types(one.config)
             use_tree_attention(one, one.device)
             one.eval()
         if reference is not None:
