@@ -41,6 +41,7 @@ FORMS = ("completion", "completions", "candidates")
 GRADES = ("correct", "is_correct")  # columns with the grade of a candidate, or a list of grades
 STEP_END = "\n\n"  # default separator between the steps of a list
 THINKING = "candidates_with_thinking_left_out"
+CAST_NUMBERS = "In JSON Lines, put the number in quotes. In a dataset, cast the column to string."
 
 
 @dataclass
@@ -270,10 +271,7 @@ class CandidateRows:
                 f"{where}: `prompt` is {shown(prompt)}, expected a non-empty text, or messages with `role` and `content`."
             )
         if problem_id is not None and not isinstance(problem_id, str):
-            raise ValueError(
-                f"{where}: `problem_id` is {shown(problem_id)}, expected a string. In JSON Lines, put the number in quotes. In a dataset, "
-                "cast the column to string."
-            )
+            raise ValueError(f"{where}: `problem_id` is {shown(problem_id)}, expected a string. {CAST_NUMBERS}")
         problem = row.get("problem")
         if problem is None:
             try:
