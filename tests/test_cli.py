@@ -63,7 +63,13 @@ def test_training_help_has_the_options_of_the_docs(command):
     text = short_help(module, f"trl-hrm {command}")
     shown = set(re.findall(r"--(\w+)", text.partition("options:\n")[2]))
     known = {option for action in module.make_parser()._actions for option in action.option_strings}
-    other = {"accelerate_config", "num_processes", "cpu", "consensus", "disagreement"}  # of the launcher and of `export`
+    other = {
+        "accelerate_config",
+        "num_processes",
+        "cpu",
+        "consensus",
+        "disagreement",
+    }  # of the launcher and of `export`
     assert {f"--{name}" for name in shown - other} <= known
     if command == "reward":
         used = {

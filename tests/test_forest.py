@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import Gemma3Config, LlamaConfig, Qwen3_5Config
 
 from trl_hrm.forest import TokenTree, TokenTrie, pack, pad_rows
-from trl_hrm.tree_attention import attention_mask, check_attention, model_inputs, visibility_mask
+from trl_hrm.tree_attention import attention_mask, check_attention, check_layer_types, model_inputs, visibility_mask
 
 from .helpers import tiny_model
 from .token_trees import fewest_tokens, path_of, random_trie
@@ -124,6 +124,18 @@ class TestMask:
         row = {name: torch.zeros(1, 4, dtype=torch.long) for name in ("input_ids", "position_ids", "subtree_end")}
         with pytest.raises(ValueError, match=r"layers of type \['linear_attention'\]"):
             model_inputs(**row, config=config, dtype=torch.float32)
+
+    def test_layer_types_of_a_nested_config(self):
+        """A multimodal model has them, and its sliding window, in its text config."""
+        with pytest.raises(ValueError, match=r"Qwen3_5Config has layers of type \['linear_attention'\]"):
+            check_layer_types(Qwen3_5Config(text_config={"num_hidden_layers": 4}))
+        types = ["sliding_attention", "full_attention"]
+        config = Gemma3Config(text_config={"num_hidden_layers": 2, "layer_types": types, "sliding_window": 2})
+        config._attn_implementation = "sdpa"
+        row = pad_rows([worked_example()], pad_token_id=0)
+        masks = model_inputs(**row, config=config, dtype=torch.float32)["attention_mask"]
+        for name, window in zip(types, (2, None), strict=True):
+            np.testing.assert_array_equal(masks[name][0, 0], slow_mask(worked_example(), window))
 
     def test_one_mask_per_layer_type(self):
         row = {name: torch.zeros(1, 4, dtype=torch.long) for name in ("input_ids", "position_ids", "subtree_end")}

@@ -628,7 +628,16 @@ def _load(path_or_repo: str, step_format: StepFormat | None, **kwargs: Any) -> t
     # Ignore mismatched sizes here, so that they are reported together with missing and unexpected weights
     kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     with _one_line_errors(path_or_repo):
-        model, info = create_model_from_path(path_or_repo, auto_class, **kwargs)
+        try:
+            model, info = create_model_from_path(path_or_repo, auto_class, **kwargs)
+        except TypeError as error:
+            unknown = [name for name in kwargs if f"unexpected keyword argument '{name}'" in str(error)]
+            if not unknown:
+                raise
+            raise ValueError(
+                f"{path_or_repo}: {auto_class.__name__} has no argument {shown(unknown[0])} for loading a model. Remove it, or correct its "
+                "name."
+            ) from error
     return model, WeightFit.of(model, info)
 
 

@@ -697,26 +697,29 @@ class StepFormat:
             return None
 
     @classmethod
-    def named(cls, name_or_file: str) -> "StepFormat":
+    def named(cls, name_or_file: str | Path) -> "StepFormat":
         """
-        Return the published format with this name, or read it from a file.
+        Return the published format with this name, or read it from a file, or from the `step_format.json` of a folder.
 
         Raises:
-            `FileNotFoundError`: If it is neither a name nor a file.
+            `FileNotFoundError`: If it is neither a name nor such a file.
             `ValueError`: See [`StepFormat.from_json`].
         """
-        if not isinstance(name_or_file, str):
+        if not isinstance(name_or_file, str | Path):
             raise ValueError(
                 f"`step_format` is {shown(name_or_file)}. It must be the name of a published format, or the path of a file."
             )
         if name_or_file in PUBLISHED_FORMATS:
             return cls.published(name_or_file)
-        if not Path(name_or_file).is_file():
+        file = Path(name_or_file)
+        if file.is_dir():
+            file /= STEP_FORMAT_NAME
+        if not file.is_file():
             raise FileNotFoundError(
-                f"`step_format`: the file {name_or_file} does not exist. Pass a {STEP_FORMAT_NAME}, which the trainer saves with "
+                f"`step_format`: the file {file} does not exist. Pass a {STEP_FORMAT_NAME}, which the trainer saves with "
                 f"every checkpoint, or the name of a published format: {', '.join(PUBLISHED_FORMATS)}."
             )
-        return cls.from_json(Path(name_or_file).read_bytes(), where=name_or_file)
+        return cls.from_json(file.read_bytes(), where=str(file))
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = STEP_FORMAT_NAME) -> "StepFormat":

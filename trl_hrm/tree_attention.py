@@ -110,6 +110,21 @@ def check_attention(implementation: str) -> None:
         )
 
 
+def check_layer_types(config) -> set[str]:
+    """
+    Return the layer types of a model. Raise `ValueError` if one, such as a recurrent layer, ignores which tokens of a row belong to
+    other branches or other sequences. A nested config of a multimodal model has the layer types in its text config.
+    """
+    layer_types = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    unknown = layer_types - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ValueError(
+            f"{type(config).__name__} has layers of type {sorted(unknown)}, in which the branches of a tree and the sequences of a packed "
+            "row would change each other. Use a model whose layers are all full or sliding attention."
+        )
+    return layer_types
+
+
 def _block_mask(subtree_end: torch.Tensor, position_ids: torch.Tensor | None, window: int | None):
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -141,14 +156,7 @@ def model_inputs(
         `ValueError`: If the attention implementation or a layer type does not support trees.
     """
     implementation = config._attn_implementation
-    layer_types = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    unknown = layer_types - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise ValueError(
-            f"{type(config).__name__} has layers of type {sorted(unknown)}, which are recurrent and do not support trees. Use a "
-            "model with attention layers only."
-        )
+    layer_types, window = check_layer_types(config), getattr(config.get_text_config(), "sliding_window", None)
     if layer_types:
         windows = {kind: window if kind == "sliding_attention" else None for kind in sorted(layer_types)}
         masks = {

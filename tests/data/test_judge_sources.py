@@ -131,6 +131,21 @@ def test_step_trees(tmp_path):
     assert again[1].solutions[0].node_ids == ids[0]  # they depend on the problem and the steps only
 
 
+def test_conversational_step_trees(tmp_path):
+    """They have the solutions, labels and columns of the rows with their texts."""
+    expected, _ = read(write_rows(tmp_path / "rows.jsonl", ROWS))
+    rows = [
+        {
+            **row,
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "completions": [[{"role": "assistant", "content": step}] for step in row["completions"]],
+        }
+        for row in ROWS
+    ]
+    found, _ = read(write_rows(tmp_path / "messages.jsonl", rows))
+    assert [problem.solutions for problem in found] == [problem.solutions for problem in expected]
+
+
 def test_ids_of_a_dataset_stay(tmp_path):
     row = {**ROWS[0], "node_ids": ["n1", "n2", "n3"], "judge_votes": [0]}
     [problem], _ = read(write_rows(tmp_path / "rows.jsonl", [row]))
@@ -162,8 +177,8 @@ def test_dataset_folder(tmp_path):
     ("change", "message"),
     [
         ({"completions": ["a", "", "c"]}, r"rows\.jsonl:2: `completions\[1\]` is ''"),
-        ({"problem_id": 3}, r"rows\.jsonl:2: `problem_id` is 3"),
-        ({"answer": 3}, r"rows\.jsonl:2: `answer` is 3"),
+        ({"problem_id": 3}, r"rows\.jsonl:2: `problem_id` is 3.*In JSON Lines, put the number in quotes"),
+        ({"answer": 3}, r"rows\.jsonl:2: `answer` is 3.*In JSON Lines, put the number in quotes"),
         ({"node_ids": [1, 2, 3]}, r"rows\.jsonl:2: `node_ids`"),
         ({"prompt": "1+3?"}, r"rows\.jsonl:2: `prompt` is '1\+3\?', but .*rows\.jsonl:1 has '1\+2\?'"),
         ({"answer": "4"}, r"rows\.jsonl:2: `answer` is '4', but"),

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from filelock import Timeout
@@ -221,6 +222,19 @@ def test_thinkprm_judges_a_solution_at_once():
     tree = StepTree("1+1?", ["a p1", "b p1", "c p1"], [None] * 3, [-1, 0, 0])
     with pytest.raises(ValueError, match="2 solutions with common steps"):
         scorer.score_trees([tree])
+
+
+@pytest.mark.parametrize("template", ["thinkprm", "instruct"])
+def test_order_of_solutions_with_the_same_prompt(template, tmp_path):
+    """The marks of two steps can also be in the text of one. Verdicts on one step say nothing about two."""
+    script, log = {"thinkprm": thinkprm, "instruct": instruct}[template], tmp_path / "log.jsonl"
+    solutions = [["a p1\nStep 2: b p1"], ["a p1", "b p1"]]
+    expected = [scorer_of(Judge(script), template=template).score(["1+1?"], [[one]])[0][0] for one in solutions]
+    for order in (1, -1):
+        scorer = scorer_of(Judge(script), template=template, log=log)
+        assert scorer.score(["1+1?"], [solutions[::order]]) == [expected[::order]]
+        scorer.close()
+    assert scorer.cost["reused_samples"] == scorer.cost["samples"] > 0
 
 
 def test_last_step_of_a_solution_gets_the_probability_of_the_answer():
@@ -487,6 +501,15 @@ def test_wrong_options():
         scorer_of(template="poem")
     with pytest.raises(ValueError, match="steps are not merged"):
         scorer_of().score(["x"], [[["a p1"]]], spans=(1, 2))
+    assert scorer_of().score(["x"], [[["a p1"]]], spans=1) == [[[1.0]]]
+    with pytest.raises(ValueError, match="0 answers for 1 prompts"):
+        scorer_of().judge_solutions(["x"], [[["a p1"]]], answers=[])
+    with pytest.raises(ValueError, match="Split the solution into steps first"):
+        scorer_of().score(["x"], [["a p1"]])
+    with pytest.raises(TypeError, match=r"is a `Judge`.*use `GenerativeScorer\(engine"):
+        GenerativeScorer.from_pretrained(Judge(instruct))
+    with pytest.raises(FileNotFoundError, match="folder does not exist"):
+        GenerativeScorer.from_pretrained(Path("/missing/judge"))
     with pytest.raises(ValueError, match="candidates for 0 prompts"):
         scorer_of().score(["x"], [])
     with pytest.raises(ValueError, match="Each step must be a string"):

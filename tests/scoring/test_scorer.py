@@ -3,16 +3,19 @@
 import itertools
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma3Config, set_seed
 
 from trl_hrm import StepFormat, StepScorer, StepTree
 from trl_hrm.losses import step_score
+from trl_hrm.scoring.tree_scorer import read_text_contract
 from trl_hrm.step_format import STEP_FORMAT_NAME
 
-from ..helpers import HEADS, WORDS, path_logits, random_tree, tiny_model, tiny_tokenizer
+from ..helpers import HEADS, SIZES, WORDS, path_logits, random_tree, tiny_model, tiny_tokenizer
 
 
 PROMPTS = ["1+2+3?", "add x y", "nothing"]
@@ -146,6 +149,12 @@ class TestScore:
         assert scorer_of().score([], []) == []
         assert scorer_of().score_trees([]) == []
 
+    @pytest.mark.parametrize("form", [tuple, np.array])
+    def test_other_sequences(self, form):
+        scorer, steps = scorer_of(), CANDIDATES[0][1]
+        expected = scorer.score(["p"], [[steps]])
+        assert scorer.score(["p"], [[form(steps)]]) == scorer.score(form(["p"]), form([[steps]])) == expected
+
     def test_empty_and_ragged_candidates(self):
         scores = scorer_of().score(["p", "q"], [[[], ["a", "b"]], [["a"]]], spans=(1, 2))
         assert [[len(candidate) for candidate in prompt] for prompt in scores] == [[0, 2], [1]]
@@ -167,6 +176,23 @@ class TestScore:
         scorer = StepScorer(model, tiny_tokenizer(), StepFormat())
         scores = scorer.score(["1+2?"], [CANDIDATES[0]])[0]
         for steps, values in zip(CANDIDATES[0], scores, strict=True):
+            expected = [plain_score(scorer, "1+2?", steps[: i + 1]) for i in range(len(steps))]
+            assert values == pytest.approx(expected, abs=1e-5)
+
+    def test_a_nested_config(self):
+        """A multimodal model has its sliding window and its number of positions in its text config."""
+        text = SIZES | {"vocab_size": 300, "head_dim": 32, "sliding_window": 4, "pad_token_id": 0}
+        text["layer_types"] = ["sliding_attention", "full_attention"]
+        vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        set_seed(0)
+        model = AutoModelForCausalLM.from_config(
+            Gemma3Config(
+                text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14}, dtype="float32"
+            )
+        )
+        scorer = StepScorer(model, tiny_tokenizer(), HEADS["lm"])
+        assert scorer.max_positions == 512
+        for steps, values in zip(CANDIDATES[0], scorer.score(["1+2?"], [CANDIDATES[0]])[0], strict=True):
             expected = [plain_score(scorer, "1+2?", steps[: i + 1]) for i in range(len(steps))]
             assert values == pytest.approx(expected, abs=1e-5)
 
@@ -202,8 +228,14 @@ class TestRefusals:
             scorer_of().score("q", [[["1+2."]]])
 
     def test_step_is_not_a_string(self):
-        with pytest.raises(ValueError, match=r"prompt 1: `completions\[2\]` is None"):
+        with pytest.raises(ValueError, match=r"prompt 1: candidate 1 has the step None"):
             scorer_of().score(["p", "q"], [[["a"]], [["a", "b"], [None]]])
+
+    @pytest.mark.parametrize("candidates", [None, [None], [{"role": "assistant", "content": "a"}]])
+    def test_a_candidate_is_not_a_list(self, candidates):
+        """The keys of an object would be scored as steps."""
+        with pytest.raises(ValueError, match="prompt 1: found .*, expected a list of candidates"):
+            scorer_of().score(["p", "q"], [[["a"]], candidates])
 
     @pytest.mark.parametrize(("spans", "combine"), [((2,), "max"), ((0, 1), "max"), ((1, 2), "min")])
     def test_spans(self, spans, combine):
@@ -243,6 +275,10 @@ class TestRefusals:
         model.config._attn_implementation = "flash_attention_2"
         with pytest.raises(ValueError, match="tree masks"):
             StepScorer(model, tiny_tokenizer(), StepFormat())
+        model = tiny_model()
+        model.config.layer_types = ["linear_attention", "full_attention"]
+        with pytest.raises(ValueError, match="linear_attention"):
+            StepScorer(model, tiny_tokenizer(), StepFormat())
 
 
 class TestFromPretrained:
@@ -273,6 +309,26 @@ class TestFromPretrained:
             StepScorer.from_pretrained(str(checkpoint))
         found = StepScorer.from_pretrained(str(checkpoint), step_format=StepFormat()).score(PROMPTS, CANDIDATES)
         assert found == scorer_of().score(PROMPTS, CANDIDATES)
+
+    @pytest.mark.parametrize("form", [str, Path])
+    def test_paths(self, checkpoint, form):
+        """A checkpoint, and a step format as a file or folder, may be a `Path`."""
+        (checkpoint / "other").mkdir()
+        StepFormat(step_separator=" so ").save(checkpoint / "other")
+        for place in (checkpoint / "other", checkpoint / "other" / STEP_FORMAT_NAME):
+            scorer = StepScorer.from_pretrained(form(checkpoint), step_format=form(place))
+            assert scorer.step_format.step_separator == " so "
+        tokenizer, step_format = read_text_contract(str(checkpoint), form(checkpoint), None, False)
+        assert step_format.step_separator == "; "
+        with pytest.raises(FileNotFoundError, match=r"empty.step_format.json does not exist"):
+            (checkpoint / "empty").mkdir()
+            StepFormat.named(form(checkpoint / "empty"))
+
+    def test_wrong_arguments(self, checkpoint):
+        with pytest.raises(TypeError, match=r"is a `Qwen2For.*use `StepScorer\(model, tokenizer, step_format\)`"):
+            StepScorer.from_pretrained(tiny_model())
+        with pytest.raises(ValueError, match="has no argument 'foo' for loading a model. Remove it"):
+            StepScorer.from_pretrained(checkpoint, foo=1)
 
     def test_a_format_of_another_head(self, checkpoint):
         StepFormat(head="regression").save(checkpoint)

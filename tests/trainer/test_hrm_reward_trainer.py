@@ -346,6 +346,14 @@ class TestRefusals:
             make_trainer(tmp_path, trees, model)
         make_trainer(tmp_path, trees, model, shared_prefix=False)
 
+    @pytest.mark.parametrize("shared_prefix", [True, False])
+    def test_layers_that_carry_state(self, tmp_path, trees, shared_prefix):
+        """Also without shared prefixes, such a layer would pass its state from one sequence of a row to the next."""
+        model = tiny_model()
+        model.config.layer_types = ["linear_attention", "full_attention"]
+        with pytest.raises(ValueError, match="linear_attention.*packed row"):
+            make_trainer(tmp_path, trees, model, shared_prefix=shared_prefix)
+
     def test_model_init_kwargs_of_a_model(self, tmp_path, trees):
         with pytest.raises(ValueError, match="`model_init_kwargs`"):
             make_trainer(tmp_path, trees, model_init_kwargs={"dtype": "float32"})

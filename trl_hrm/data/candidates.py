@@ -43,6 +43,7 @@ FORMS = ("completion", "completions", "candidates")
 GRADES = ("correct", "is_correct")  # columns with the grade of a candidate, or a list of grades
 STEP_END = "\n\n"  # default separator between the steps of a list
 THINKING = "candidates_with_thinking_left_out"
+CAST_NUMBERS = "In JSON Lines, put the number in quotes. In a dataset, cast the column to string."
 
 
 @dataclass
@@ -279,7 +280,7 @@ class CandidateRows:
             problem_id = str(problem_id)
         if problem_id is not None and not isinstance(problem_id, str):
             raise ValueError(
-                f"{where}: `problem_id` is {shown(problem_id)}, expected a string or an integer. Convert the column, or remove it."
+                f"{where}: `problem_id` is {shown(problem_id)}, expected a string or an integer. {CAST_NUMBERS}"
             )
         problem = row.get("problem")
         if problem is None:

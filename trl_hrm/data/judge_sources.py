@@ -9,11 +9,12 @@ from typing import Any
 
 from ..grading import thinking_spans
 from ..io import shown
+from ..messages import plain_row
 from ..search.run_folder import node_files
 from ..search.tree import SearchTree, make_id
 from ..step_tree import StepTree
 from .candidate_sources import is_run, opened_rows, read_candidates, refuse_options
-from .candidates import THINKING
+from .candidates import CAST_NUMBERS, THINKING
 from .candidates_config import CandidatesConfig
 from .problems import problem_key
 from .solutions import check_answers, count_answers, leave_out_thinking
@@ -114,7 +115,7 @@ def read_solutions(config: CandidatesConfig, notes: Counter) -> Iterator[JudgedP
         )
     with opened_rows(config) as (rows, before):
         first = next(all_rows(rows), None)
-        if first is not None and _is_step_tree(first[1]):
+        if first is not None and _is_step_tree(first[1], before + first[0]):
             refuse_options(config, ("segmentation", "step_pattern", "join_steps"), "a dataset of steps")
             found = ((before + where, row) for where, row in all_rows(rows))
             yield from _read_step_trees(found, config, notes)
@@ -153,9 +154,13 @@ def finished_paths(tree: SearchTree, notes: Counter) -> list[JudgedSolution]:
     return solutions
 
 
-def _is_step_tree(row: dict[str, Any]) -> bool:
-    is_given = isinstance(row.get("prompt"), str) and isinstance(row.get("completions"), list)
-    return is_given and any(row.get(name) is not None for name in ("labels", "parents"))
+def _is_step_tree(row: dict[str, Any], where: str) -> bool:
+    has_labels = any(row.get(name) is not None for name in ("labels", "parents"))
+    return (
+        has_labels
+        and isinstance(row.get("completions"), list)
+        and isinstance(plain_row(row, where).get("prompt"), str)
+    )
 
 
 def _read_step_trees(
@@ -175,10 +180,9 @@ def _read_step_trees(
         notes[THINKING] += any(map(thinking_spans, tree.completions)) and not config.keep_thinking
         tree, _ = leave_out_thinking(tree, where, config.keep_thinking)
         problem_id, answer = tree.extra.pop("problem_id", None), tree.extra.pop("answer", None)
-        if problem_id is not None and not isinstance(problem_id, str):
-            raise ValueError(f"{where}: `problem_id` is {shown(problem_id)}, expected a string.")
-        if answer is not None and not isinstance(answer, str):
-            raise ValueError(f"{where}: `answer` is {shown(answer)}, expected a string. Rename or remove the column.")
+        for name, value in (("problem_id", problem_id), ("answer", answer)):
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"{where}: `{name}` is {shown(value)}, expected a string. {CAST_NUMBERS}")
         new = JudgedProblem(problem_id or problem_key(tree.prompt).hex(), tree.prompt, answer, where)
         problem = problems.setdefault(new.problem_id, new)
         same_prompt = problem_key(problem.prompt) == problem_key(new.prompt)

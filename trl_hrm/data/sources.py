@@ -35,7 +35,11 @@ GZIP = b"\x1f\x8b"
 
 # First bytes of other file formats, with the name of the format and a hint
 OTHER_FILES = (
-    (b"PAR1", "a Parquet file", "Pass the folder that contains it instead."),
+    (
+        b"PAR1",
+        "a Parquet file",
+        "Convert it with `datasets.Dataset.from_parquet(FILE).to_json('rows.jsonl')`, or pass its folder if the command reads datasets.",
+    ),
     (b"\x28\xb5\x2f\xfd", "a file compressed with zstd", "Decompress it first."),
     (b"\xfd7zXZ\x00", "a file compressed with xz", "Decompress it first."),
     (b"BZh", "a file compressed with bzip2", "Decompress it first."),
@@ -92,7 +96,10 @@ class JsonLines:
             if not Path(file).exists():
                 raise FileNotFoundError(f"{file}: file not found. Expected a JSON or JSON Lines file.")
             if Path(file).is_dir():
-                raise ValueError(f"{file}: found a folder, expected a JSON or JSON Lines file.")
+                raise ValueError(
+                    f"{file}: found a folder, expected a JSON or JSON Lines file. Convert a dataset with "
+                    "`datasets.load_dataset(FOLDER, split='train').to_json('rows.jsonl')`."
+                )
             check_regular(file)
             refuse_repeated(file, self.files[:number])
             self._versions.append(_version(file))
@@ -719,6 +726,11 @@ def _remedy(text: str, error: json.JSONDecodeError, ends: bool) -> str:
         return (
             "The row continues on the next lines, but JSON Lines must have one object per line. Convert the file with "
             "`jq -c . FILE` or, if the rows are in a list under a key such as `data`, with `jq -c '.data[]' FILE`."
+        )
+    if error.pos == 0 and "," in text:
+        return (
+            "Expected one JSON object per line. Convert a CSV file with `datasets.Dataset.from_csv(FILE).to_json('rows.jsonl')`. In "
+            "another file, correct or remove the row."
         )
     return "Expected one JSON object per line. Correct the row, or remove it."
 

@@ -24,7 +24,7 @@ from ..schema import Count, Share, check_json
 from ..search.engines.base import Engine, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples, num_token_ids
 from ..step_tree import StepTree
 from .judge_templates import FAULTS, FirstError, JudgeTemplate, published_template
-from .scoring_config import ScoringConfig, plain_candidates
+from .scoring_config import ScoringConfig, checkpoint_name, plain_candidates
 
 
 MAX_SEED = 2**31  # servers may use 32-bit seeds
@@ -263,11 +263,13 @@ class GenerativeScorer:
                 "command), or use a model with a longer context."
             )
         self._num_ids = num_token_ids(self.tokenizer)
-        self._prompts: dict[str, _Prompt] = {}
-        self._used: set[str] = set()
-        self._too_long: set[str] = set()
+        self._prompts: dict[
+            tuple[str, int], _Prompt
+        ] = {}  # by the key of the log and the number of steps, see `_entry`
+        self._used: set[tuple[str, int]] = set()
+        self._too_long: set[tuple[str, int]] = set()
         self._reused = 0
-        self._tasks: dict[str, asyncio.Task] = {}
+        self._tasks: dict[tuple[str, int], asyncio.Task] = {}
         self._log: AppendedLines | None = None
         self._opened: list[AppendedLines] = []  # the log, for the finalizer
         if log is not None:
@@ -283,7 +285,7 @@ class GenerativeScorer:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo: str,
+        path_or_repo: str | Path,
         engine: str = "transformers",
         template: str | JudgeTemplate | None = None,
         temperature: float | None = None,
@@ -296,7 +298,7 @@ class GenerativeScorer:
         Load a judge, or connect to a server that runs it.
 
         Args:
-            path_or_repo (`str`):
+            path_or_repo (`str` or `Path`):
                 Path or Hub id of the judge. For a server, its tokenizer is loaded from here.
             engine (`str`, *optional*, defaults to `"transformers"`):
                 `"transformers"`, `"vllm"` (in this process), or the URL of a server that runs `vllm serve MODEL`.
@@ -318,6 +320,7 @@ class GenerativeScorer:
             `ValueError`: If the engine is unknown, the checkpoint is damaged, or an option is invalid.
             `OSError`: If the server cannot be used.
         """
+        path_or_repo = checkpoint_name(path_or_repo, f"{cls.__name__}(engine, ...)")
         template = template or published_template(path_or_repo) or "instruct"
         if not isinstance(template, JudgeTemplate):
             template = JudgeTemplate.load(template)
@@ -448,15 +451,16 @@ class GenerativeScorer:
         """
         prompts, candidates = plain_candidates(prompts, candidates)
         answers = [None] * len(prompts) if answers is None else answers
+        if len(answers) != len(prompts):
+            raise ValueError(
+                f"Got {len(answers)} answers for {len(prompts)} prompts. Pass one per prompt, `None` if it is unknown, or no `answers`."
+            )
         paths = [
-            (prompt, answer, list(steps))
+            (prompt, answer, steps)
             for prompt, answer, group in zip(prompts, answers, candidates, strict=True)
             for steps in group
             if steps
         ]
-        for i, (_, _, steps) in enumerate(paths):
-            if not all(isinstance(step, str) for step in steps):
-                raise ValueError(f"Candidate {i} has the steps {shown(steps)}. Each step must be a string.")
         judged = iter(self._run(self._judge_all(paths, progress or self.progress)) if paths else ())
         none = SolutionJudgement([], [])
         return [[next(judged) if steps else none for steps in group] for group in candidates]
@@ -594,17 +598,26 @@ class GenerativeScorer:
     async def _ask(self, prompt_ids: list[int], problem: str, number: int) -> _Prompt:
         """Return the samples of a prompt, which are unreadable if it is too long. Equal prompts are asked once."""
         key = hashlib.blake2b(repr((self.seed, prompt_ids)).encode(), digest_size=16).hexdigest()
-        if key not in self._tasks:
-            self._tasks[key] = asyncio.ensure_future(self._sample(key, prompt_ids, problem, number))
-        return await self._tasks[key]
+        entry = self._entry(key, number)
+        if entry not in self._tasks:
+            self._tasks[entry] = asyncio.ensure_future(self._sample(key, prompt_ids, problem, number))
+        return await self._tasks[entry]
+
+    def _entry(self, key: str, number: int) -> tuple[str, int]:
+        """
+        Return what identifies the samples of a prompt. A response about a whole solution is read as verdicts on `number` steps, and two
+        solutions with another number of steps can have the same prompt.
+        """
+        return key, number if self.template.is_whole else 0
 
     async def _sample(self, key: str, prompt_ids: list[int], problem: str, number: int) -> _Prompt:
+        entry = self._entry(key, number)
         unsampled = _Prompt(len(prompt_ids), samples=[_Sample(None, [], 0, "too_long")] * self.num_samples)
         if len(prompt_ids) > self._room:
-            self._too_long.add(key)
+            self._too_long.add(entry)
             return unsampled
-        first = len(self._prompts[key].samples) if key in self._prompts else 0
-        if key not in self._used:
+        first = len(self._prompts[entry].samples) if entry in self._prompts else 0
+        if entry not in self._used:
             self._reused += min(first, self.num_samples)
         if first < self.num_samples:
             seed = int(key[:12], 16) % (MAX_SEED - MAX_SAMPLES)  # the same for every number of samples
@@ -614,7 +627,7 @@ class GenerativeScorer:
                         prompt_ids, self.num_samples - first, self.template.stop, self.max_tokens, seed + first, key
                     )
                 except PrefixTooLong:  # of an engine that does not tell its context length
-                    self._too_long.add(key)
+                    self._too_long.add(entry)
                     return unsampled
                 check_samples(
                     samples,
@@ -643,8 +656,8 @@ class GenerativeScorer:
             if self._log is not None:
                 self._log.append(line)
             self._enter(line)
-        self._used.add(key)
-        prompt = self._prompts[key]
+        self._used.add(entry)
+        prompt = self._prompts[entry]
         if len(prompt.samples) > self.num_samples:  # the log is of a run with more samples
             reply = None if prompt.reply is None or prompt.reply[0] >= self.num_samples else prompt.reply
             return replace(prompt, samples=prompt.samples[: self.num_samples], reply=reply)
@@ -695,7 +708,7 @@ class GenerativeScorer:
 
     def _enter(self, line: SavedJudgement) -> None:
         """Add the samples of a line. Only the verdicts are kept in memory, and a response that later prompts need."""
-        prompt = self._prompts.setdefault(line["key"], _Prompt(line["prompt_tokens"]))
+        prompt = self._prompts.setdefault(self._entry(line["key"], line["step"]), _Prompt(line["prompt_tokens"]))
         if line["first"] != len(prompt.samples):
             raise ValueError(f"it has the samples from {line['first']}, expected {len(prompt.samples)}.")
         prompt.seconds += line["seconds"]
@@ -807,7 +820,8 @@ def _close(
 
 
 def _check_spans(spans: Sequence[int], combine: Literal["max", "mean"]) -> None:
-    if set(ScoringConfig(list(spans), combine).spans) != {1}:
+    spans = ScoringConfig(spans, combine).spans
+    if set(spans) != {1}:
         raise ValueError(
-            f"`spans` is {list(spans)}, but a judge sees each step with the steps before it, so steps are not merged. Set `spans` to 1."
+            f"`spans` is {spans}, but a judge sees each step with the steps before it, so steps are not merged. Set `spans` to 1."
         )

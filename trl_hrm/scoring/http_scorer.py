@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..search.engines.answers import MODELS_BYTES, read_cards, read_label_logpro
 from ..search.engines.base import EngineError, EngineFatal
 from ..search.engines.http import MIN_BYTES, Fault, HTTPClient, Server, no_request
 from ..step_format import StepFormat
+from .scoring_config import checkpoint_name
 from .tree_scorer import ALL_TOKENS, ChainScorer, read_text_contract
 
 
@@ -96,9 +98,9 @@ class ServerScorer(ChainScorer):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo: str,
+        path_or_repo: str | Path,
         url: str,
-        step_format: StepFormat | str | None = None,
+        step_format: StepFormat | str | Path | None = None,
         revision: str | None = None,
         served_model_name: str | None = None,
         trust_remote_code: bool = False,
@@ -111,12 +113,12 @@ class ServerScorer(ChainScorer):
         the server has loaded cannot be checked.
 
         Args:
-            path_or_repo (`str`):
+            path_or_repo (`str` or `Path`):
                 Path or Hub id of the checkpoint, with its tokenizer and `step_format.json`.
             url (`str`):
                 URL of the server.
-            step_format ([`StepFormat`] or `str`, *optional*):
-                Step format for a checkpoint without `step_format.json`, or its name or file (see [`StepFormat.named`]).
+            step_format ([`StepFormat`], `str` or `Path`, *optional*):
+                Step format for a checkpoint without `step_format.json`, or its name, file or folder (see [`StepFormat.named`]).
             revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
                 Arguments for loading the checkpoint.
             served_model_name (`str`, *optional*):
@@ -130,6 +132,7 @@ class ServerScorer(ChainScorer):
             `FileNotFoundError`: If the checkpoint has no `step_format.json` and `step_format` is not given.
             `OSError`: If the server cannot be used.
         """
+        path_or_repo = checkpoint_name(path_or_repo, f"{cls.__name__}(url, model, tokenizer, step_format)")
         tokenizer, step_format = read_text_contract(path_or_repo, step_format, revision, trust_remote_code)
         return cls(url, served_model_name or path_or_repo, tokenizer, step_format, **options)
 

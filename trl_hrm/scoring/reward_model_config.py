@@ -92,7 +92,7 @@ class RewardModelConfig(ScoringConfig):
             Random seed of the judge. Defaults to 42.
         judge_log (`str`, *optional*):
             JSON Lines file with the responses of the judge. Responses in it are not sampled again. Defaults to `judgements*.jsonl` in
-            the output folder.
+            the output folder of `best-of-n` and `benchmark`. Other commands write no log by default.
 
     Raises:
         `FileNotFoundError`: If `step_format` is neither a name nor a file.
@@ -207,7 +207,7 @@ class RewardModelConfig(ScoringConfig):
         default=None,
         metadata={
             "help": "JSON Lines file with the responses of the judge. Responses in it are not sampled again (default: "
-            "judgements*.jsonl in the output folder).",
+            "judgements*.jsonl in the output folder of best-of-n and benchmark, otherwise no log).",
             "metavar": "FILE",
             "advanced": True,
         },

@@ -1,6 +1,7 @@
 """Score the steps of solutions with a step reward model in transformers."""
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from ..io import shown
 from ..loading import load_reference_model, load_reward_model, load_tokenizer, read_step_format
 from ..losses import step_score
 from ..step_format import StepFormat
-from ..tree_attention import check_attention, model_inputs, use_tree_attention
+from ..tree_attention import check_attention, check_layer_types, model_inputs, use_tree_attention
+from .scoring_config import checkpoint_name
 from .tree_scorer import TreeScorer, longest_path
 
 
@@ -67,7 +69,8 @@ class StepScorer(TreeScorer):
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"`{name}` is {value}. It must be at least 1.")
-        super().__init__(tokenizer, step_format, getattr(model.config, "max_position_embeddings", None))
+        max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        super().__init__(tokenizer, step_format, max_positions)
         check_head(model, step_format)
         needs_reference = step_format.head == "implicit" and not is_peft_model(model)
         if needs_reference != (reference is not None):
@@ -78,6 +81,7 @@ class StepScorer(TreeScorer):
             )
         for one in (model,) if reference is None else (model, reference):
             check_attention(one.config._attn_implementation)
+            check_layer_types(one.config)
             use_tree_attention(one, one.device)
             one.eval()
         if reference is not None:
@@ -96,8 +100,8 @@ class StepScorer(TreeScorer):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo: str,
-        step_format: StepFormat | str | None = None,
+        path_or_repo: str | Path,
+        step_format: StepFormat | str | Path | None = None,
         max_length: int = 2048,
         batch_size: int = 8,
         revision: str | None = None,
@@ -109,10 +113,10 @@ class StepScorer(TreeScorer):
         Load a checkpoint of [`HRMRewardTrainer`] or [`ImplicitPRMTrainer`], or a LoRA adapter with its base model.
 
         Args:
-            path_or_repo (`str`):
+            path_or_repo (`str` or `Path`):
                 Path or Hub id of the checkpoint, with its tokenizer and `step_format.json`.
-            step_format ([`StepFormat`] or `str`, *optional*):
-                Step format for a checkpoint without `step_format.json`, or its name or file (see [`StepFormat.named`]).
+            step_format ([`StepFormat`], `str` or `Path`, *optional*):
+                Step format for a checkpoint without `step_format.json`, or its name, file or folder (see [`StepFormat.named`]).
             max_length, batch_size:
                 See [`StepScorer`].
             revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -125,13 +129,15 @@ class StepScorer(TreeScorer):
 
         Raises:
             `FileNotFoundError`: If the checkpoint has no `step_format.json` and `step_format` is not given.
+            `TypeError`: If `path_or_repo` is a loaded model.
             `ValueError`: If the weights of the checkpoint do not fit the head (missing weights would be random), the
             model, the tokenizer and the step format do not fit each other, or the reference model has other weights than in
             training.
         """
+        path_or_repo = checkpoint_name(path_or_repo, f"{cls.__name__}(model, tokenizer, step_format)")
         if step_format is None:
             step_format = read_step_format(path_or_repo, revision)
-        elif isinstance(step_format, str):
+        elif not isinstance(step_format, StepFormat):
             step_format = StepFormat.named(step_format)
         tokenizer = load_tokenizer(path_or_repo, revision, trust_remote_code)
         kwargs = {"trust_remote_code": trust_remote_code, **model_init_kwargs}

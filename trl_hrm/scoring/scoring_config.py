@@ -1,10 +1,12 @@
 """Config for scoring steps with a reward model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ..config import COUNT, Config
+from ..io import shown
 from ..messages import plain_row
 from ..search.thinking import thought_length
 from ..step_format import StepFormat
@@ -86,6 +88,16 @@ class ScoringConfig(Config):
         return sorted(lengths - {1})
 
 
+def checkpoint_name(path_or_repo: str | Path, loaded: str) -> str:
+    """Return the path or Hub id of a checkpoint as a string. Raise `TypeError` for a loaded model, which `loaded` takes instead."""
+    if not isinstance(path_or_repo, str | Path):
+        raise TypeError(
+            f"`path_or_repo` is a `{type(path_or_repo).__name__}`. It must be the path or Hub id of a checkpoint. For a loaded model, use "
+            f"`{loaded}`."
+        )
+    return str(path_or_repo)
+
+
 def plain_candidates(
     prompts: Sequence[Any], candidates: Sequence[Sequence[Sequence[Any]]]
 ) -> tuple[list[str], list[list[list[str]]]]:
@@ -93,23 +105,40 @@ def plain_candidates(
     Return the texts of prompts and candidates, which may be messages. See [`~messages.plain_row`].
 
     Raises:
-        `ValueError`: If there is not one list of candidates per prompt, a candidate is not a list of steps, or the messages are not
-            one problem and its steps.
+        `ValueError`: If there is not one list of candidates per prompt, a candidate is not a list of steps, a step is not a text, or the
+            messages are not one problem and its steps.
     """
     if isinstance(prompts, str):
         raise ValueError("`prompts` is a string, expected a list of problems.")
+    plain = []
     for i, solutions in enumerate(candidates):
-        if isinstance(solutions, str) or any(isinstance(steps, str) for steps in solutions):
-            raise ValueError(
-                f"prompt {i}: a candidate is a string, expected a list of the texts of its steps. For whole solutions, use `score_texts`."
-            )
+        where = f"prompt {i}"
+        plain.append([])
+        for steps in _listed(solutions, where):
+            steps = plain_row({"completions": _listed(steps, where)}, where)["completions"]
+            wrong = [step for step in steps if not isinstance(step, str)]
+            if wrong:
+                raise ValueError(
+                    f"{where}: candidate {len(plain[i])} has the step {shown(wrong[0])}. Each step must be a string. Correct or remove it."
+                )
+            plain[i].append(steps)
     if len(prompts) != len(candidates):
         raise ValueError(
             f"Got {len(prompts)} prompts and candidates for {len(candidates)} prompts. Pass one list of candidates per prompt."
         )
     texts = [plain_row({"prompt": prompt}, f"prompt {i}")["prompt"] for i, prompt in enumerate(prompts)]
-    plain = [
-        [plain_row({"completions": steps}, f"prompt {i}")["completions"] for steps in solutions]
-        for i, solutions in enumerate(candidates)
-    ]
     return texts, plain
+
+
+def _listed(values: Any, where: str) -> list[Any]:
+    """Return the candidates of a prompt, or the steps of a candidate, as a list. They may be an array."""
+    if isinstance(values, str):
+        raise ValueError(
+            f"{where}: a candidate is a string, expected a list of the texts of its steps. Split the solution into steps first. "
+            "`StepScorer.score_texts` does both."
+        )
+    if not isinstance(values, Iterable) or isinstance(values, Mapping):
+        raise ValueError(
+            f"{where}: found {shown(values)}, expected a list of candidates, each a list of the texts of its steps. Correct or remove it."
+        )
+    return list(values)

@@ -324,7 +324,7 @@ def longest_path(trees: Sequence[TokenTree]) -> int:
 
 
 def read_text_contract(
-    path_or_repo: str, step_format: StepFormat | str | None, revision: str | None, trust_remote_code: bool
+    path_or_repo: str, step_format: StepFormat | str | Path | None, revision: str | None, trust_remote_code: bool
 ) -> tuple[PreTrainedTokenizerBase, StepFormat]:
     """
     Read the tokenizer and the step format of a checkpoint for vLLM, and check that its weights fit the head.
@@ -344,7 +344,7 @@ def read_text_contract(
         )
     if step_format is None:
         step_format = read_step_format(path_or_repo, revision)
-    elif isinstance(step_format, str):
+    elif not isinstance(step_format, StepFormat):
         step_format = StepFormat.named(step_format)
     refuse_head(step_format)
     tokenizer = load_tokenizer(path_or_repo, revision, trust_remote_code)

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..io import shown
 from ..step_format import StepFormat
 from ..terminal import one_line
+from .scoring_config import checkpoint_name
 from .tree_scorer import ChainScorer, check_architecture, read_text_contract
 
 
@@ -65,8 +67,8 @@ class VLLMScorer(ChainScorer):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo: str,
-        step_format: StepFormat | str | None = None,
+        path_or_repo: str | Path,
+        step_format: StepFormat | str | Path | None = None,
         revision: str | None = None,
         dtype: str = "float32",
         trust_remote_code: bool = False,
@@ -76,10 +78,10 @@ class VLLMScorer(ChainScorer):
         Start vLLM with a checkpoint of [`HRMRewardTrainer`] or a published model.
 
         Args:
-            path_or_repo (`str`):
+            path_or_repo (`str` or `Path`):
                 Path or Hub id of the checkpoint, with its tokenizer and `step_format.json`.
-            step_format ([`StepFormat`] or `str`, *optional*):
-                Step format for a checkpoint without `step_format.json`, or its name or file (see [`StepFormat.named`]).
+            step_format ([`StepFormat`], `str` or `Path`, *optional*):
+                Step format for a checkpoint without `step_format.json`, or its name, file or folder (see [`StepFormat.named`]).
             revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
                 Arguments for loading the checkpoint.
             dtype (`str`, *optional*, defaults to `"float32"`):
@@ -95,6 +97,7 @@ class VLLMScorer(ChainScorer):
         unknown = engine_args.keys() - {field.name for field in fields(EngineArgs)}
         if unknown:
             raise ValueError(f"vLLM's engine has no argument {', '.join(map(repr, sorted(unknown)))}.")
+        path_or_repo = checkpoint_name(path_or_repo, f"{cls.__name__}(llm, tokenizer, step_format)")
         # also checks the checkpoint before the engine is started, which takes long
         tokenizer, step_format = read_text_contract(path_or_repo, step_format, revision, trust_remote_code)
         runner = _runner(step_format)

@@ -33,7 +33,7 @@ from ..rewards import separator_rule
 from ..search.steps import cut_text
 from ..step_format import StepFormat, published_name
 from ..step_metrics import METRICS, judged_steps, step_metrics
-from ..tree_attention import check_attention, model_inputs, use_tree_attention
+from ..tree_attention import check_attention, check_layer_types, model_inputs, use_tree_attention
 from .forest_dataset import (
     SOURCE_COLUMNS,
     STEP_COLUMNS,
@@ -165,13 +165,14 @@ class HRMRewardTrainer(StepTrainer):
         self.step_format.check(processing_class)
         model = set_up_model(model, args, peft_config, self.step_format)
         check_head(model, self.step_format)
+        check_layer_types(model.config)  # also without shared prefixes, since sequences still share rows
         if args.shared_prefix:
             check_attention(model.config._attn_implementation)
             use_tree_attention(model, args.device)
         self._label_token_ids = (
             self.step_format.label_token_ids(processing_class) if self.step_format.head == "lm" else None
         )
-        self._max_positions = getattr(model.config, "max_position_embeddings", None)
+        self._max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if data_collator is None:
             data_collator = DataCollatorForForest(
                 processing_class.pad_token_id,
