@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
@@ -67,6 +68,9 @@ def test_thinking_that_the_prompt_opens(accuracy):
     [
         (3, 1.0),
         (3.0, 1.0),
+        (np.int64(3), 1.0),
+        (np.float32(3), 1.0),
+        (np.float32("nan"), None),
         (" 3 ", 1.0),
         ("1 + 2 = <<1+2=3>>3.\n#### 3", 1.0),
         (r"We add $1 + 2 = \boxed{3}$.", 1.0),
@@ -89,8 +93,18 @@ def test_other_columns_and_extractors():
         assert reward(["a"] * 2, ["It is 3", r"\boxed{x}"], solution=["3", "x"]) == [1.0, 0.0]
         with pytest.raises(ValueError, match=r"`answer_column` is 'solution'.* \['answer', 'level'\]"):
             reward(["a"], ["b"], answer=["3"], level=[1], trainer_state=None)
-        with pytest.raises(ValueError, match=r"\['3', '4'\] in the column 'solution'"):
-            reward(["a"], ["b"], solution=[["3", "4"]])
+        for value in (["3", "4"], True, np.bool_(True)):
+            with pytest.raises(ValueError, match="in the column 'solution', expected a text or a number"):
+                reward(["a"], ["b"], solution=[value])
+
+
+def test_one_reference_for_each_completion():
+    """With fewer references, the reward was a shorter list."""
+    with AccuracyReward() as reward:
+        for number in (1, 3):
+            with pytest.raises(ValueError, match=f"'answer' has {number} values for 2 completions"):
+                graded(reward, ["The answer is 3."] * 2, ["3"] * number)
+        assert reward._grader is None
 
 
 def test_metrics(accuracy):

@@ -483,17 +483,17 @@ def test_folder_as_output_file(name, tmp_path, capsys):
     assert names_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("option", ["model_name_or_path", "dataset_name"])
+@pytest.mark.parametrize("option", ["model_name_or_path", "dataset_name", "ref_model"])
 def test_training_does_not_replace_its_inputs(option, tmp_path):
-    """The trained model replaced the base model, or the card of the dataset."""
-    names = {"model_name_or_path": "model", "dataset_name": "dataset"}
+    """The trained model replaced the base model, the reference model, or the card of the dataset."""
+    names = {"model_name_or_path": "model", "dataset_name": "dataset", "ref_model": "reference"}
     for name in names.values():
         (tmp_path / name).mkdir()
     (tmp_path / "link").symlink_to(names[option])
     model, dataset = SimpleNamespace(model_name_or_path="model"), SimpleNamespace(dataset_name="dataset")
-    check_inputs(dataset, SimpleNamespace(output_dir="new"), model)
+    check_inputs(dataset, SimpleNamespace(output_dir="new", ref_model="reference"), model)
     with pytest.raises(FileExistsError, match=f"link is also the `{option}`, which would be replaced. Choose another"):
-        check_inputs(dataset, SimpleNamespace(output_dir="link"), model)
+        check_inputs(dataset, SimpleNamespace(output_dir="link", ref_model="reference"), model)
 
 
 def test_quickstart_does_not_replace_a_model(tmp_path, capsys):

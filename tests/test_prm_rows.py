@@ -387,6 +387,30 @@ class TestRefusals:
         with pytest.raises(TypeError, match="`train_dataset` is a `IterableDataset`"):
             make_prm_trainer(tmp_path, stream, tokenizer=word_tokenizer())
 
+    @pytest.mark.parametrize(
+        ("data", "error", "message"),
+        [
+            (
+                DatasetDict(easy=Dataset.from_list([ROW])),
+                TypeError,
+                "`train_dataset` is a `DatasetDict`.* such as 'easy'",
+            ),
+            ([ROW], TypeError, "`train_dataset` is a `list`.*`Dataset.from_list`"),
+            ({"prompt": [{"role": "user", "content": "x"}]}, ValueError, "row 0: .* in `prompt`, .*HRMRewardTrainer"),
+            ({"completions": [[{"role": "assistant", "content": "x"}]] * 2}, ValueError, "row 0: .* in `completions`"),
+            ({"completions": [1, 2]}, ValueError, "row 0: found 1 in `completions`, expected a text"),
+            ({"labels": ["True", "False"]}, ValueError, "`labels` contains list<.*string>.*booleans"),
+            ({"labels": [{"value": 1}, {"value": 0}]}, ValueError, "`labels` contains list<.*struct.*booleans"),
+        ],
+        ids=lambda value: str(value)[:40],
+    )
+    def test_other_types(self, tmp_path, data, error, message):
+        """Their errors did not name the column, or advised against streaming."""
+        is_row = isinstance(data, dict) and not isinstance(data, DatasetDict)
+        dataset = Dataset.from_list([ROW | data]) if is_row else data
+        with pytest.raises(error, match=message):
+            make_prm_trainer(tmp_path, dataset, tokenizer=word_tokenizer())
+
     def test_a_separator_without_a_token(self, tmp_path):
         """TRL put the label on the last word of the step."""
         with pytest.raises(ValueError, match="`step_separator` ' '"):

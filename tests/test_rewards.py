@@ -576,6 +576,31 @@ class TestFaults:
         with pytest.raises(ValueError, match=r"'question'.* \['answer'\]"):
             reward(PROMPTS, COMPLETIONS, answer=["3"] * 4, trainer_state=None)
 
+    def test_problems_in_a_column(self):
+        """They failed in the tokenizer, or were grouped as if they were texts."""
+        reward = StepReward(scorer_of(), problem_column="problem")
+        expected = StepReward(scorer_of())(PROMPTS, COMPLETIONS)
+        assert reward([""] * 4, COMPLETIONS, problem=tuple(PROMPTS)) == expected
+        assert reward([""] * 4, COMPLETIONS, problem=as_messages(PROMPTS, COMPLETIONS)[0]) == expected
+        assert reward(PROMPTS, COMPLETIONS, problem=[math.nan, None, *PROMPTS[2:]]) == [None, None, *expected[2:]]
+
+    @pytest.mark.parametrize(
+        "values, message",
+        [
+            ([3, 4], "found 3 in the column 'problem', expected a text"),
+            ([True, False], "found True in the column"),
+            ([["add"], ["sub"]], r"found \['add'\] in the column"),
+            (["add", " "], "found ' ' in the column"),
+            ([[{"role": "assistant", "content": "x"}]] * 2, r"in the column 'problem', .*roles \['assistant'\]"),
+            ([[{"content": "x"}]] * 2, "in the column 'problem', found the message"),
+            (["add"], "the column 'problem' has 1 values for 2 completions"),
+            (["add"] * 3, "the column 'problem' has 3 values for 2 completions"),
+        ],
+    )
+    def test_columns_without_problems(self, values, message):
+        with pytest.raises(ValueError, match=f"step_reward: {message}"):
+            StepReward(scorer_of(), problem_column="problem")(PROMPTS[:2], COMPLETIONS[:2], problem=values)
+
     def test_messages_that_cannot_be_judged(self):
         reward = StepReward(scorer_of())
         asked, answered = as_messages(PROMPTS, COMPLETIONS)

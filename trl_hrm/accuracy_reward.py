@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Real
 from typing import Any
 
 from .grading import DEFAULT_EXTRACTORS, AnswerGrader, Grade, extract_answer, opens_thinking
@@ -95,7 +96,8 @@ class AccuracyReward:
             process died twice.
 
         Raises:
-            `ValueError`: If the dataset has no `answer_column`, or a reference is neither a text nor a number.
+            `ValueError`: If the dataset has no `answer_column`, the column does not have one value per completion, or a reference is
+            neither a text nor a number.
             [`~grading.GraderError`]: If the grader does not work.
         """
         if self.answer_column not in columns:
@@ -109,6 +111,11 @@ class AccuracyReward:
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         references = [self._reference(value) for value in columns[self.answer_column]]
+        if len(references) != len(answers):
+            raise ValueError(
+                f"{self.__name__}: the column {shown(self.answer_column)} has {len(references)} values for {len(answers)} completions. "
+                "Pass one reference answer for each completion."
+            )
         if self._grader is None:
             self._grader = AnswerGrader(self.num_workers, self.timeout).__enter__()
         with ThreadPoolExecutor(self.num_workers) as threads:
@@ -132,9 +139,10 @@ class AccuracyReward:
 
     def _reference(self, value: Any) -> str | None:
         """Return the reference answer in a value of the column, or `None` if it is missing."""
-        if value is None or (isinstance(value, float) and math.isnan(value)):
+        is_number = isinstance(value, Real) and not isinstance(value, bool)  # also numbers of NumPy
+        if value is None or (is_number and math.isnan(value)):
             return None
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if not isinstance(value, str) and not is_number:
             raise ValueError(
                 f"{self.__name__}: found {shown(value)} in the column {shown(self.answer_column)}, expected a text or a number with "
                 "the reference answer. Set `answer_column` to another column."

@@ -1,6 +1,7 @@
 """Use a step reward model as a reward function of TRL's GRPOTrainer and RLOOTrainer, with guards against reward hacking."""
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from .encoding import find_control_text
 from .grading import opens_thinking, thinking_spans
 from .io import shown
-from .messages import content_text, problem_of
+from .messages import content_text, problem_of, prompt_text
 from .scoring.aggregate import aggregate as aggregate_scores
 from .scoring.candidate_scores import fits
 from .scoring.generative_scorer import GenerativeScorer
@@ -180,6 +181,8 @@ class StepReward:
         name: str = "step_reward",
         **scorer_kwargs,
     ):
+        if isinstance(reward_model, os.PathLike):
+            reward_model = os.fspath(reward_model)
         if isinstance(aggregate, str):
             aggregate_scores([0.5], aggregate)  # checks the name
         rules = RULES | {"thinking": ThinkingRule()}
@@ -261,8 +264,9 @@ class StepReward:
             `list[float | None]`: B rewards. `None` for rows where the `problem_column` is `None`.
 
         Raises:
-            `ValueError`: If a prompt has no problem, a completion has messages with other roles or anything other than text, thinking
-            should be kept but is not in the content of a message, or a score or reward is not finite.
+            `ValueError`: If a prompt has no problem, the `problem_column` does not have one problem or `None` per completion, a
+            completion has messages with other roles or anything other than text, thinking should be kept but is not in the content of
+            a message, or a score or reward is not finite.
         """
         problems: list[str | None] = []
         if self.problem_column is None:
@@ -272,7 +276,12 @@ class StepReward:
             except ValueError as error:
                 raise ValueError(f"{self.__name__}: {error}") from error
         elif self.problem_column in columns:
-            problems += columns[self.problem_column]
+            problems += [self._problem(value) for value in columns[self.problem_column]]
+            if len(problems) != len(completions):
+                raise ValueError(
+                    f"{self.__name__}: the column {shown(self.problem_column)} has {len(problems)} values for {len(completions)} "
+                    "completions. Pass one problem for each completion, or `None`."
+                )
         else:
             raise ValueError(
                 f"{self.__name__}: `problem_column` is {shown(self.problem_column)}, but the dataset has only the columns "
@@ -392,6 +401,22 @@ class StepReward:
             any(self.scorer.step_format.find_markers(self.scorer.tokenizer, step) for step in steps),
         )
         return [guard for guard, stop in zip(GUARDS, stops, strict=True) if stop]
+
+    def _problem(self, value: Any) -> str | None:
+        """Return the problem in a value of the column, or `None` if it is missing."""
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return None
+        where = f"in the column {shown(self.problem_column)}"
+        try:
+            problem = prompt_text(value)
+        except ValueError as error:
+            raise ValueError(f"{self.__name__}: {where}, {error}") from error
+        if not isinstance(problem, str) or not problem.strip():
+            raise ValueError(
+                f"{self.__name__}: found {shown(value)} {where}, expected a text with the problem, or `None` for a row without one. Set "
+                "`problem_column` to another column."
+            )
+        return problem
 
     def _read(
         self, prompt: str | list[dict[str, Any]], completion: str | list[dict[str, Any]]

@@ -16,7 +16,7 @@ from tests.distributed.launching import Project, free_port
 from trl_hrm import HRMRewardConfig, ImplicitPRMConfig, KLSelfConfig, StepGRPOConfig
 from trl_hrm._compat import BaseConfig
 from trl_hrm.cli import main
-from trl_hrm.scripts.training import launch, run_script
+from trl_hrm.scripts.training import TrainingScriptArguments, launch, load_splits, run_script
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,6 +145,14 @@ def test_refuses_keys_of_the_file(launched, config, entry):
     with pytest.raises(ValueError, match=entry.split(":")[0]):
         launch("reward", ["--config", str(config)])
     assert not launched
+
+
+def test_a_file_instead_of_a_dataset(tmp_path):
+    """The error said that the Hub cannot be reached."""
+    (tmp_path / "train.jsonl").write_text('{"prompt": "1+2?"}\n')
+    arguments = TrainingScriptArguments(dataset_name=str(tmp_path / "train.jsonl"))
+    with pytest.raises(ValueError, match=r"train.jsonl is a file. `dataset_name` must be a folder"):
+        load_splits(arguments, None)
 
 
 @pytest.mark.slow  # .ci/run trains in two processes with YAML files

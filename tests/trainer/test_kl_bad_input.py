@@ -1,9 +1,11 @@
 """Errors and warnings of KLSelfTrainer, and unusual input that it must accept."""
 
+from pathlib import Path
+
 import huggingface_hub
 import pytest
 import transformers
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig
@@ -16,7 +18,20 @@ from tests.trainer.kl_training import (
     moved,
     random_rows,
 )
-from trl_hrm import KLSelfConfig, KLSelfTrainer
+from trl_hrm import (
+    HRMRewardConfig,
+    HRMRewardTrainer,
+    ImplicitPRMConfig,
+    ImplicitPRMTrainer,
+    KLSelfConfig,
+    KLSelfTrainer,
+    StepFormat,
+    StepGRPOConfig,
+    StepGRPOTrainer,
+    StepReward,
+    StepScorer,
+)
+from trl_hrm.prm import PRMConfig, PRMTrainer
 from trl_hrm.tiny_model import make_tokenizer
 
 
@@ -68,6 +83,43 @@ def test_references_that_are_refused(tmp_path, paths):
         make_kl_trainer(tmp_path, rows, config_ref_model=paths[1], trainer_args={"peft_config": lora})
     with pytest.raises(ValueError, match="Remove `ref_model`"):
         make_kl_trainer(tmp_path, rows, model=get_peft_model(tiny_model(LM), lora), ref_model=tiny_model(LM))
+
+
+def test_the_reference_is_not_replaced(tmp_path, paths):
+    """A training could not be resumed or repeated, because its reference had become the trained model."""
+    for where in ("ref_model", "config_ref_model"):
+        with pytest.raises(FileExistsError, match="folder of the reference model.*another `output_dir`"):
+            make_kl_trainer(paths[1], random_rows(4), **{where: paths[1]})
+
+
+@pytest.mark.parametrize(
+    ("trainer", "config"),
+    [
+        (KLSelfTrainer, KLSelfConfig),
+        (StepGRPOTrainer, StepGRPOConfig),
+        (HRMRewardTrainer, HRMRewardConfig),
+        (ImplicitPRMTrainer, ImplicitPRMConfig),
+        (PRMTrainer, PRMConfig),
+        (StepReward, None),
+    ],
+)
+def test_a_model_at_a_path(tmp_path, trainer, config):
+    """A `Path` was taken for a model. The error was that it has no `config`."""
+    missing = tmp_path / "missing"
+    given = {}
+    if config is not None:
+        given["args"] = config(str(tmp_path / "out"), use_cpu=True, bf16=False)
+        given["train_dataset"] = Dataset.from_list(random_rows(4))
+    if trainer is StepGRPOTrainer:
+        given["step_reward"] = StepReward(StepScorer(tiny_model(), tiny_tokenizer(), StepFormat()))
+    with pytest.raises((OSError, ValueError), match=str(missing)):
+        trainer(missing, **given)
+
+
+def test_a_policy_and_a_reference_at_paths(tmp_path, paths):
+    """The reference was taken for a model that is already loaded."""
+    trainer = make_kl_trainer(tmp_path, random_rows(4), model=Path(paths[0]), ref_model=Path(paths[1]))
+    assert trainer.reference.model.config._name_or_path == paths[1]
 
 
 def test_arguments_for_loading_a_reference_that_is_not_loaded(tmp_path):

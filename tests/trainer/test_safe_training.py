@@ -1,6 +1,7 @@
 """Divergence, incomplete checkpoints, nothing to train on, and everything that can change before a training is resumed."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -12,6 +13,7 @@ import signal
 import time
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -31,6 +33,8 @@ from trl_hrm.training.checkpoints import (
     LENGTH_ARGUMENTS,
     RECORD_NAME,
     digest_of_dataset,
+    digest_of_weights,
+    model_settings,
     newest_complete,
     why_incomplete,
 )
@@ -647,6 +651,32 @@ class TestFiles:
             make(2).train(resume_from_checkpoint=True)
         make(2, accept_changes=["reference"])._resolve(True)
 
+    @pytest.mark.parametrize("is_named", [True, False])
+    def test_revision_of_a_reference_on_the_hub(self, tmp_path, trees, monkeypatch, is_named):
+        """The commit of `main` was recorded, whatever the revision, so another reference was not noticed."""
+        repo = tmp_path / "hub" / "models--me--ref"
+        for seed, revision in enumerate(("main", "v2"), 1):
+            snapshot = repo / "snapshots" / (40 * str(seed))
+            tiny_model(LM, seed=seed).save_pretrained(snapshot)
+            tiny_tokenizer().save_pretrained(snapshot)
+            (repo / "refs").mkdir(exist_ok=True)
+            (repo / "refs" / revision).write_text(snapshot.name)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        named = {"ref_model": "me/ref"} if is_named else {"model": "me/ref"}
+
+        def make(revision, **args):
+            given = {"ref_model_init_kwargs": {"revision": revision}} if revision else {}
+            return make_kl(tmp_path / "run", trees, max_steps=1, **named, **given, **args)
+
+        make(None).train()
+        with pytest.raises(ValueError, match="training: reference"):
+            make("v2").train(resume_from_checkpoint=True)
+        make("v2", accept_changes=["reference"])._resolve(True)
+        if is_named:
+            (repo / "refs" / "main").unlink()  # only v2 was downloaded
+            assert make("v2")._content["reference"] == {"commit": "2" * 40}
+
     def test_the_policy_is_the_reference(self, tmp_path, trees):
         make_kl(tmp_path, trees, max_steps=1).train()
         with pytest.raises(ValueError, match="training: reference.weights was|reference was"):
@@ -749,6 +779,21 @@ def test_a_longer_training_is_logged(tmp_path, trees, caplog, schedule, warmup, 
     assert trainer.state.global_step == 8
     assert "num_train_epochs was 1 and is 2." in caplog.text
     assert (f"The `{schedule}` schedule now spans the new length." in caplog.text) == is_said
+
+
+def test_digest_of_weights():
+    """A scalar weight was an error. The digests of other models are in the records of checkpoints, and may not change."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Embedding(0, 2))
+    expected = hashlib.blake2b(json.dumps(model_settings(model), sort_keys=True).encode(), digest_size=16)
+    for name, weight in sorted(model.named_parameters()):
+        expected.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        expected.update(weight.detach().numpy().tobytes())
+    assert digest_of_weights(model) == expected.hexdigest()
+    digests = set()
+    for value in (1.0, 2.0):
+        model.scale = torch.nn.Parameter(torch.tensor(value))
+        digests.add(digest_of_weights(model))
+    assert len(digests) == 2
 
 
 class TestDigestOfDataset:

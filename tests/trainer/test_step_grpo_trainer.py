@@ -1,5 +1,6 @@
 """StepGRPOTrainer with planted completions and step scores: advantages of tokens by hand, equality with GRPO, and bad input."""
 
+import json
 import math
 
 import pytest
@@ -11,7 +12,9 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import think_format_reward
 
 from trl_hrm import StepGRPOConfig, StepGRPOTrainer, StepReward, StepScorer
+from trl_hrm.search.steps import regex_rule
 from trl_hrm.step_credit import CREDITS, clip_delta, min_form, progress, step_sum
+from trl_hrm.training.checkpoints import RECORD_NAME
 
 from ..helpers import HEADS, tiny_model, tiny_tokenizer, weights_of
 
@@ -541,7 +544,11 @@ class TestBadInput:
             ({"funcs": (think_format_reward,)}, r"reward_funcs was .*length_reward.* and is .*think_format_reward"),
             ({"reward": lambda: planted_reward(aggregate="mean")}, "step_reward.aggregate was"),
             ({"reward": lambda: planted_reward(max_steps=8)}, "step_reward.max_steps was"),
-            ({"reward": lambda: planted_reward(segmentation="sentence")}, "step_reward.segmentation was"),
+            ({"reward": lambda: planted_reward(segmentation="sentence")}, r"step_reward.segmentation.name was"),
+            (
+                {"reward": lambda: planted_reward(segmentation=regex_rule("\n"))},
+                r"step_reward.segmentation.pattern was",
+            ),
             ({"reward": lambda: planted_reward(seed=1)}, "reward_model.weights was"),
             ({"log_completions": True, "num_generations_eval": 1}, None),
         ],
@@ -554,6 +561,25 @@ class TestBadInput:
         else:
             with pytest.raises(ValueError, match=name):
                 trainer.train(resume_from_checkpoint=True)
+
+    def test_resuming_with_a_rule_of_the_same_name(self, tmp_path):
+        """Every regular expression has the rule name "regex". Earlier versions recorded only this name."""
+
+        def make(pattern, **args):
+            reward = planted_reward(segmentation=regex_rule(pattern))
+            return make_trainer(tmp_path, reward, save_strategy="steps", save_steps=1, max_steps=1, **args)
+
+        make("\n\n").train()
+        make("\n\n")._resolve(True)
+        with pytest.raises(ValueError, match=r"segmentation.pattern was .* and is "):
+            make("\n")._resolve(True)
+        file = tmp_path / "checkpoint-1" / RECORD_NAME
+        record = json.loads(file.read_text())
+        record["settings"]["step_reward"]["segmentation"] = "regex"
+        file.write_text(json.dumps(record))
+        make("\n")._resolve(True)
+        with pytest.raises(ValueError, match='segmentation was "regex" and is "sentence"'):
+            make_trainer(tmp_path, planted_reward(segmentation="sentence"), max_steps=1)._resolve(True)
 
     def test_another_adapter_of_the_reward_model(self, tmp_path):
         """The weights of the base model are the same."""

@@ -1,4 +1,5 @@
 import logging
+import os
 import textwrap
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -26,7 +27,7 @@ from transformers.utils import is_peft_available
 from .._compat import get_config_model_id, global_then_local_main_first
 from ..io import shown
 from ..step_format import STEP_FORMAT_NAME, StepFormat
-from ..trainer.step_trainer import StepSources, StepTrainer, set_up_model
+from ..trainer.step_trainer import StepSources, StepTrainer, check_dataset, set_up_model
 from .prm_config import PRMConfig
 from .token_rows import IGNORED, DataCollatorForStepLabels, check_token_rows, tokenize_dataset
 
@@ -167,6 +168,8 @@ class PRMTrainer(StepTrainer):
     ):
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
+        if isinstance(model, os.PathLike):
+            model = os.fspath(model)
         if isinstance(model, str):
             raise ValueError(
                 f"`model` is the string {shown(model)}. It must be a model. Load it with "
@@ -274,17 +277,7 @@ class PRMTrainer(StepTrainer):
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: PreTrainedTokenizerBase | None, args: PRMConfig, name: str
     ) -> Dataset:
-        if not isinstance(dataset, Dataset):
-            is_list = isinstance(dataset, list)
-            remedy = (
-                "Convert the rows with `Dataset.from_list`."
-                if is_list
-                else "Load the dataset without `streaming=True`."
-            )
-            raise TypeError(
-                f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because labels are checked before "
-                f"training. {remedy}"
-            )
+        check_dataset(dataset, name, "labels are checked")
         if not len(dataset):
             raise ValueError(f"{name} has no rows. It must have at least one labelled step.")
         if name == "train_dataset" and "label_weights" in dataset.column_names:

@@ -12,6 +12,7 @@ from datasets import Dataset, Features, Sequence, Value
 from transformers import DataCollatorForTokenClassification
 
 from .. import __version__
+from ..io import shown
 from ..trainer.forest_dataset import ForestReport
 
 
@@ -60,8 +61,8 @@ def tokenize_dataset(
         `input_ids` and [`LABELS_BEFORE`].
 
     Raises:
-        `ValueError`: If a column is missing or does not contain lists, the rows are trees, a text is `None`, or a row does
-        not have one label per step.
+        `ValueError`: If a column is missing or does not contain lists, the rows are trees, a prompt or step is not a text, the labels
+        are not numbers, or a row does not have one label per step.
     """
     missing = {"prompt", "completions", "labels"} - set(dataset.column_names)
     if missing:
@@ -80,6 +81,13 @@ def tokenize_dataset(
                 f"{name}: the column `{column}` contains {dataset.features[column].dtype}. It must contain lists with one entry "
                 "per step."
             )
+    types, kind = pa.types, dataset.features.arrow_schema.field("labels").type
+    is_number = (types.is_boolean, types.is_integer, types.is_floating, types.is_null)
+    if not any(test(getattr(kind, "value_type", kind)) for test in is_number):
+        raise ValueError(
+            f"{name}: the column `labels` contains {kind}. It must contain lists of numbers or booleans, such as [True, False]. "
+            "Convert the labels."
+        )
     return dataset.map(
         _tokenize,
         with_indices=True,
@@ -124,6 +132,13 @@ def _tokenize(
             raise ValueError(
                 f"{name} row {i}: `{column}` is or contains `None`. `prompt` must be a text, and `completions` and `labels` must "
                 "have one entry per step. Remove the row. Only labels can be `None`, for steps that are only context."
+            )
+    for column, texts in (("prompt", [row["prompt"]]), ("completions", row["completions"])):
+        others = [text for text in texts if not isinstance(text, str)]
+        if others:
+            raise ValueError(
+                f"{name} row {i}: found {shown(others[0])} in `{column}`, expected a text. Convert the column to texts, or use "
+                "HRMRewardTrainer, which also reads messages."
             )
     labels = row["labels"]
     if len(labels) != len(row["completions"]):

@@ -265,10 +265,14 @@ def check_inputs(
     Check that the trained model does not replace an input.
 
     Raises:
-        `FileExistsError`: If `output_dir` is the folder of the model that is trained, of the dataset, or of the reward model.
+        `FileExistsError`: If `output_dir` is the folder of the model that is trained, of the reference model, of the dataset, or of the
+        reward model.
     """
     output = training_args.output_dir
-    inputs = {"model_name_or_path": model_args.model_name_or_path}
+    inputs = {
+        "model_name_or_path": model_args.model_name_or_path,
+        "ref_model": getattr(training_args, "ref_model", None),
+    }
     inputs |= {name: getattr(script_args, name, None) for name in ("dataset_name", "problems", "reward_model")}
     for option, path in inputs.items():
         if path and os.path.isdir(path) and os.path.isdir(output) and os.path.samefile(path, output):
@@ -290,8 +294,13 @@ def load_splits(
             Training arguments, for their `eval_strategy`.
 
     Raises:
-        `ValueError`: If a split does not exist.
+        `ValueError`: If the dataset is a file, or a split does not exist.
     """
+    if os.path.isfile(script_args.dataset_name):
+        raise ValueError(
+            f"{script_args.dataset_name} is a file. `dataset_name` must be a folder, with files named by their split, such as "
+            "train.jsonl and test.jsonl, or a dataset on the Hub. `trl-hrm build-stepwise` builds a folder from files with labelled steps."
+        )
     dataset = load_rows(script_args.dataset_name, script_args.dataset_config)
     evaluates = training_args.eval_strategy != "no"
     wanted = {script_args.dataset_train_split} | ({script_args.dataset_test_split} if evaluates else set())

@@ -1,4 +1,5 @@
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -46,7 +47,7 @@ from .forest_dataset import (
 )
 from .hrm_reward_config import HRMRewardConfig
 from .step_table_callback import StepTableCallback
-from .step_trainer import StepSources, StepTrainer, set_up_model, warn_of_another_format
+from .step_trainer import StepSources, StepTrainer, check_dataset, set_up_model, warn_of_another_format
 
 
 if is_peft_available():
@@ -147,6 +148,8 @@ class HRMRewardTrainer(StepTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         peft_config: "PeftConfig | None" = None,
     ):
+        if isinstance(model, os.PathLike):
+            model = os.fspath(model)
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = HRMRewardConfig(f"{model_name.split('/')[-1]}-HRM")
@@ -349,16 +352,7 @@ def prepare_rows(
         `TypeError`: If the dataset is not a [`~datasets.Dataset`].
         `ValueError`: If a row is malformed, a prompt leaves no room for a step, or no label is left.
     """
-    if not isinstance(dataset, Dataset):
-        remedy = "Load the dataset without `streaming=True`."
-        if isinstance(dataset, list):
-            remedy = "Convert the rows with `Dataset.from_list`."
-        elif isinstance(dataset, dict) and dataset:
-            remedy = f"Pass one of its splits, such as {shown(next(iter(dataset)))}."
-        raise TypeError(
-            f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because rows are joined by "
-            f"prompt and packed before training. {remedy}"
-        )
+    check_dataset(dataset, name, "rows are joined by prompt and packed")
     dataset = dataset.with_format(None)
     if "prompt" in dataset.column_names and not isinstance(dataset.features["prompt"], Value):
         own = [] if step_format.system_prompt is None else [step_format.system_prompt]

@@ -28,7 +28,7 @@ from ..tree_attention import check_attention, check_layer_types, use_tree_attent
 from .forest_dataset import PROMPT_LENGTHS, REF_LOG_PROBS, STEP_COLUMNS, TOKEN_COLUMNS
 from .hrm_reward_trainer import HRMRewardTrainer
 from .implicit_prm_config import ImplicitPRMConfig
-from .reference import AdapterOff, FrozenReference, check_reference
+from .reference import AdapterOff, FrozenReference, check_reference, refuse_to_replace
 
 
 if is_peft_available():
@@ -95,6 +95,8 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
     def __init__(
         self, model: "str | PreTrainedModel | PeftModel", args: ImplicitPRMConfig | None = None, *more, **kwargs
     ):
+        if isinstance(model, os.PathLike):
+            model = os.fspath(model)
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = ImplicitPRMConfig(f"{model_name.split('/')[-1]}-ImplicitPRM")
@@ -150,11 +152,7 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
             raise ValueError(
                 f"The reference model {name} is an adapter. Merge it into its base model, and set `ref_model` to the merged model."
             )
-        if Path(name).is_dir() and Path(args.output_dir).is_dir() and Path(name).samefile(args.output_dir):
-            raise FileExistsError(
-                f"{args.output_dir} is also the folder of the reference model, which would be replaced. Scoring needs it. Choose another "
-                "`output_dir`."
-            )
+        refuse_to_replace(name, args.output_dir)  # scoring needs it too
         step_format = replace(step_format, reference_model=name, reference_revision=ref_revision)
         return loaded, revision, step_format, has_new_head
 

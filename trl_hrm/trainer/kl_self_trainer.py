@@ -1,5 +1,6 @@
 import copy
 import gc
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -40,6 +41,7 @@ from .reference import (
     check_reference,
     make_reference,
     precompute_hidden,
+    reference_revision,
     trained_sequences_of,
 )
 
@@ -103,6 +105,7 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
             and `peft_config`.
 
     Raises:
+        `FileExistsError`: If `args.output_dir` is the folder of the reference model.
         `ValueError`: If the reference model does not fit the policy, an option is not supported with a KL term, or no row of a
         dataset has a token to train on.
     """
@@ -120,6 +123,10 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
         ref_model: str | PreTrainedModel | None = None,
         **kwargs,
     ):
+        if isinstance(model, os.PathLike):
+            model = os.fspath(model)
+        if isinstance(ref_model, os.PathLike):
+            ref_model = os.fspath(ref_model)
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = KLSelfConfig(f"{model_name.split('/')[-1]}-KLSelf")
@@ -134,6 +141,9 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
         has_adapter = kwargs.get("peft_config") is not None or (not isinstance(model, str) and is_peft_model(model))
         self._train_data, self._eval_data = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
         given = args.ref_model if ref_model is None else ref_model
+        if given is None and isinstance(model, str) and reference_revision(args) is not None:
+            given = model  # possibly in another revision than the policy
+        self._ref_revision = reference_revision(args, is_policy=given == model)
         self._given_reference = given if given is None or isinstance(given, str) else identity_in_memory(given)
         reference = make_reference(model, args, ref_model, has_adapter, kwargs.get("compute_loss_func"))
         super().__init__(model=model, args=args, **kwargs)
@@ -147,9 +157,8 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
             self._reset_metrics(mode)
         if args.kl_coef:
             self._check_support()
-            ref_revision = (args.ref_model_init_kwargs or {}).get("revision")
             policy = causal_lm_of(self.model)
-            check_reference(reference, given, policy, self._tokenizer, ref_revision, args.trust_remote_code)
+            check_reference(reference, given, policy, self._tokenizer, self._ref_revision, args.trust_remote_code)
             if args.precompute_ref_hidden:
                 self.reference, store = precompute_hidden(self, reference)
                 self.data_collator = RefHiddenCollator(self.data_collator, store)
@@ -298,7 +307,7 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
         if not self.args.kl_coef:
             reference = None
         elif isinstance(reference, str):
-            reference = checkpoint_identity(reference)
+            reference = checkpoint_identity(reference, self._ref_revision)
         elif reference is None and content["model"].keys() == {"config"}:
             reference = identity_in_memory(self.model)  # a copy of a policy that was not loaded from files
         return content | {"reference": reference}

@@ -67,6 +67,7 @@ def make_reference(
         where the reference is the policy with the adapter disabled.
 
     Raises:
+        `FileExistsError`: If `args.output_dir` is the folder of `ref_model`.
         `ValueError`: If arguments contradict each other, or if the reference is a copy of a model that ZeRO-3 has already
         sharded and that has no name to load it from.
     """
@@ -95,6 +96,7 @@ def make_reference(
             )
         return None
     if isinstance(ref_model, str):
+        refuse_to_replace(ref_model, args.output_dir)
         return load_reference(ref_model, args, is_policy=ref_model == model)
     if ref_model is not None:
         if ref_model is model:
@@ -133,12 +135,29 @@ def load_reference(name: str, args: KLSelfConfig, is_policy: bool = False) -> Pr
         kwargs |= args.ref_model_init_kwargs
     else:
         kwargs |= args.model_init_kwargs or {}
-        if not is_policy:
-            kwargs.pop("revision", None)  # it is a revision of the policy's repository
+    kwargs["revision"] = reference_revision(args, is_policy)
     # Distributed training requires device_map=None ("auto" fails)
     if args.distributed_state.distributed_type != DistributedType.NO:
         kwargs["device_map"] = None
     return load_policy(name, **kwargs)
+
+
+def reference_revision(args: KLSelfConfig, is_policy: bool = False) -> str | None:
+    """
+    Return the revision of a reference: of `args.ref_model_init_kwargs` or, if they are not set and the reference is in the repository
+    of the policy (`is_policy`), of `args.model_init_kwargs`.
+    """
+    if args.ref_model_init_kwargs is not None:
+        return args.ref_model_init_kwargs.get("revision")
+    return (args.model_init_kwargs or {}).get("revision") if is_policy else None
+
+
+def refuse_to_replace(name: str, output_dir: str) -> None:
+    """Raise `FileExistsError` if `output_dir` is the folder of the reference model `name`."""
+    if Path(name).is_dir() and Path(output_dir).is_dir() and Path(name).samefile(output_dir):
+        raise FileExistsError(
+            f"{output_dir} is also the folder of the reference model, which would be replaced. Choose another `output_dir`."
+        )
 
 
 def check_reference(

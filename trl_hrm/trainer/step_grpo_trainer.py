@@ -1,3 +1,4 @@
+import os
 from collections import deque
 from collections.abc import Callable
 from copy import copy
@@ -15,7 +16,7 @@ from .._compat import get_config_model_id, trainer_utils
 from ..rewards import StepReward
 from ..scoring.aggregate import aggregate_name
 from ..token_steps import token_steps
-from ..training.checkpoints import plain
+from ..training.checkpoints import plain, read_record
 from ..training.hub_push import HubPushMixin
 from ..training.safe_training import SafeTrainingMixin, identity_in_memory, model_identity
 from .model_card import save_policy_card
@@ -116,6 +117,8 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
         args: StepGRPOConfig | None = None,
         **kwargs,
     ):
+        if isinstance(model, os.PathLike):
+            model = os.fspath(model)
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = StepGRPOConfig(f"{model_name.split('/')[-1]}-StepGRPO")
@@ -260,6 +263,14 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
         if self.log_completions and self.accelerator.is_main_process:
             log_steps_page(self)
 
+    def _accept(self, checkpoint, settings, accepts):
+        record = read_record(checkpoint)
+        if record is not None and isinstance(record["settings"].get("step_reward", {}).get("segmentation"), str):
+            # Earlier versions recorded only the name of the rule
+            reward = settings["step_reward"] | {"segmentation": self.step_reward.rule.name}
+            settings = settings | {"step_reward": reward}
+        return super()._accept(checkpoint, settings, accepts)
+
     @cached_property
     def _content(self) -> dict[str, Any]:
         reward, scorer = self.step_reward, self.step_reward.scorer
@@ -274,7 +285,7 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
             "reward_model": identity,
             "step_reward": {
                 "aggregate": aggregate_name(reward.aggregate),
-                "segmentation": reward.rule.name,
+                "segmentation": plain(asdict(reward.rule)),  # rules with the same name can have different patterns
                 "guard_reward": reward.guard_reward,
                 **{
                     guard: getattr(reward, guard)

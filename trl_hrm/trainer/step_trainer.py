@@ -79,6 +79,20 @@ class EvaluatedSteps:
     name: str
 
 
+def check_dataset(dataset: Any, name: str, reason: str) -> None:
+    """Raise `TypeError` with the reason and a remedy if `dataset` is not a [`~datasets.Dataset`]."""
+    if isinstance(dataset, Dataset):
+        return
+    remedy = "Load the dataset without `streaming=True`."
+    if isinstance(dataset, list):
+        remedy = "Convert the rows with `Dataset.from_list`."
+    elif isinstance(dataset, dict) and dataset:
+        remedy = f"Pass one of its splits, such as {shown(next(iter(dataset)))}."
+    raise TypeError(
+        f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because {reason} before training. {remedy}"
+    )
+
+
 class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
     """
     Base class of the trainers of step reward models.

@@ -145,7 +145,7 @@ def digest_of_weights(model: torch.nn.Module) -> str:
             continue
         with maybe_gather_lm_head_ctx(weight) if hasattr(weight, "ds_id") else nullcontext():
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
