@@ -33,6 +33,16 @@ def test_sudoku(file):
     assert (second.puzzle, second.where) == (b"\x01" * 16, f"{file}:3")
 
 
+def test_files_of_other_tools(file):
+    """An empty last line, and other symbols of blank cells, as in Kaggle's files. An answer has no blank cells."""
+    write(file, f"{HEADER}a,1034000022143430,{GRID},3\nb,1_34____2214343_,{GRID},3\n\n")
+    first, second = read_csv(file, "sudoku")
+    assert first.puzzle == second.puzzle == bytes([2, 1, 4, 5, 1, 1, 1, 1, 3, 3, 2, 5, 4, 5, 4, 1])
+    write(file, f"{HEADER}a,{GRID},0{GRID[1:]},3\n")
+    with pytest.raises(ValueError, match="the answer has '0' at row 1, column 1"):
+        list(read_csv(file, "sudoku"))
+
+
 def test_maze(file):
     write(file, f"{HEADER}x,{MAZE[0]},{MAZE[1]},2.0\n")
     (row,) = read_csv(file, "maze")

@@ -124,11 +124,64 @@ def test_states_and_inference_have_no_graph():
         assert not model(inputs, labels=labels).loss.requires_grad
 
 
-@pytest.mark.parametrize("preset", ["hrm", "trm", "trm_mlp", "loop", "one_pass", "one_pass_deep"])
+PRESETS = ["hrm", "trm", "trm_mlp", "loop", "one_pass", "one_pass_deep"]
+
+
+def make_preset(preset: str, **overrides) -> HrmGridForSolving:
+    torch.manual_seed(0)
+    options = dict(height=2, width=3, vocab_size=7, hidden_size=16, num_attention_heads=2) | overrides
+    return HrmGridForSolving(HrmGridConfig.preset(preset, **options))
+
+
+def without_gradient(model: HrmGridForSolving) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_parameter_has_a_gradient(preset):
     """A parameter without gradient stops distributed training. Only the row of the untrained continue logit may be zero."""
-    torch.manual_seed(0)
-    config = HrmGridConfig.preset(preset, height=2, width=3, vocab_size=7, hidden_size=16, num_attention_heads=2)
-    model, (inputs, labels) = HrmGridForSolving(config), make_batch()
+    model, (inputs, labels) = make_preset(preset), make_batch()
     model(inputs, labels=labels).loss.backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    assert without_gradient(model) == []
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_gradients_of_bf16(preset):
+    """Under autocast, as in training with `bf16`, each weight has about the gradient of float32."""
+    # small, because errors of bf16 grow with depth
+    small = dict(hidden_size=64, H_layers=1, L_layers=1, H_cycles=2, L_cycles=1)
+    model, (inputs, labels) = make_preset(preset, **small), make_batch()
+    exact = gradients(model, model(inputs, labels=labels).loss)
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(inputs, labels=labels).loss
+    loss.backward()
+    assert without_gradient(model) == []
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.norm().item() == pytest.approx(exact[name].norm().item(), rel=0.05), name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_casts_without_a_graph_are_not_reused(preset, monkeypatch):
+    """
+    Autocast of torch 2.7 also keeps casts that were made without a graph. If recorded calls used them, no weight of the recurrent modules
+    would be trained. Here, a linear layer that keeps its casts in the same way is used instead.
+    """
+    model, (inputs, labels) = make_preset(preset), make_batch()
+    casts, linear = {}, torch.nn.functional.linear
+
+    def cast_linear(inputs, weight, bias=None):
+        if bias is not None:  # of the Q head, without autocast
+            return linear(inputs, weight, bias)
+        if weight not in casts:
+            casts[weight] = weight.bfloat16()
+        return linear(inputs.bfloat16(), casts[weight])
+
+    monkeypatch.setattr(torch.nn.functional, "linear", cast_linear)
+    monkeypatch.setattr(torch, "clear_autocast_cache", casts.clear)
+    model(inputs, labels=labels).loss.backward()
+    assert without_gradient(model) == []
+    kept = dict(casts)
+    with torch.no_grad():  # the second pass of the trainer reuses the casts
+        model(inputs)
+    assert all(casts[weight] is cast for weight, cast in kept.items())

@@ -271,6 +271,12 @@ def test_compile(preset, tmp_path, monkeypatch):
         ({"vocab": sudoku_vocab(9), "vocab_size": 12}, "has 11 symbols"),
         ({"box_height": 3}, "Only one of"),
         ({"box_height": 2, "box_width": 2}, "do not fill"),
+        # augmented boards would have the usual boxes
+        (
+            {"vocab": sudoku_vocab(6), "height": 6, "width": 6, "box_height": 3, "box_width": 2},
+            "boxes of 3 x 2 cells. .* 2 x 3",
+        ),
+        ({"vocab": sudoku_vocab(9), "box_height": 3}, "boxes of 3 x None cells"),
         ({"H_layers": 0}, "at least 1 layer"),
         ({"tie_modules": True, "H_layers": 2}, "equal `H_layers`"),
         ({"hierarchy": False}, "requires `L_cycles=1`"),
@@ -310,7 +316,12 @@ def test_boards_as_arrays(make):
     model, numbers = make_model(), [[1, 0, 0, 4], [0, 0, 1, 0], [0, 3, 0, 0], [4, 0, 0, 1]]
     board, expected = make(numbers), model.solve(numbers)
     assert model.solve(board) == model.solve([*board]) == expected
-    assert model.solve([board, board]) == model.solve(make([numbers, numbers])) == model.solve([numbers, numbers])
+    assert model.solve([list(row) for row in board]) == expected  # the cells are numbers of numpy, or tensors
+    several = model.solve([numbers, numbers])
+    assert model.solve([board, board]) == model.solve(make([numbers, numbers])) == several
+    assert model.solve([[list(row) for row in board]] * 2) == several
+    with pytest.raises(ValueError, match="row 1, column 1 is '1.0'"):
+        model.solve(make(numbers) * 1.0)
     with pytest.raises(ValueError, match="no vocabulary"):
         HrmGridConfig().grid_vocab  # noqa: B018
 
@@ -544,10 +555,11 @@ def test_arc(monkeypatch):
         (BOARD, {"votes": 0}, "`votes` is 0"),
         (BOARD, {"halting": "first"}, "Expected 'fixed', 'q' or 'choose'"),
         (BOARD, {"noise": -1.0}, "at least 0"),
-        (BOARD, {"puzzle_id": "a"}, "has no puzzle ids"),
+        (BOARD, {"puzzle_id": "a"}, "has no puzzle ids, found `puzzle_id='a'`"),
+        (BOARD, {"allow_blank_id": True}, "has no puzzle ids, found `allow_blank_id=True`"),
         ([BOARD, BOARD], {"puzzle_id": ["a"]}, "1 puzzle ids for 2 puzzles"),
     ],
-    ids=range(17),
+    ids=range(18),
 )
 def test_bad_puzzles(puzzle, options, message):
     """A puzzle or option that cannot be right is refused before the model runs."""

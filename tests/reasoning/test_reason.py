@@ -93,11 +93,23 @@ class TestConfig:
             ({"tuning_seconds": 3}, "`tuning_seconds`"),
             ({"halt_max_steps": 0}, "`halt_max_steps`"),
             ({"private": True}, "`private`"),
+            ({"num_attention_heads": 8}, "`num_attention_heads` has no effect with `mixer=mlp`"),
+            ({"mixer": "attention", "mixer_intermediate_size": 64}, "`mixer_intermediate_size` has no effect"),
+            ({"systems": ["hrm", "loop"], "trm_cycles": [3, 6]}, "`trm_cycles` has no effect without TRM"),
+            ({"systems": ["trm+one_step", "loop", "one_pass"], "cycles": [3, 3]}, "`cycles` has no effect"),
+            ({"systems": ["one_pass"], "halt_max_steps": 4}, "`halt_max_steps` has no effect"),
+            ({"ema_decay": 0.9}, r"`ema_decay` has no effect without \+ema"),
         ],
     )
     def test_bad_options(self, options, message):
         with pytest.raises(ValueError, match=message):
             ReasonConfig(**options)
+
+    def test_options_of_some_systems(self):
+        """An option is accepted if one of the systems uses it, and a default value always is."""
+        ReasonConfig(systems=["one_pass_deep"], cycles=[3, 3], trm_cycles=[2, 3], ema_decay=0.99)
+        ReasonConfig(systems=["loop", "trm+one_step+ema"], trm_cycles=[3, 6], ema_decay=0.9, halt_max_steps=4)
+        ReasonConfig(mixer="attention", num_attention_heads=8, mixer_intermediate_size=128)
 
     def test_a_study_with_other_settings_is_not_resumed(self, tmp_path, monkeypatch):
         """Results of two settings would be mixed."""
@@ -319,7 +331,7 @@ def test_the_learning_rate_is_chosen_on_the_validation_split(data, tmp_path):
 
 
 def test_shared_settings(data):
-    config = ReasonConfig(ema_decay=0.9)
+    config = ReasonConfig(systems=["hrm", "hrm+ema"], ema_decay=0.9)
     shared = shared_settings(config, data)
     assert (shared["height"], shared["vocab"], shared["H_layers"]) == (4, sudoku_vocab(4), 1)
     assert training_settings(config, System("hrm+ema"))["ema"] == 0.9

@@ -102,6 +102,8 @@ def test_boards_come_from_the_dataset():
         ScriptArguments("data", system="one_pass_deep", H_cycles=3, halt_max_steps=1).make_config(rows).H_layers
         == 3 * 12
     )
+    with pytest.raises(ValueError, match="`num_attention_heads` has no effect with `mixer=mlp`"):
+        ScriptArguments("data", system="trm_mlp", num_attention_heads=4).make_config(rows)
     with pytest.raises(ValueError, match="`hidden_size` would have no effect"):
         ScriptArguments("data", model_name_or_path="model", hidden_size=64).make_config(rows)
 

@@ -254,6 +254,8 @@ def test_rows_that_are_refused(tmp_path):
     cases = [
         (rows.select([]), "`train_dataset` has no rows"),
         (rows.remove_columns("solution"), "no column 'solution'"),
+        (Dataset.from_list([row | {"puzzle_id": 7} for row in rows]), "`puzzle_id` has the type int64. Expected texts"),
+        (Dataset.from_list([row | {"puzzle_id": ["a"]} for row in rows]), "`puzzle_id` has the type list<.*string>. Expected texts"),
         (changed(rows, 1, family="maze"), "row 1: found a puzzle of the family 'maze', but the vocabulary of the model is for 'sudoku'"),
         (changed(rows, 3, height=2, width=8), "row 3: found a board of 2 x 8 cells"),
         (changed(rows, 2, puzzle=[1] * 9), "row 2: found 9 cells in `puzzle`, expected 16"),
@@ -290,6 +292,31 @@ def test_unknown_puzzle_ids_are_refused(tmp_path):
     assert grid_trainer(tmp_path, str(tmp_path / "model"), rows).model.puzzle_index == {"task0": 1, "task1": 2}
 
 
+def test_rows_without_ids(tmp_path):
+    """A missing id is the blank id, in training and in an evaluation. A column of only missing ids has the type null."""
+    rows = changed(sudoku_rows(4, puzzle_ids=2), 1, puzzle_id=None)
+    trainer = grid_trainer(tmp_path, rows=rows, max_steps=1)
+    assert trainer.model.puzzle_index == {"task0": 1, "task1": 2}
+    assert trainer.rows.puzzle_ids.tolist() == [1, 0, 1, 2]
+    none = Dataset.from_list([row | {"puzzle_id": None} for row in sudoku_rows(3, seed=1)])
+    for data in (rows, none):
+        assert 0 <= trainer.evaluate(data)["eval_cell_accuracy"] <= 1
+    assert grid_trainer(tmp_path, rows=none).model.config.num_puzzle_ids == 1
+
+
+def test_a_path_of_pathlib(tmp_path):
+    grid_model().save_pretrained(tmp_path / "model")
+    trainer = grid_trainer(tmp_path, tmp_path / "model")
+    assert_close(weights(trainer), dict(grid_model().named_parameters()), 0)
+
+
+def test_puzzle_ids_keep_the_attention(tmp_path):
+    """A config that is written and read again has lost `attn_implementation`. The config of the caller must not change."""
+    config = grid_config(attn_implementation="eager")
+    trainer = grid_trainer(tmp_path, config, sudoku_rows(4, puzzle_ids=2))
+    assert (trainer.model.config._attn_implementation, config.num_puzzle_ids) == ("eager", 1)
+
+
 def test_arguments_that_are_refused(tmp_path):
     rows = sudoku_rows(4)
     for model, error, message in [
@@ -298,6 +325,9 @@ def test_arguments_that_are_refused(tmp_path):
     ]:
         with pytest.raises(error, match=message):
             grid_trainer(tmp_path, model)
+    for name in ("puzzle_learning_rate", "puzzle_weight_decay"):
+        with pytest.raises(ValueError, match=f"`{name}` is 0.1, but the model has no puzzle embedding"):
+            grid_trainer(tmp_path, grid_config(puzzle_emb_dim=0), **{name: 0.1})
     maze = [row | {"family": "maze", "puzzle": row["solution"]} for row in rows]
     with pytest.raises(ValueError, match="only Sudoku puzzles can be made easier"):
         grid_trainer(tmp_path, grid_config(vocab=None, vocab_size=6), Dataset.from_list(maze), easier_share=0.1)
@@ -363,6 +393,9 @@ def test_warm_up_longer_than_the_training(tmp_path, caplog):
         ({"data_seed": -1}, "`data_seed` is -1. It must be at least 0"),
         ({"optim": "sgd"}, "must be one of adam_atan2, adamw"),
         ({"atan2_scale": 0.0}, "greater than 0"),
+        ({"optim": "adamw", "atan2_scale": 2.0}, "`atan2_scale` has no effect with `optim=adamw`"),
+        ({"optim": "adamw", "atan2_bias_correction": "inside"}, "`atan2_bias_correction` has no effect"),
+        ({"adam_epsilon": 1e-6}, "`adam_epsilon` has no effect with `optim=adam_atan2`"),
         ({"ema": 1.0}, "less than 1"),
         ({"puzzle_learning_rate": -1.0}, "at least 0"),
         ({"eval_strategy": "epoch"}, "`eval_strategy` is epoch"),

@@ -151,8 +151,13 @@ class HrmGridConfig(PreTrainedConfig):
                     f"A Sudoku with the digits 1 to {len(vocab) - 2} has that many rows and columns, found `height={self.height}` "
                     f"and `width={self.width}`."
                 )
-            if self.box_height is None and self.box_width is None:
-                self.box_height, self.box_width = box_shape(self.height)
+            boxes = box_shape(self.height)
+            if (self.box_height, self.box_width) not in ((None, None), boxes):
+                raise ValueError(
+                    f"Found boxes of {self.box_height} x {self.box_width} cells. The boxes of a Sudoku of size {self.height} have "
+                    f"{boxes[0]} x {boxes[1]} cells. Remove `box_height` and `box_width`."
+                )
+            self.box_height, self.box_width = boxes
         if (self.box_height is None) != (self.box_width is None):
             raise ValueError("Only one of `box_height` and `box_width` is set. Set both, or neither.")
         if self.box_height is not None and (self.height % self.box_height or self.width % self.box_width):

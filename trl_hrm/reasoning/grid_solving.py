@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -71,10 +71,7 @@ def read_boards(puzzle: str | Sequence, config: HrmGridConfig) -> tuple[list[lis
     vocab = config.grid_vocab
     several = False
     if not isinstance(puzzle, str):
-        # Arrays, and lists of arrays: their integers are of another type
-        puzzle = puzzle.tolist() if hasattr(puzzle, "tolist") else puzzle
-        if isinstance(puzzle, list | tuple):
-            puzzle = [part.tolist() if hasattr(part, "tolist") else part for part in puzzle]
+        puzzle = without_arrays(puzzle)
         if not isinstance(puzzle, list) or not puzzle or not isinstance(puzzle[0], Sequence) or not puzzle[0]:
             raise ValueError(f"Found the puzzle {str(puzzle)[:60]!r}. Expected text, rows, or a list of puzzles.")
         first = puzzle[0]
@@ -84,7 +81,7 @@ def read_boards(puzzle: str | Sequence, config: HrmGridConfig) -> tuple[list[lis
             several = "\n" in first.strip() or (config.height > 1 and len(cells) == config.seq_len)
         else:
             # Lists of symbols are rows of one puzzle. Lists of rows are puzzles.
-            several = not isinstance(first[0], int) and (not isinstance(first[0], str) or len(first[0]) > 1)
+            several = isinstance(first[0], Sequence) and (not isinstance(first[0], str) or len(first[0]) > 1)
     boards = []
     for number, board in enumerate(puzzle if several else [puzzle], start=1):
         where = f"Puzzle {number}" if several else "The puzzle"
@@ -114,6 +111,12 @@ def read_boards(puzzle: str | Sequence, config: HrmGridConfig) -> tuple[list[lis
                     )
         boards.append(board)
     return boards, several
+
+
+def without_arrays(value: Any) -> Any:
+    """Return a board or boards with arrays and their numbers, at all levels, as lists and as numbers of Python."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [without_arrays(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def sudoku_units(config: HrmGridConfig) -> list[tuple[str, list[tuple[int, int]]]]:

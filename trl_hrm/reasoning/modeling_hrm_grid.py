@@ -318,17 +318,26 @@ class HrmGridForSolving(PreTrainedModel):
         x = self.embed(input_ids, puzzle_ids)
         rope = self.rope if config.position == "rope" else None
         H_module = self.L_module if config.tie_modules else self.H_module
-        enabled = torch.is_grad_enabled()
+        enabled = recorded = torch.is_grad_enabled()
+
+        def call(module: nn.Module, state: torch.Tensor, injection: torch.Tensor, record: bool) -> torch.Tensor:
+            nonlocal recorded
+            if record and not recorded and not torch.compiler.is_compiling():
+                # Autocast keeps the weights that it has cast. Older versions of torch, such as 2.7, would reuse casts without a graph
+                # here, so the weights would get no gradient.
+                torch.clear_autocast_cache()
+            recorded = record
+            with torch.set_grad_enabled(record):
+                return module(state, injection, rope)
+
         for cycle in range(config.H_cycles):
             # "last_cycle" records the whole last cycle, "last_step" only its last calls.
             in_scope = enabled and (config.grad_scope == "all" or cycle == config.H_cycles - 1)
             if config.hierarchy:
                 for step in range(config.L_cycles):
                     last = config.grad_scope != "last_step" or step == config.L_cycles - 1
-                    with torch.set_grad_enabled(in_scope and last):
-                        z_L = self.L_module(z_L, z_H + x, rope)
-            with torch.set_grad_enabled(in_scope):
-                z_H = H_module(z_H, z_L if config.hierarchy else x, rope)
+                    z_L = call(self.L_module, z_L, z_H + x, in_scope and last)
+            z_H = call(H_module, z_H, z_L if config.hierarchy else x, in_scope)
         logits = self.lm_head(z_H[:, config.num_prefix_tokens :]).float()
         with torch.autocast(z_H.device.type, enabled=False):
             q = F.linear(z_H[:, 0].float(), self.q_head.weight.float(), self.q_head.bias.float())
@@ -374,7 +383,8 @@ class HrmGridForSolving(PreTrainedModel):
             puzzle_id (`str` or `Sequence[str]`, *optional*):
                 Id of the puzzle, or one id per puzzle, for models with a puzzle embedding. Such a model only knows the ids of its training.
             allow_blank_id (`bool`, *optional*, defaults to `False`):
-                Whether puzzles with an unknown or missing id use the blank id, with which published models solve nothing.
+                Whether puzzles with an unknown or missing id use the blank id. Accuracy is then near 0 for models that were trained
+                with ids.
             batch_size (`int`, *optional*, defaults to `64`):
                 Number of boards per batch.
 
@@ -406,8 +416,9 @@ class HrmGridForSolving(PreTrainedModel):
             raise ValueError(
                 f"Found {len(names)} puzzle ids for {len(boards)} puzzles. Pass one id, or one per puzzle."
             )
-        if config.num_puzzle_ids == 1 and any(names):
-            raise ValueError(f"The model has no puzzle ids, found `puzzle_id={puzzle_id!r}`. Remove it.")
+        if config.num_puzzle_ids == 1 and (any(names) or allow_blank_id):
+            found = f"puzzle_id={puzzle_id!r}" if any(names) else "allow_blank_id=True"
+            raise ValueError(f"The model has no puzzle ids, found `{found}`. Remove it.")
         unknown = [name for name in names if config.num_puzzle_ids > 1 and name not in self.puzzle_index]
         if unknown and not allow_blank_id:
             raise ValueError(

@@ -43,9 +43,9 @@ class HRMReasoningConfig(ResumeConfig, BaseConfig):
         optim (`str`, *optional*, defaults to `"adam_atan2"`):
             Optimizer: `"adam_atan2"` ([`~reasoning.AdamAtan2`]), or `"adamw"`.
         atan2_bias_correction (`str`, *optional*, defaults to `"outside"`):
-            `bias_correction` of Adam-atan2: `"outside"` as in the CUDA kernel of the papers, or `"inside"`.
+            `bias_correction` of Adam-atan2: `"outside"` as in the CUDA kernel of the papers, or `"inside"`. An error with `"adamw"`.
         atan2_scale (`float`, *optional*, defaults to `1.0`):
-            `scale` of Adam-atan2.
+            `scale` of Adam-atan2. An error with `"adamw"`.
         puzzle_learning_rate (`float`, *optional*):
             Learning rate of the puzzle embedding, which is updated by sign descent. Defaults to `learning_rate`. The papers use
             1e-2 for ARC.
@@ -199,6 +199,10 @@ class HRMReasoningConfig(ResumeConfig, BaseConfig):
                 raise ValueError(f"`{name}` is {shown(getattr(self, name))}. It must be one of {', '.join(choices)}.")
         if not 0 < self.atan2_scale < math.inf:
             raise ValueError(f"`atan2_scale` is {self.atan2_scale}. It must be greater than 0.")
+        options = ("adam_epsilon",) if self.optim == "adam_atan2" else ("atan2_bias_correction", "atan2_scale")
+        for name in options:
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise ValueError(f"`{name}` has no effect with `optim={self.optim}`. Remove it.")
         for name in ("puzzle_learning_rate", "puzzle_weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:

@@ -1,6 +1,8 @@
 """Trainer of the Hierarchical Reasoning Model, of TRM and of their controls."""
 
+import copy
 import math
+import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -81,7 +83,8 @@ class GridRows:
 
         Raises:
             `TypeError`: If `dataset` is not a `Dataset`.
-            `ValueError`: If there are no rows, a column is missing, a row does not fit the model, or two rows contradict each other.
+            `ValueError`: If there are no rows, a column is missing, the puzzle ids are not texts, a row does not fit the model, or two rows
+                contradict each other.
         """
         if not isinstance(dataset, Dataset):
             raise TypeError(
@@ -94,6 +97,7 @@ class GridRows:
             raise ValueError(
                 f"`{name}` has no column {shown(missing[0])}. It needs {', '.join(COLUMNS)}. Build it with `trl-hrm build-grid`."
             )
+        _check_puzzle_ids(dataset, name)
         families = dataset.unique("family")
         family = families[0] if config.vocab is None else config.grid_vocab.name
         if families != [family]:
@@ -135,7 +139,7 @@ class GridRows:
                         f"`{name}`, row {wrong[0]}: the solution {fault} cell in row {row + 1}, column {column + 1} of the board. Correct "
                         "or remove the row."
                     )
-        names = dataset["puzzle_id"][:]
+        names = [puzzle_id or "" for puzzle_id in dataset["puzzle_id"][:]]
         if config.num_puzzle_ids > 1:
             known = {"": 0, **puzzle_index}
             unknown = [one for one in dict.fromkeys(names) if one not in known]
@@ -171,6 +175,16 @@ class GridRows:
                 raise ValueError(
                     f"`{name}`, rows {first} and {second}: found the same puzzle with different solutions. Remove one of them."
                 )
+
+
+def _check_puzzle_ids(dataset: Dataset, name: str) -> None:
+    """Raise if the puzzle ids are not texts. Numbers would become texts when the model is saved, so it would know none of its ids."""
+    kind = dataset.features.arrow_schema.field("puzzle_id").type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+        raise ValueError(
+            f'`{name}`: `puzzle_id` has the type {kind}. Expected texts, "" for rows without id. Use '
+            '`dataset.cast_column("puzzle_id", Value("string"))`.'
+        )
 
 
 def _column(dataset: Dataset, name: str) -> np.ndarray:
@@ -220,14 +234,14 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
     a resumed training computes the same weights as one that was not interrupted.
 
     Args:
-        model (`HrmGridForSolving`, `HrmGridConfig` or `str`):
+        model (`HrmGridForSolving`, `HrmGridConfig`, `str` or `PathLike`):
             Model, its path or Hub id, or the config of a new model, which is initialized with `args.seed`. If the rows have puzzle ids,
             a new model gets an embedding for each id of `train_dataset`, unless `puzzle_emb_dim` is 0.
         args ([`HRMReasoningConfig`], *optional*):
             Configuration for this trainer.
         train_dataset (`Dataset`):
             Rows with the columns `puzzle`, `solution`, `height`, `width`, `family` and `puzzle_id`, such as `trl-hrm build-grid`
-            writes. Cells with id 0 in a solution are not trained on.
+            writes. Cells with id 0 in a solution are not trained on. Puzzle ids are texts, `""` or `None` for rows without id.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*):
             Rows to evaluate on. The metrics are `eval_exact_accuracy` (share of puzzles in which every cell is right after the last
             segment), `eval_cell_accuracy`, and `eval_exact_accuracy_choose_by_q` (after the segment with the highest halting logit).
@@ -286,7 +300,7 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
 
     def __init__(
         self,
-        model: HrmGridForSolving | HrmGridConfig | str,
+        model: HrmGridForSolving | HrmGridConfig | str | os.PathLike,
         args: HRMReasoningConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
@@ -310,6 +324,11 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         self._table = model.puzzle_emb.weight if config.puzzle_emb_dim else None
         if self._table is not None:
             model.puzzle_emb.register_forward_hook(self._keep_rows)
+        for name in ("puzzle_learning_rate", "puzzle_weight_decay"):
+            if self._table is None and getattr(args, name) is not None:
+                raise ValueError(
+                    f"`{name}` is {getattr(args, name)}, but the model has no puzzle embedding, because `puzzle_emb_dim` is 0. Remove it."
+                )
         self._leaves: list[tuple[torch.Tensor, torch.Tensor]] | None = None
         self.slots: Slots | None = None
         super().__init__(
@@ -340,15 +359,17 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
 
     @staticmethod
     def _load_model(model: Any, args: HRMReasoningConfig, train_dataset: Dataset) -> HrmGridForSolving:
-        if isinstance(model, str):
-            model = HrmGridForSolving.from_pretrained(model)
+        if isinstance(model, str | os.PathLike):
+            model = HrmGridForSolving.from_pretrained(os.fspath(model))
         elif isinstance(model, HrmGridConfig):
             names = []
             if isinstance(train_dataset, Dataset) and "puzzle_id" in train_dataset.column_names:
-                names = sorted({*train_dataset.unique("puzzle_id")} - {""})
+                _check_puzzle_ids(train_dataset, "train_dataset")
+                names = sorted({*train_dataset.unique("puzzle_id")} - {"", None})
             with_ids = names and model.num_puzzle_ids == 1 and model.puzzle_emb_dim
             if with_ids:
-                model = HrmGridConfig.from_dict(model.to_dict() | {"num_puzzle_ids": len(names) + 1})
+                model = copy.deepcopy(model)  # a dictionary would lose settings such as `attn_implementation`
+                model.num_puzzle_ids = len(names) + 1
             set_seed(args.seed)
             model = HrmGridForSolving(model)
             if with_ids:
@@ -641,7 +662,7 @@ class HRMReasoningTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
                     data.select_columns(["puzzle", "puzzle_id"]).select(mine),
                     segments=self.args.eval_segments,
                     batch_size=self.args.per_device_eval_batch_size,
-                    puzzle_index={"": 0, **index},
+                    puzzle_index={"": 0, None: 0, **index},
                 )
             found = fixed(predictions)[0], choose_by_q(predictions)[0]
         for rank, share in enumerate(gather_object([found])):

@@ -42,7 +42,7 @@ class BuildGridConfig(OutputConfig):
             Number of rows and of columns: 4, 6 or 9 for Sudoku, an odd number for mazes, whose walls are cells. Defaults to 9. CSV files
             have their own size.
         clues (`int`, *optional*):
-            Number of givens of each Sudoku. By default, the puzzles are minimal: without any of their givens, they have several solutions.
+            Number of givens of each Sudoku. By default, puzzles are minimal: removing any given would allow several solutions.
         loops (`float`, *optional*):
             Probability with which a wall between two rooms of a maze is removed, so that there are several paths. Only mazes with one
             shortest path are kept. Defaults to 0.
@@ -93,7 +93,7 @@ class BuildGridConfig(OutputConfig):
     clues: int | None = field(
         default=None,
         metadata={
-            "help": "Number of givens of each Sudoku (default: the puzzles are minimal, without any of their givens they have several solutions).",
+            "help": "Number of givens of each Sudoku (default: minimal puzzles: removing any given would allow several solutions).",
             "range": "[1, 80]",
         },
     )

@@ -11,7 +11,7 @@ If the command is interrupted, the same command resumes it, and the results are 
 """
 
 import shutil
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -67,7 +67,7 @@ class ReasonConfig(Config):
         size (`int`, *optional*, defaults to `6`):
             Rows and columns of a board: 4, 6 or 9 for Sudoku, an odd number for mazes.
         clues (`int`, *optional*):
-            Number of givens of a Sudoku, or more if fewer would allow several solutions. By default, no given can be removed.
+            Number of givens of each Sudoku. By default, puzzles are minimal: removing any given would allow several solutions.
         num_train, num_validation, num_test (`int`, *optional*, defaults to `1000`, `100` and `500`):
             Number of puzzles per split.
         seed (`int`, *optional*, defaults to `42`):
@@ -148,7 +148,7 @@ class ReasonConfig(Config):
     clues: int | None = field(
         default=None,
         metadata={
-            "help": "Number of givens of a Sudoku, or more if fewer would allow several solutions (default: no given can be removed).",
+            "help": "Number of givens of each Sudoku (default: minimal puzzles: removing any given would allow several solutions).",
             "range": COUNT,
         },
     )
@@ -288,14 +288,27 @@ class ReasonConfig(Config):
         for name in ("cycles", "trm_cycles"):
             if len(getattr(self, name)) != 2:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. It must be two numbers: H_cycles and L_cycles.")
-        defaults = {one.name: one.default for one in fields(self)}
-        for name in ("family", "size", "clues", "num_train", "num_validation", "num_test", "seed"):
-            if self.data is not None and getattr(self, name) != defaults[name]:
-                raise ValueError(f"`{name}` has no effect with `data`. Remove one of them.")
-        if self.family == "maze" and self.clues is not None:
-            raise ValueError("`clues` has no effect with mazes. Remove it.")
-        if self.private and self.push_to_hub is None and self.push_dataset is None:
-            raise ValueError("`private` has no effect without `push_to_hub` or `push_dataset`. Remove it.")
+        bases = {name.partition("+")[0] for name in self.systems}
+        of_puzzles = ("family", "size", "clues", "num_train", "num_validation", "num_test", "seed")
+        is_pushed = self.push_to_hub is not None or self.push_dataset is not None
+        # Options, whether they are used, and otherwise why not
+        uses = (
+            (of_puzzles, self.data is None, "with `data`"),
+            (("clues",), self.family == "sudoku", "with mazes"),
+            (("private",), is_pushed, "without `push_to_hub` or `push_dataset`"),
+            (("num_attention_heads",), self.mixer == "attention", "with `mixer=mlp`"),
+            (("mixer_intermediate_size",), self.mixer == "mlp", "with `mixer=attention`"),
+            # The controls call their block once, and `one_pass_deep` has as many layers as HRM with these cycles
+            (("cycles",), bool(bases - {"trm", "loop", "one_pass"}), "without HRM or one_pass_deep in `systems`"),
+            (("trm_cycles",), "trm" in bases, "without TRM in `systems`"),
+            (("halt_max_steps",), bool(bases - {"one_pass", "one_pass_deep"}), "without recurrent `systems`"),
+            (("ema_decay",), any("ema" in name.split("+") for name in self.systems), "without +ema in `systems`"),
+        )
+        for names, is_used, reason in uses:
+            for one in fields(self):
+                default = one.default if one.default_factory is MISSING else one.default_factory()
+                if one.name in names and not is_used and getattr(self, one.name) != default:
+                    raise ValueError(f"`{one.name}` has no effect {reason}. Remove it.")
         if self.push_dataset is not None and self.data is not None:
             raise ValueError(
                 "`push_dataset` pushes the generated puzzles, but `data` is set. Push that folder with `trl-hrm push-dataset`."

@@ -64,7 +64,7 @@ class SolveConfig(Config):
         puzzle_id (`str`, *optional*):
             Id of the task, for models that were trained with puzzle ids, such as models for ARC.
         allow_blank_id (`bool`, *optional*, defaults to `False`):
-            Whether to solve puzzles with an unknown or missing id, with which models that were trained with ids solve next to nothing.
+            Whether to solve puzzles with an unknown or missing id. Accuracy is then near 0 for models that were trained with ids.
         device (`str`, *optional*, defaults to `"auto"`):
             Device: `"auto"` for a GPU if there is one, or a device of PyTorch.
         output (`str`, *optional*):
@@ -118,7 +118,7 @@ class SolveConfig(Config):
     allow_blank_id: bool = field(
         default=False,
         metadata={
-            "help": "Solve puzzles with an unknown or missing id, with which models that were trained with ids solve next to nothing."
+            "help": "Solve puzzles with an unknown or missing id. Accuracy is then near 0 for models that were trained with ids."
         },
     )
     device: str = field(

@@ -48,7 +48,9 @@ class ScriptArguments(TrainingScriptArguments):
         default=None, metadata={"help": "Path or Hub id of a model to train further, instead of `system`."}
     )
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the states."})
-    num_attention_heads: int | None = field(default=None, metadata={"help": "Number of attention heads."})
+    num_attention_heads: int | None = field(
+        default=None, metadata={"help": "Number of attention heads, with `--mixer attention`."}
+    )
     intermediate_size: int | None = field(default=None, metadata={"help": "Width of the SwiGLU layers."})
     mixer_intermediate_size: int | None = field(
         default=None, metadata={"help": "Width of the SwiGLU layers over positions, with `--mixer mlp`."}
@@ -119,7 +121,10 @@ class ScriptArguments(TrainingScriptArguments):
                     f"`{name}` is {changed[name]}, but the system {system} is a control with `{name}=1`. Pass `--{name} 1`, or use another system."
                 )
         vocab = {"maze": MAZE_VOCAB, "arc": ARC_VOCAB}.get(first["family"]) or sudoku_vocab(first["height"])
-        return HrmGridConfig.preset(system, vocab=vocab, height=first["height"], width=first["width"], **changed)
+        config = HrmGridConfig.preset(system, vocab=vocab, height=first["height"], width=first["width"], **changed)
+        if config.mixer == "mlp" and "num_attention_heads" in changed:
+            raise ValueError("`num_attention_heads` has no effect with `mixer=mlp`. Remove it.")
+        return config
 
 
 def main(script_args, training_args):

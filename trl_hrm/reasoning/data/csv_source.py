@@ -48,7 +48,7 @@ class CsvRow:
 
 def read_csv(path: str | Path, family: str) -> Iterator[CsvRow]:
     """
-    Yield the rows of a CSV file.
+    Yield the rows of a CSV file. Empty lines are skipped. In the question of a Sudoku, `.`, `0` and `_` are blank cells.
 
     Args:
         path (`str` or `Path`):
@@ -72,6 +72,8 @@ def read_csv(path: str | Path, family: str) -> Iterator[CsvRow]:
                     "maze-30x30-hard-1k."
                 )
             for fields in lines:
+                if not fields:  # an empty line, as some tools write at the end
+                    continue
                 where = f"{path}:{lines.line_num}"
                 if len(fields) != len(HEADER):
                     raise ValueError(
@@ -87,20 +89,20 @@ def read_csv(path: str | Path, family: str) -> Iterator[CsvRow]:
                         )
                     vocab = MAZE_VOCAB if family == "maze" else sudoku_vocab(size)
                     ids = {symbol: index for index, symbol in enumerate(vocab.symbols) if len(symbol) == 1}
-                    table = str.maketrans({symbol: chr(index) for symbol, index in ids.items()})
+                    blanks = dict.fromkeys("0_", ids["."]) if family == "sudoku" else {}
                 boards = []
-                for name, text in (("question", question), ("answer", answer)):
+                for name, text, known in (("question", question, ids | blanks), ("answer", answer, ids)):
                     if len(text) != size**2:
                         raise ValueError(
                             f"{where}: the {name} has {len(text)} characters, expected {size**2}, as in the first row."
                         )
-                    if not ids.keys() >= set(text):
-                        cell, symbol = next((cell, symbol) for cell, symbol in enumerate(text) if symbol not in ids)
+                    if not known.keys() >= set(text):
+                        cell, symbol = next((cell, symbol) for cell, symbol in enumerate(text) if symbol not in known)
                         raise ValueError(
                             f"{where}: the {name} has {shown(symbol)} at row {cell // size + 1}, column {cell % size + 1}, expected one of "
                             f"{vocab.shown}."
                         )
-                    boards.append(text.translate(table).encode("latin-1"))
+                    boards.append(bytes(map(known.__getitem__, text)))
                 # Some tools write whole numbers as 5.0
                 if not re.fullmatch(r"\d{1,9}(\.0)?", rating):
                     raise ValueError(f"{where}: the rating is {shown(rating)}. It must be a whole number below 10**9.")
