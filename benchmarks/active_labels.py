@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from real_model import save_section, versions
+from common import save_section, version_words, versions
 
 from trl_hrm import AnnotateConfig, ExportConfig, annotate
 from trl_hrm.data.step_labels import label_steps
@@ -387,7 +387,7 @@ def shown_spread(value: Spread, digits: int, factor: float = 1.0) -> str:
 
 def report(results: dict[str, Any]) -> str:
     """Return the section of `docs/evidence.md`."""
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    versions = version_words(results["versions"])
     parts = [
         HEADING,
         "Errors of soft and hard labels after [more rollouts](search.md#more-rollouts-for-a-finished-run) for a finished run, with "

@@ -14,7 +14,6 @@ Reads `prm800k/phase1_test.jsonl` from the folder `$TRL_HRM_SHARED_DATA`.
 
 import argparse
 import gzip
-import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -24,6 +23,7 @@ import time
 from pathlib import Path
 
 import psutil
+from common import version_words
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
 
     names = ("datasets", "pyarrow", "huggingface_hub")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    versions = version_words(names)
     print(f"python {platform.python_version()}, {versions}, {os.cpu_count()} cores, num_proc={args.num_proc}")
     shared = Path(os.environ.get("TRL_HRM_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     text = (shared / "prm800k" / "phase1_test.jsonl").read_bytes()

@@ -1,4 +1,4 @@
-"""Models of a given shape, clocks, peak memory and versions, for the benchmarks of speed and memory."""
+"""Models of a given shape, clocks, peak memory, versions and sections of pages, for several benchmarks."""
 
 import argparse
 import ctypes
@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -167,6 +168,17 @@ def card_peak(args: argparse.Namespace) -> float | None:
     return 1e12 * args.peak_tflops if args.peak_tflops else peak_flops(card_name() if args.gpu else None)
 
 
+class EqualGrader:
+    """Grades every answer as right, because grading is not measured."""
+
+    class Right:
+        correct = True
+        status = "graded"
+
+    async def agrade(self, answer: str, reference: str) -> Right:
+        return self.Right()
+
+
 # Clocks and memory
 
 
@@ -238,12 +250,11 @@ def where_and_when(packages: Sequence[str], gpu: bool) -> str:
     """Return the date, the versions of installed packages, and the hardware."""
     import torch
 
-    versions = ", ".join(f"{name} {found}" for name in packages if (found := installed_version(name)))
     if gpu:
         hardware = f"{card_name()}, driver {driver_version() or 'unknown'}, CUDA {torch.version.cuda}"
     else:
         hardware = "CPU seconds of one thread"
-    return f"{time.strftime('%Y-%m-%d')}; {versions}; Python {platform.python_version()}; {hardware}."
+    return f"{time.strftime('%Y-%m-%d')}; {version_words(packages)}; Python {platform.python_version()}; {hardware}."
 
 
 def installed_version(package: str) -> str | None:
@@ -252,3 +263,40 @@ def installed_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def version_words(versions: Mapping[str, str] | Sequence[str]) -> str:
+    """Return versions in words, such as `torch 2.8.0, trl 1.16.0`: those of a mapping, or those of installed packages."""
+    if not isinstance(versions, Mapping):
+        versions = {name: found for name in versions if (found := installed_version(name))}
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that train and evaluate models."""
+    names = ("torch", "transformers", "trl", "accelerate", "datasets", "trl-hrm")
+    return {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def find_section(page: str, heading: str) -> str:
+    """Return the section of a page with a heading, such as `## Results`, or an empty text."""
+    found = re.search(rf"^{re.escape(heading)}\n.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    return found.group().strip() + "\n" if found else ""
+
+
+def save_section(folder: Path, section: str, docs: str | None, heading: str) -> None:
+    """Print a section, save it as `results.md` in a folder, and replace it in the page `docs`."""
+    (folder / "results.md").write_text(section, encoding="utf-8")
+    if docs:
+        page = Path(docs)
+        page.write_text(replace_section(page.read_text(encoding="utf-8"), section, heading), encoding="utf-8")
+    print(section)
+
+
+def replace_section(page: str, section: str, heading: str) -> str:
+    """Replace the section of a page. A page without it gets it before its last section."""
+    old = find_section(page, heading)
+    if old:
+        return page.replace(old, section)
+    before, mark, last = page.rpartition("\n## ")
+    return f"{before}\n{section}{mark}{last}"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from real_model import find_section
+from common import find_section, version_words
 
 from trl_hrm.demo.claims import claims, vote_words
 from trl_hrm.demo.report import sections
@@ -101,7 +101,7 @@ def page(data: dict[str, Any], pictures: dict[str, list[Picture]], kept: Sequenc
 
 
 def header(data: dict[str, Any]) -> str:
-    machine, versions = data["machine"], ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+    machine, versions = data["machine"], version_words(data["versions"])
     policy, problems = data["policy"], data["problems"]
     sight = (
         "no correct step is corrected"

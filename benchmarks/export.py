@@ -10,7 +10,6 @@ compression.
 """
 
 import argparse
-import importlib.metadata
 import multiprocessing
 import os
 import platform
@@ -22,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from builders import measure_process
+from common import version_words
 
 
 CHILDREN, DEPTH = 5, 5
@@ -34,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
 
     names = ("datasets", "pyarrow")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    versions = version_words(names)
     print(f"python {platform.python_version()}, {versions}, {os.cpu_count()} cores, num_proc={args.num_proc}")
     print(
         f"{'trees':>6}  {'options':<42}{'labelled steps':>15}{'seconds':>9}{'CPU s':>8}{'nodes/s':>10}{'peak RSS MB':>13}"

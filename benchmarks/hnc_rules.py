@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from real_model import save_section, versions
+from common import save_section, version_words, versions
 
 from trl_hrm.demo.jobs import make_policy, make_world, measure_model
 from trl_hrm.demo.over_seeds import interval, signed, spread
@@ -162,7 +162,7 @@ def collect(folder: Path, seeds: list[int]) -> dict[str, Any]:
 def report(results: dict[str, Any]) -> str:
     """Return the section of `docs/evidence.md`."""
     seeds, models, sizes = results["seeds"], results["models"], results["datasets"]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    versions = version_words(results["versions"])
     rows = []
     for name, (title, *_) in DATASETS.items():
         size, cells = sizes[name], []

@@ -55,7 +55,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from real_model import replace_section, versions
+from common import replace_section, version_words, versions
 
 from trl_hrm.data.build_config import BuildStepwiseConfig
 from trl_hrm.data.stepwise import build_stepwise
@@ -689,7 +689,7 @@ def report(results: dict[str, Any], part: str) -> str:
     args, models = results["settings"], results["models"]
     arms = {name: arm for name, arm in PARTS[part].items() if name in models}
     pairs = [pair for pair in PAIRS[part] if set(pair) <= set(arms)]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    versions = version_words(results["versions"])
     seeds = args["seeds"]
     facts = (
         f"{results['date']}, {results['minutes']:.0f} minutes in {args['num_workers']} "

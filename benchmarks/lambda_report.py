@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from common import version_words
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +25,7 @@ class Setting(NamedTuple):
 
 def header(result: dict[str, Any]) -> str:
     args = result["settings"]
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    versions = version_words(result["versions"])
     return (
         f"python {result['python']}, {versions}, {result['cores']} cores, {result['date']}\n"
         f"{args['max_steps']} steps of {args['batch_size']} solutions, learning rate {args['learning_rate']:g}, "

@@ -15,7 +15,6 @@ The growth per token is the slope of a least-squares line through the peaks. Mod
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -26,6 +25,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from common import version_words
 
 
 LENGTHS = [2048, 4096, 8192, 16384, 32768]
@@ -204,7 +205,7 @@ def main() -> None:
                     results.append(measure(job))
                     print(f"{name}, {kind}, {length:,}: {results[-1]}", file=sys.stderr, flush=True)
     packages = ("torch", "transformers", "trl", "datasets")
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+    versions = version_words(packages)
     line = f"{time.strftime('%Y-%m-%d')}; {versions}; Python {platform.python_version()}, {len(os.sched_getaffinity(0))} cores, fp32."
     text = report(results, {"line": line})
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)

@@ -23,9 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common import save_section, version_words, versions
 from datasets import load_dataset
 from hnc_rules import HNC, N
-from real_model import save_section, versions
 
 from trl_hrm.data.export import export
 from trl_hrm.data.export_config import ExportConfig
@@ -129,7 +129,7 @@ def report(results: dict[str, Any]) -> str:
         size, found = results["datasets"][name], results["policies"][name]
         cells = (shares(found, measure) for measure in MEASURES)
         rows.append([title, f"{size['rows']:,}", f"{size['complete']:,}", *cells])
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    versions = version_words(results["versions"])
     parts = [
         HEADING,
         "Fine-tuning of the demo's policy on [prefixes of solutions](dataset_formats.md#prefixes-of-solutions), by "

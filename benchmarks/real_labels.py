@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import save_section, version_words, versions
 from real_labels_jobs import (
     LEARNING_RATES,
     PROFILES,
@@ -54,7 +55,7 @@ from real_labels_jobs import (
     run_job,
     source_name,
 )
-from real_model import auroc_draws, save_section, versions
+from real_model import auroc_draws
 from tqdm import tqdm
 
 from trl_hrm.evaluation.benchmarks.prm_bench import PRM_BENCH
@@ -343,7 +344,7 @@ def introduction(settings, counts, finished, number) -> list[str]:
         f"{TESTS[test]} {found['problems']} problems with {found['steps']:,} labelled steps, {found['wrong']:,} of them wrong"
         for test, found in counts["tests"].items()
     )
-    versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
+    versions = version_words(settings["versions"])
     size = next((f" --profile {name}" for name, one in PROFILES.items() if asdict(one) == profile), "")
     jobs = make_jobs(profile["seeds"])
     missing = Counter(arm_of(job).title for job in jobs if job not in finished)

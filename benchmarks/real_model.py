@@ -14,11 +14,8 @@ interrupted training continues. The results are printed and saved as `results.md
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 from datetime import date
@@ -26,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import save_section, version_words, versions
 
 from trl_hrm.data.problems import problem_key
 from trl_hrm.evaluation.benchmarks.measures import format_results
@@ -89,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
             found = benchmark(folder / f"{suite}-{name}", folder / name, suite, data, args.seed)
             results["benchmarks"][f"{suite}, {MODELS[name]}"] = found
     write_json(folder / "results.json", results)
-    save_section(folder, report(results), args.docs)
+    save_section(folder, report(results), args.docs, HEADING)
 
 
 def build(folder: Path, args: argparse.Namespace) -> None:
@@ -242,15 +240,10 @@ def run(module: str, *args: Any) -> None:
     subprocess.run([sys.executable, "-m", module, *map(str, args)], check=True)
 
 
-def versions() -> dict[str, str]:
-    names = ("torch", "transformers", "trl", "accelerate", "datasets", "trl-hrm")
-    return {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
-
-
 def report(results: dict[str, Any]) -> str:
     """Return the section of `docs/evidence.md`."""
     held_out, losses = results["held_out"], results["losses"]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    versions = version_words(results["versions"])
     parts = [
         HEADING,
         "A reward model trained from SmolLM2-135M-Instruct on the human labels of PRM800K's `phase1_test.jsonl`, by "
@@ -273,30 +266,6 @@ def report(results: dict[str, Any]) -> str:
             f"PRMBench was made from PRM800K. {kept} of its {read} rows are used: those whose problem is not a training problem."
         )
     return "\n\n".join([*parts, READING.strip()]) + "\n"
-
-
-def find_section(page: str, heading: str = HEADING) -> str:
-    """Return the section of a page with a heading, or an empty text."""
-    found = re.search(rf"^{re.escape(heading)}\n.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
-    return found.group().strip() + "\n" if found else ""
-
-
-def save_section(folder: Path, section: str, docs: str | None, heading: str = HEADING) -> None:
-    """Print a section, save it as `results.md` in a folder, and replace it in the page `docs`."""
-    (folder / "results.md").write_text(section, encoding="utf-8")
-    if docs:
-        page = Path(docs)
-        page.write_text(replace_section(page.read_text(encoding="utf-8"), section, heading), encoding="utf-8")
-    print(section)
-
-
-def replace_section(page: str, section: str, heading: str = HEADING) -> str:
-    """Replace the section of a page. A page without it gets it before its last section."""
-    old = find_section(page, heading)
-    if old:
-        return page.replace(old, section)
-    before, mark, last = page.rpartition("\n## ")
-    return f"{before}\n{section}{mark}{last}"
 
 
 def shown(value: dict[str, float]) -> str:

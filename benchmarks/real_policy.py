@@ -13,7 +13,6 @@ resumes a stopped run. The results are printed and saved as `results.md`; `--doc
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -24,7 +23,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from real_model import replace_section
+from common import replace_section, version_words
 
 from trl_hrm import (
     AnnotateConfig,
@@ -199,7 +198,7 @@ def report(found: Any, training: dict[str, Any], seconds: dict[str, float], args
     """Return the section of `docs/evidence.md`."""
     policies = named(found)
     names = ("torch", "transformers", "trl", "trl-hrm")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    versions = version_words(names)
     [compared] = found.comparison["policies"].values()
     verdicts: dict[str, list[str]] = {"Higher after training": [], "Lower after training": [], "Not settled": []}
     for name, one in compared["differences"].items():

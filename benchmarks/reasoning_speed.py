@@ -18,7 +18,6 @@ uses it if the slot halted. Here, a row is drawn when a slot halts.
 """
 
 import argparse
-import importlib.metadata
 import json
 import math
 import os
@@ -32,6 +31,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
+from common import version_words
 from torch import nn
 
 
@@ -478,7 +478,7 @@ def main() -> None:
     if args.row_steps:
         torch.set_num_threads(args.threads)
         rows = count_rows(args.row_steps, slots=64)
-    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))
+    packages = version_words(("torch", "transformers"))
     hardware = (
         torch.cuda.get_device_name() if device == "cuda" else f"{args.threads} of {len(os.sched_getaffinity(0))} cores"
     )

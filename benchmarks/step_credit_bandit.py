@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from real_model import save_section, versions
+from common import save_section, version_words, versions
 
 from trl_hrm.io import write_json
 from trl_hrm.pages.page import Table
@@ -352,7 +352,7 @@ def last(points: list[list[dict[str, float]]], measure: str) -> list[float]:
 def report(results: dict[str, Any]) -> str:
     """Return the section of `docs/evidence.md`."""
     seeds, runs = results["seeds"], results["runs"]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    versions = version_words(results["versions"])
     start = runs[MAIN]["outcome"][0][0]
     rows = []
     for name, points in runs[MAIN].items():

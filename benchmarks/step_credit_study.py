@@ -42,7 +42,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from real_model import replace_section, versions
+from common import replace_section, version_words, versions
 
 from trl_hrm import StepReward
 from trl_hrm.data.build_config import BuildStepwiseConfig
@@ -487,7 +487,7 @@ def report(results: dict[str, Any]) -> str:
     """Return the section of `docs/evidence.md`."""
     curves, before, args = results["curves"], results["before"], results["settings"]
     seeds, num_problems = args["seeds"], len(before["right"])
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    versions = version_words(results["versions"])
     parts = [
         HEADING,
         "Credit assignments of `StepGRPOTrainer` on the demo's problems, by `benchmarks/step_credit_study.py`, which has the command and the "

@@ -17,7 +17,6 @@ python benchmarks/step_search.py
 
 import argparse
 import asyncio
-import importlib.metadata
 import json
 import os
 import platform
@@ -29,6 +28,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import EqualGrader, version_words
 from transformers.utils import logging
 
 from trl_hrm import StepFormat
@@ -60,9 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: 3)")
     parser.add_argument("--policy_steps", type=int, default=700, help="training steps of the policy (default: 700)")
     args = parser.parse_args()
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "math-verify")
-    )
+    versions = version_words(("torch", "transformers", "math-verify"))
     print(f"python {platform.python_version()}, {versions}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
     logging.disable_progress_bar()
     searches = {
@@ -170,17 +168,6 @@ def show_calls(scorer: RecordingScorer, args: argparse.Namespace) -> None:
     for name, way in ways.items():
         every = ", ".join(f"{value:.2f}" for value in seconds[name])
         print(f"| {name} | {len(way)} | {statistics.median(seconds[name]):.2f} ({every}) |")
-
-
-class EqualGrader:
-    """Grades every answer as right, because grading is not measured."""
-
-    class Right:
-        correct = True
-        status = "graded"
-
-    async def agrade(self, answer: str, reference: str) -> Right:
-        return self.Right()
 
 
 def write(prefix: str, rng: random.Random) -> str:

@@ -56,7 +56,7 @@ LOCAL = {
     "quickstart": "quickstart --max_steps 2 --output_dir quickstart".split(),
     "score": "score rows.jsonl --reward_model model".split(),
     "solve": "solve grid puzzles.txt".split(),
-    "reason": "reason --size 4 --num_train 8 --num_validation 2 --num_test 4 --systems loop hrm --seeds 0 --seconds_per_run 1 --hidden_size 16 --output_dir reasoned".split(),
+    "reason": "reason --size 4 --num_train 8 --num_validation 2 --num_test 4 --systems loop hrm --seeds 0 --seconds_per_run 1 --num_workers 1 --hidden_size 16 --output_dir reasoned".split(),
     "env": ["env"],
     "push-dataset": "push-dataset rows --repo_id me/rows --private --dry_run".split(),
 }

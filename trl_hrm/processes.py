@@ -8,9 +8,10 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, resource_tracker
@@ -160,6 +161,73 @@ def share_done(log: Path) -> float:
         file.seek(max(0, log.stat().st_size - 4096))
         found = _PROGRESS.findall(file.read().decode(errors="replace"))
     return min(int(found[-1][0]) / max(int(found[-1][1]), 1), 0.99) if found else 0.0
+
+
+def run_logged(
+    pool: Workers,
+    stage: str,
+    jobs: Mapping[str, Callable[[], Any]],
+    folder: Path,
+    num_finished: int = 0,
+    finish: Callable[[str, Any], None] | None = None,
+) -> dict[str, BaseException]:
+    """
+    Run independent jobs in parallel processes of one thread each, with a progress bar. All jobs are run, even if some fail.
+
+    Args:
+        pool ([`Workers`]):
+            Processes.
+        stage (`str`):
+            Name for the progress bar and the folder of the logs.
+        jobs (`Mapping[str, Callable]`):
+            Jobs by name: calls of functions that another process can import.
+        folder (`Path`):
+            `logs/STAGE/NAME.log` in this folder has what a job prints. Logs of earlier runs are replaced.
+        num_finished (`int`, *optional*, defaults to `0`):
+            Number of jobs of the stage that are already finished, for the progress bar.
+        finish (`Callable[[str, Any], None]`, *optional*):
+            Called in this process with the name and the result of each job that succeeded.
+
+    Returns:
+        `dict[str, BaseException]`: Exceptions of the failed jobs by name.
+    """
+    from tqdm import tqdm
+
+    logs = {name: folder / "logs" / stage / f"{name}.log" for name in jobs}
+    for log in logs.values():
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)  # the bar would show its progress
+    total, failed = num_finished + len(jobs), {}
+    running = {pool.submit(_run_job, job, logs[name]): name for name, job in jobs.items()}
+    form = "{desc} {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
+    with tqdm(
+        total=total, initial=num_finished, desc=f"{stage:<16}", bar_format=form, leave=False, disable=None
+    ) as bar:
+        while running:
+            done, _ = wait(running, timeout=0.5)
+            for future in done:
+                name, error = running.pop(future), future.exception()
+                if isinstance(error, BrokenProcessPool):  # of all jobs
+                    raise error
+                if error:
+                    failed[name] = error
+                elif finish:
+                    finish(name, future.result())
+            bar.n = total - len(running) + sum(share_done(logs[name]) for name in running.values())
+            bar.set_postfix_str(f"{total - len(running)} of {total} jobs")
+    return failed
+
+
+def _run_job(job: Callable[[], Any], log: Path) -> Any:
+    import torch
+
+    torch.set_num_threads(1)
+    with open(log, "w", encoding="utf-8") as file, printed_to(file):
+        try:
+            return job()
+        except BaseException:
+            traceback.print_exc()
+            raise
 
 
 def num_cores() -> int:

@@ -1,6 +1,7 @@
 """The tables of the benchmark of long paths, by hand."""
 
-from importlib import util
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,9 @@ from ..helpers import tiny_tokenizer
 
 @pytest.fixture(scope="module")
 def paths():
-    spec = util.spec_from_file_location("long_paths", Path(__file__).parents[2] / "benchmarks" / "long_paths.py")
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    yield importlib.import_module("long_paths")
+    sys.path.pop(0)
 
 
 def test_fit(paths):

@@ -1,6 +1,7 @@
 """Intervals of the AUROC over problems, against a plain loop over pairs."""
 
-from importlib import util
+import importlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,9 @@ from trl_hrm.step_metrics import auroc
 
 @pytest.fixture(scope="module")
 def script():
-    spec = util.spec_from_file_location("real_model", Path(__file__).parents[2] / "benchmarks" / "real_model.py")
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    yield importlib.import_module("real_model")
+    sys.path.pop(0)
 
 
 def test_the_auroc_and_its_interval_are_those_of_a_plain_loop(script):
@@ -57,14 +57,15 @@ def test_the_interval_is_about_problems_and_not_about_steps(script):
 
 def test_the_section_of_the_page_is_replaced(script):
     """And nothing else of the page. `benchmarks/evidence.py` keeps what `find_section` returns."""
-    first, second = f"{script.HEADING}\n\nOld.\n\n```\n### no heading\n```\n", f"{script.HEADING}\n\nNew.\n"
+    common, heading = importlib.import_module("common"), "## Second"
+    first, second = f"{heading}\n\nOld.\n\n```\n### no heading\n```\n", f"{heading}\n\nNew.\n"
     page = "# Evidence\n\n## One\n\nText.\n\n## Last\n\nEnd.\n"
-    assert script.find_section(page) == ""
-    once = script.replace_section(page, first)
+    assert common.find_section(page, heading) == ""
+    once = common.replace_section(page, first, heading)
     assert once == f"# Evidence\n\n## One\n\nText.\n\n{first}\n## Last\n\nEnd.\n"
-    assert script.find_section(once) == first
+    assert common.find_section(once, heading) == first
     third = "## Third\n\nOther.\n"
-    twice = script.replace_section(once, third, "## Third")
-    assert script.find_section(twice) == first and script.find_section(twice, "## Third") == third
-    assert script.replace_section(twice, third.replace("Other", "More"), "## Third") == twice.replace("Other", "More")
-    assert script.replace_section(once, second) == once.replace(first, second)
+    twice = common.replace_section(once, third, "## Third")
+    assert common.find_section(twice, heading) == first and common.find_section(twice, "## Third") == third
+    assert common.replace_section(twice, third.replace("Other", "More"), "## Third") == twice.replace("Other", "More")
+    assert common.replace_section(once, second, heading) == once.replace(first, second)

@@ -1,6 +1,7 @@
 """The benchmark of the reasoning models: the arithmetic of the original code against golden values of ours, and the tables by hand."""
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,9 @@ from trl_hrm.reasoning.losses import act_loss
 
 @pytest.fixture(scope="module")
 def speed():
-    spec = importlib.util.spec_from_file_location(
-        "reasoning_speed", Path(__file__).parents[2] / "benchmarks" / "reasoning_speed.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    yield importlib.import_module("reasoning_speed")
+    sys.path.pop(0)
 
 
 def copy_weights(original, model, tied: bool) -> None:

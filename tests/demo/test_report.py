@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
+from trl_hrm.demo import report
 from trl_hrm.demo.report import render_report, sections, write_report
 from trl_hrm.demo.report_pictures import _caps_picture, band_words, make_pictures, tree_places
+from trl_hrm.pages import pictures
 
 from .page_reading import Page
 from .report_data import TITLES, VOTE, N, example, quick
@@ -37,19 +39,36 @@ def two() -> dict[str, Any]:
 
 
 MAKE = {"full": example, "quick": quick, "two": two, "blind": blind}
-# drawing the pictures of one set takes seconds, so two sets are drawn only in slow tests
-DRAWN = ["full", "quick", *(pytest.param(name, marks=pytest.mark.slow) for name in ("two", "blind"))]
+# drawing the pictures of one set in full size takes seconds, so only one is drawn in the fast tests
+DRAWN = ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in ("quick", "two", "blind"))]
+
+
+def draw_small(data: dict[str, Any]):
+    """Draw small pictures, and only in the light theme. This takes half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "DPI", 20)
+        patch.setattr(pictures, "THEMES", {"light": pictures.THEMES["light"]})
+        found = make_pictures(data)
+    for picture in (one for part in found.values() for one in part):
+        picture.images["dark"] = picture.images["light"]
+    return found
 
 
 @cache
-def drawn(name: str):
-    """Draw the pictures of each set of measurements only once, because drawing is slow."""
-    return make_pictures(MAKE[name]())
+def drawn(name: str, is_small: bool = False):
+    """Draw the pictures of each set of measurements only once."""
+    return (draw_small if is_small else make_pictures)(MAKE[name]())
 
 
 @cache
 def page_text(name: str) -> str:
     return render_report(MAKE[name](), drawn(name))
+
+
+@cache
+def quick_text() -> str:
+    """Return the page of the quick profile, with small pictures."""
+    return render_report(quick(), drawn("quick", is_small=True))
 
 
 def bare(data: dict[str, Any]) -> str:
@@ -216,7 +235,7 @@ class TestNumbers:
         assert "HRM (same number of rows) 22,017" in section.text
 
     def test_without_hnc(self):
-        section = Page(page_text("quick")).sections["hnc"]
+        section = Page(quick_text()).sections["hnc"]
         assert "Not measured in this profile" in section.text and section.tables == []
 
     def test_tree_as_a_table(self):
@@ -275,7 +294,7 @@ class TestPage:
         assert section.table()["λ = 0.5 is the best balance."][:2] == ["HRM", "not held"]
 
     def test_no_warning_if_the_policy_sees_its_errors(self):
-        assert "Warning" not in page_text("full") and "Warning" not in page_text("quick")
+        assert "Warning" not in page_text("full") and "Warning" not in quick_text()
 
     def test_the_page_opens_with_a_warning_about_a_blind_policy(self):
         """With a blind policy, every table about corrections still has numbers."""
@@ -309,14 +328,14 @@ class TestPage:
                 "torch",
             ):
                 data = changed(data, path, HOSTILE)
-        text = render_report(data, make_pictures(data))
+        text = render_report(data, draw_small(data))
         page = Page(text)
         assert page.all("script") == [] and all(image["src"].startswith("data:") for image in page.all("img"))
         assert escape(HOSTILE) in text
 
 
 class TestPictures:
-    @pytest.mark.parametrize("name, number", [("full", 18), ("quick", 17)])
+    @pytest.mark.parametrize("name, number", [("full", 18), pytest.param("quick", 17, marks=pytest.mark.slow)])
     def test_no_picture_is_empty(self, name, number):
         pictures = [one for part in drawn(name).values() for one in part]
         assert len(pictures) == len({one.name for one in pictures}) == number
@@ -345,7 +364,7 @@ class TestPictures:
         ]
 
     def test_without_hnc_there_is_no_picture_of_it(self):
-        assert "hnc" not in drawn("quick")
+        assert "hnc" not in drawn("quick", is_small=True)
 
     def test_lambda_has_a_picture_of_kl_and_of_loss_for_each_reduction(self):
         found = drawn("full")["lambda"]
@@ -359,13 +378,15 @@ class TestPictures:
         """Each leaf has its own row, and a parent is centred on its children, even if they come after a later parent's children."""
         assert tree_places([-1, -1, 0, 0, 1, 2]) == [(0, 0.5), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
 
-    def test_files(self, tmp_path):
+    def test_files(self, tmp_path, monkeypatch):
         """The same measurements give the same bytes."""
+        monkeypatch.setattr(report, "make_pictures", draw_small)
         files = write_report(quick(), tmp_path / "report.html")
         assert {file.parent for file in files} == {tmp_path / "report_files"}
-        assert (tmp_path / "report.html").read_text(encoding="utf-8") == page_text("quick")
-        pictures = {one.name: one.images["light"] for part in drawn("quick").values() for one in part}
-        assert {file.stem: file.read_bytes() for file in files} == pictures
+        assert (tmp_path / "report.html").read_text(encoding="utf-8") == quick_text()
+        small = drawn("quick", is_small=True)
+        expected = {one.name: one.images["light"] for part in small.values() for one in part}
+        assert {file.stem: file.read_bytes() for file in files} == expected
 
 
 class TestBrowser:

@@ -15,9 +15,9 @@ import yaml
 from trl_hrm import ScoreConfig, score
 from trl_hrm.demo import runner
 from trl_hrm.demo.jobs import _keep
-from trl_hrm.demo.runner import Runner, share_done
+from trl_hrm.demo.runner import Runner
 from trl_hrm.io import write_json
-from trl_hrm.processes import Workers
+from trl_hrm.processes import Workers, share_done
 from trl_hrm.search.run_folder import shard_name
 
 

@@ -126,9 +126,10 @@ def train(
     trainer.save_model(output_dir)
 
 
-allow_fsdp_on_cpu()
-gc.freeze()  # each training ends with a garbage collection, which would otherwise scan every imported module
-for path in sys.argv[1:]:
-    train(**json.loads(Path(path).read_text(encoding="utf-8")))
-PartialState().wait_for_everyone()  # see `end_together` of the recipes
-PartialState().destroy_process_group()
+if __name__ == "__main__":
+    allow_fsdp_on_cpu()
+    gc.freeze()  # each training ends with a garbage collection, which would otherwise scan every imported module
+    for path in sys.argv[1:]:
+        train(**json.loads(Path(path).read_text(encoding="utf-8")))
+    PartialState().wait_for_everyone()  # see `end_together` of the recipes
+    PartialState().destroy_process_group()

@@ -17,8 +17,6 @@ from trl_hrm.reasoning.evaluate import (
     first_halt,
     fixed,
     predict,
-    predict_copies,
-    vote,
 )
 
 
@@ -154,81 +152,6 @@ class TestStrategies:
 
     def test_limit(self):
         assert choose_by_q(self.found.up_to(1))[1].tolist() == [1, 1, 1]
-
-
-class TestVote:
-    def test_majority_of_whole_boards(self):
-        # cell by cell, [1, 1] would win although no copy answered it
-        answers = np.array([[[1, 2]], [[1, 2]], [[2, 1]], [[3, 1]], [[4, 1]]], np.uint8)
-        assert vote(answers, np.zeros((5, 1), np.float32)).tolist() == [[1, 2]]
-
-    def test_ties_by_mean_probability(self):
-        answers = np.array([[[1, 2]], [[2, 1]], [[2, 1]], [[1, 2]]], np.uint8)
-        assert vote(answers, np.array([[5], [1], [1], [-5]], np.float32)).tolist() == [[2, 1]]
-        assert vote(answers, np.zeros((4, 1), np.float32)).tolist() == [[1, 2]]  # the first one
-
-
-class EquivariantSolver(CountingModel):
-    """
-    Fake solver of 4x4 Sudoku that commutes with all symmetries: the answer to a cell is its symbol, and blanks get the lowest digit that
-    is neither in the row, the column nor the box. The lowest digit depends on the labels, so only boards with one candidate per blank
-    are answered in the same way for every relabelling.
-    """
-
-    def __init__(self, bias=False):
-        super().__init__()
-        self.config = SimpleNamespace(halt_max_steps=1, height=4, width=4, seq_len=16, vocab_size=6, num_puzzle_ids=1)
-        self.bias = bias
-
-    def forward(self, input_ids, puzzle_ids=None, z_H=None, z_L=None):
-        answers = input_ids.clone()
-        for board, answer in zip(input_ids.view(-1, 4, 4), answers.view(-1, 4, 4), strict=True):
-            for row, column in (board == 1).nonzero().tolist():
-                top, left = row // 2 * 2, column // 2 * 2
-                seen = {
-                    *board[row].tolist(),
-                    *board[:, column].tolist(),
-                    *board[top : top + 2, left : left + 2].flatten().tolist(),
-                }
-                answer[row, column] = min({2, 3, 4, 5} - seen, default=1)
-                if self.bias and (row, column) == (0, 0):
-                    answer[row, column] = 2  # an error that symmetric copies do not share
-        logits = torch.nn.functional.one_hot(answers, 6).float()
-        return SimpleNamespace(logits=logits, q_halt_logits=torch.zeros(len(input_ids)), z_H=z_H, z_L=z_L)
-
-
-class TestCopies:
-    solution = np.array([[3, 2, 4, 5], [4, 5, 2, 3], [2, 3, 5, 4], [5, 4, 3, 2]], np.uint8)
-
-    def rows(self):
-        rows = []
-        for cell in (0, 5, 15):
-            puzzle = self.solution.flatten()
-            puzzle[cell] = 1
-            rows.append({"puzzle": puzzle.tolist(), "height": 4, "width": 4, "family": "sudoku"})
-        return rows
-
-    def test_copies_of_an_equivariant_solver_agree(self):
-        # a symmetry that is not undone, or undone in the wrong order
-        answers, q_halt = predict_copies(EquivariantSolver(), self.rows(), 7)
-        assert answers.shape == (7, 3, 16) and q_halt.shape == (7, 3)
-        assert (answers == self.solution.flatten()).all()
-
-    def test_votes_correct_errors_that_copies_do_not_share(self):
-        answers, q_halt = predict_copies(EquivariantSolver(bias=True), self.rows(), 9)
-        right = exact(answers, np.repeat(self.solution.reshape(1, 16), 3, 0))
-        assert not right[0, 0] and 0.5 < right[:, 0].mean() < 1
-        assert exact(vote(answers, q_halt), np.repeat(self.solution.reshape(1, 16), 3, 0)).all()
-
-    def test_symmetries_do_not_depend_on_other_rows_or_labels(self):
-        rows = [row | {"solution": [1] * 16} for row in self.rows()]
-        all_rows, _ = predict_copies(EquivariantSolver(bias=True), rows, 4, seed=3)
-        first, _ = predict_copies(EquivariantSolver(bias=True), self.rows()[:1], 4, seed=3)
-        assert (all_rows[:, :1] == first).all()
-
-    def test_no_votes(self):
-        with pytest.raises(ValueError, match="`votes` is 0"):
-            predict_copies(EquivariantSolver(), self.rows(), 0)
 
 
 class TestIntervals:

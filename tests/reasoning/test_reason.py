@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from trl_hrm import BuildGridConfig, ReasonConfig, SolveConfig, build_grid, reason, solve
+from trl_hrm.processes import Workers
 from trl_hrm.reasoning import HrmGridForSolving, study, sudoku_vocab
 from trl_hrm.reasoning.evaluate import GridPredictions
-from trl_hrm.reasoning.study import Answers, System, claims, collect, read_split, run_folder, train_run
+from trl_hrm.reasoning.study import Answers, System, claims, collect, read_split, run_folder, run_jobs, train_run
 from trl_hrm.scripts.reason import choose_rate, push_model, shared_settings, training_settings
 
 
@@ -336,6 +337,19 @@ def test_shared_settings(data):
     assert (shared["height"], shared["vocab"], shared["H_layers"]) == (4, sudoku_vocab(4), 1)
     assert training_settings(config, System("hrm+ema"))["ema"] == 0.9
     assert training_settings(config, System("hrm"))["ema"] is None
+
+
+def test_a_job_that_fails_stops_the_study_after_the_others(tmp_path, capsys):
+    """The message says which job failed. The next stage would read the results that it has not written."""
+    with Workers(1, "fork", "") as pool:
+        run_jobs(pool, "first", {"one": partial(int, "1")}, tmp_path, lambda: "1 result")
+        assert capsys.readouterr().out.endswith("  1 result\n")
+        jobs = {"bad": partial(int, "x"), "good": partial((tmp_path / "made").mkdir)}
+        with pytest.raises(
+            ValueError, match=r"1 of 2 jobs of the stage second failed, first bad \(ValueError: invalid"
+        ):
+            run_jobs(pool, "second", jobs, tmp_path)
+    assert (tmp_path / "made").exists()
 
 
 def test_missing_split(data, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from trl_hrm import StepTree
 from trl_hrm.cli import main
-from trl_hrm.scripts.quickstart import NUM_HELD_OUT, random_problem, solution_tree
+from trl_hrm.scripts.quickstart import NUM_HELD_OUT, QuickstartConfig, random_problem, solution_tree
 
 from ..helpers import code_block
 
@@ -39,13 +39,20 @@ def eval_sum(text: str) -> int:
     return int(first) + (int(second) if operator == "+" else -int(second))
 
 
-def test_it_finds_the_wrong_step(tmp_path, monkeypatch, capsys):
-    """What the README says of its first command, with the scores of the command that it names next."""
+@pytest.mark.parametrize("max_steps", [3, pytest.param(800, marks=pytest.mark.slow)])
+def test_it_finds_the_wrong_step(tmp_path, monkeypatch, capsys, max_steps):
+    """
+    What the README says of its first command, with the scores of the command that it names next. After a few steps, the scores mean nothing,
+    but the count and the commands must be right.
+    """
+    assert QuickstartConfig().max_steps == 800
     monkeypatch.chdir(tmp_path)
-    assert main(["quickstart"]) == 0
+    assert main(["quickstart", "--max_steps", str(max_steps)]) == 0
     out = capsys.readouterr().out
     num_equal, total = map(int, re.search(r"step in (\d+) of (\d+) solutions", out).groups())
-    assert total == NUM_HELD_OUT and num_equal >= 0.95 * total
+    assert total == NUM_HELD_OUT
+    if max_steps == 800:
+        assert num_equal >= 0.95 * total
     command = re.search(r"Next: trl-hrm (score .*)", out)[1].split()
     assert main([*command, "--output", "scored.jsonl"]) == 0
     rows = [json.loads(line) for line in open("scored.jsonl", encoding="utf-8")]
@@ -59,7 +66,9 @@ def test_it_finds_the_wrong_step(tmp_path, monkeypatch, capsys):
     names: dict = {}
     exec(code_block("README.md", "StepScorer.from_pretrained"), names)
     [[scores]] = names["scores"]
-    assert [score > 0.5 for score in scores] == [True, False, True, True]
+    if max_steps == 800:
+        assert [score > 0.5 for score in scores] == [True, False, True, True]
+    assert len(scores) == 4 and all(0 < score < 1 for score in scores)
 
 
 def test_bad_settings(capsys):

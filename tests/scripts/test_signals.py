@@ -168,9 +168,9 @@ def names_of(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("number", "group"),
     [
-        (signal.SIGTERM, True),
-        (signal.SIGKILL, False),
         (signal.SIGINT, True),
+        pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, False, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, False, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, True, marks=pytest.mark.slow),
@@ -190,6 +190,7 @@ def test_build_stopped_while_its_workers_work(tmp_path, number, group):
     assert json.loads((tmp_path / "out" / "build_report.json").read_text())["rows"] == {"train": 40}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_build(tmp_path):
     """The kernel kills the process that uses the most memory. The build must neither wait for it nor write a dataset without its rows."""
     command = Command(tmp_path, build_words(tmp_path), "trl_hrm.data.build:_Worker.keep@1")

@@ -17,7 +17,7 @@ from trl_hrm.search.engines.base import EngineFatal, PrefixTooLong, Sample, Scri
 from trl_hrm.search.log import EventLog
 from trl_hrm.search.open_tree import OpenTree
 from trl_hrm.search.policies import RootFilter
-from trl_hrm.search.run_folder import launched_shard, problem_shard
+from trl_hrm.search.run_folder import Shard, launched_shard, problem_shard
 from trl_hrm.search.step_search import GreedyStepSearch
 from trl_hrm.search.tree import Problem
 
@@ -378,8 +378,16 @@ def test_shards_by_id():
 
 def test_shards_of_launched_processes(monkeypatch):
     """The processes of machine 1 of 2 are parts 4 to 7 of 8. An engine that sees WORLD_SIZE waits for the others."""
-    assert launched_shard(3, 16) == (3, 16, None)
+    assert launched_shard("3/16") == (3, 16, None)
     for name, value in {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "2", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert launched_shard(1, 2) == (6, 8, 2)
+    assert launched_shard("1/2") == (6, 8, 2)
     assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"} & os.environ.keys()
+
+
+@pytest.mark.parametrize("text", ["3", "3/3", "0/0", "-1/2", "1/2/3", "a/2", ""])
+def test_bad_shards(text):
+    """A shard that does not exist would search no problem and report success."""
+    with pytest.raises(ValueError, match="must be I/N"):
+        Shard.parse(text)
+    assert Shard.parse("2/3") == (2, 3, None)

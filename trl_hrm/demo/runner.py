@@ -6,24 +6,20 @@ outputs changed. Interrupted jobs are resumed if they support it, otherwise rest
 import inspect
 import shutil
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired
 
 import yaml
-from tqdm import tqdm
 from typing_extensions import TypedDict
 
 from ..config import Config
 from ..identity import digest_of_files, setting_changes
 from ..io import read_json, write_json
-from ..processes import Workers, printed_to, share_done
+from ..processes import Workers, run_logged
 from ..schema import Amount, check_json
-from ..search.run_folder import MANIFEST, shard_name
+from ..search.run_folder import MANIFEST, Shard, shard_name
 
 
 DONE = ".done"
@@ -154,7 +150,8 @@ class Runner:
         shard = dict(_settings_of(job)).get("shard")
         if shard is None:
             return files
-        own = shard_name("", *map(int, shard.split("/")), "")
+        index, count, _ = Shard.parse(shard)
+        own = shard_name("", index, count, "")
         return [file for file in files if own in file.name or file.name == MANIFEST]
 
     def _remove_outputs(self, job: partial) -> None:
@@ -171,38 +168,25 @@ class Runner:
         """Run the unfinished jobs. Return the seconds of all runs of the stage, each counted up to its last finished job."""
         began = time.perf_counter()
         marks = {name: self.folder / DONE / stage / f"{name}.json" for name in jobs}
-        logs = {name: self.folder / "logs" / stage / f"{name}.log" for name in jobs}
-        for path in (*marks.values(), *logs.values()):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        for mark in marks.values():
+            mark.parent.mkdir(parents=True, exist_ok=True)
         before = max((read_mark(mark)["since"] for mark in marks.values() if mark.exists()), default=0.0)
         given = {name: self._given(job) for name, job in jobs.items() if not marks[name].exists()}
-        running: dict[Future, str] = {self._pool.submit(_work, jobs[name], logs[name]): name for name in given}
-        failed = []
-        bar_format = "{desc} {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
-        with tqdm(
-            total=len(jobs),
-            initial=len(jobs) - len(running),
-            desc=f"{stage:<16}",
-            bar_format=bar_format,
-            leave=False,
-        ) as bar:
-            while running:
-                done, _ = wait(running, timeout=0.5)
-                for future in done:
-                    name = running.pop(future)
-                    error = future.exception()
-                    if isinstance(error, BrokenProcessPool):  # of all jobs
-                        raise error
-                    if error:
-                        failed.append(f"{stage}, {name}: {type(error).__name__}: {error} See its log: {logs[name]}")
-                    else:
-                        since = before + time.perf_counter() - began
-                        times = {"seconds": future.result(), "since": since}
-                        write_json(marks[name], times | given[name] | self._written(jobs[name]))
-                bar.n = len(jobs) - len(running) + sum(share_done(logs[name]) for name in running.values())
-                bar.set_postfix_str(f"{len(jobs) - len(running)} of {len(jobs)} jobs")
+
+        def finish(name: str, seconds: float) -> None:
+            times = {"seconds": seconds, "since": before + time.perf_counter() - began}
+            write_json(marks[name], times | given[name] | self._written(jobs[name]))
+
+        logs = self.folder / "logs" / stage
+        timed = {name: partial(_run_timed, jobs[name], logs / f"{name}.yaml") for name in given}
+        failed = run_logged(self._pool, stage, timed, self.folder, len(jobs) - len(given), finish)
         if failed:
-            raise ValueError("; ".join(failed))
+            raise ValueError(
+                "; ".join(
+                    f"{stage}, {name}: {type(error).__name__}: {error} See its log: {logs / f'{name}.log'}"
+                    for name, error in failed.items()
+                )
+            )
         return before + time.perf_counter() - began
 
 
@@ -226,21 +210,13 @@ def _files(path: Path) -> list[Path]:
     return [one for one in found if not any(part.startswith(".") for part in one.relative_to(path).parts)]
 
 
-def _work(job: partial, log: Path) -> float:
-    """Run a job and write its output to its log. Return the seconds that it took."""
-    import torch
-
-    torch.set_num_threads(1)
+def _run_timed(job: partial, file: Path) -> float:
+    """Run a job, and write its settings to a file. Return the seconds that it took."""
     began = time.perf_counter()
     for settings in job.args:  # to run the job by hand: `trl-hrm COMMAND --config FILE`
         if isinstance(settings, Config | dict):
             settings = settings.settings() if isinstance(settings, Config) else settings
-            log.with_suffix(".yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    with open(log, "w", encoding="utf-8") as file, printed_to(file):
-        print(_format_call(job), flush=True)
-        try:
-            job()
-        except BaseException:
-            traceback.print_exc()
-            raise
+            file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    print(_format_call(job), flush=True)
+    job()
     return time.perf_counter() - began

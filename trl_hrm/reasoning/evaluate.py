@@ -1,5 +1,5 @@
 """
-Evaluate models of grid puzzles (HRM, arXiv 2506.21734): exact accuracy by segment, strategies that choose a segment, and votes.
+Evaluate models of grid puzzles (HRM, arXiv 2506.21734): exact accuracy by segment, and strategies that choose a segment.
 
 [`predict`] runs the model and sees no solutions. Everything else is a pure function of NumPy arrays. Only [`exact`] and
 [`cell_accuracy`] compare with solutions, so no strategy can choose an answer because it is right.
@@ -256,89 +256,6 @@ def choose_by_q(predictions: GridPredictions) -> tuple[np.ndarray, np.ndarray]:
 
 def _at(predictions: GridPredictions, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return predictions.answers[places, np.arange(len(places))], places + 1
-
-
-def vote(answers: np.ndarray, q_halt: np.ndarray) -> np.ndarray:
-    """
-    Choose the most frequent answer of each puzzle. Whole boards are compared, not single cells.
-
-    Args:
-        answers (`np.ndarray`):
-            Several answers for each puzzle, for example of relabelled copies with the relabelling undone. Shape `(votes, puzzles, cells)`.
-        q_halt (`np.ndarray`):
-            Halting logits, shape `(votes, puzzles)`. Among equally frequent answers, the one with the highest mean probability of
-            being right wins, then the one that comes first.
-
-    Returns:
-        `np.ndarray`: Answers, shape `(puzzles, cells)`.
-    """
-    probability = 1 / (1 + np.exp(-np.clip(q_halt.astype(np.float64), -50, 50)))
-    chosen = np.empty(answers.shape[1:], answers.dtype)
-    for puzzle in range(answers.shape[1]):
-        votes: dict[bytes, list[int]] = {}
-        for number, answer in enumerate(answers[:, puzzle]):
-            votes.setdefault(answer.tobytes(), []).append(number)
-        winner = max(votes.values(), key=lambda numbers: (len(numbers), probability[numbers, puzzle].mean()))
-        chosen[puzzle] = answers[winner[0], puzzle]
-    return chosen
-
-
-def predict_copies(
-    model: "HrmGridForSolving", rows: Any, votes: int, *, seed: int = 0, segments: int | None = None, **options: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Solve symmetric copies of each puzzle and undo the symmetry of the answers, for [`vote`]. Solutions are not read.
-
-    Args:
-        model ([`HrmGridForSolving`]):
-            Model.
-        rows (`Dataset` or `Sequence[Mapping]`):
-            Puzzles, with the columns `puzzle`, `height`, `width` and `family`.
-        votes (`int`):
-            Number of copies. The first one is the puzzle itself. The others are drawn: relabelled digits, permuted rows and columns,
-            and transposition for Sudoku, rotations and reflections for mazes.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the symmetries. They do not depend on the other rows.
-        segments (`int`, *optional*):
-            Number of segments. Defaults to `halt_max_steps`.
-        **options:
-            Further arguments of [`predict`].
-
-    Returns:
-        `tuple[np.ndarray, np.ndarray]`: Answers after the last segment, `uint8`, shape `(votes, puzzles, cells)`, and their halting
-        logits, shape `(votes, puzzles)`.
-
-    Raises:
-        `ValueError`: If `votes` is less than 1, or the family has no symmetries.
-
-    Example:
-
-    ```python
-    >>> answers = vote(*predict_copies(model, rows, votes=9))
-    ```
-    """
-    from .data.symmetry import random_symmetry
-
-    if votes < 1:
-        raise ValueError(f"`votes` is {votes}. It must be at least 1.")
-    answers, q_halt = [], []
-    for number in range(votes):
-        copies, inverses = [], []
-        for place, row in enumerate(rows):
-            puzzle = np.asarray(row["puzzle"], dtype=np.uint8)
-            if number:
-                rng = np.random.default_rng([seed, number, place])
-                symmetry = random_symmetry(row["family"], row["height"], row["width"], rng)
-                puzzle = symmetry.apply(puzzle)
-                inverses.append(symmetry.inverse())
-            copies.append({**row, "puzzle": puzzle})
-        found = predict(model, copies, segments=segments, **options)
-        boards = found.answers[-1]
-        if number:
-            boards = np.stack([inverse.apply(board) for inverse, board in zip(inverses, boards, strict=True)])
-        answers.append(boards)
-        q_halt.append(found.q_halt[-1])
-    return np.stack(answers), np.stack(q_halt)
 
 
 # Means and intervals over puzzles and seeds

@@ -11,8 +11,6 @@ checkpoint at step s is what a training of s steps would end with.
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from ..io import read_json, replacing, shown, write_json
-from ..processes import Workers, printed_to, share_done
+from ..processes import Workers, run_logged
 from ..terminal import say
 from .evaluate import (
     GridPredictions,
@@ -195,48 +193,16 @@ def run_jobs(
     Raises:
         `ValueError`: If a job failed. The other jobs are finished first.
     """
-    from tqdm import tqdm
-
     began = time.perf_counter()
-    logs = {name: folder / "logs" / stage / f"{name}.log" for name in jobs}
-    (folder / "logs" / stage).mkdir(parents=True, exist_ok=True)
-    for log in logs.values():
-        log.unlink(missing_ok=True)  # of an interrupted start
-    failed = []
-    running: dict[Future, str] = {pool.submit(_work, job, logs[name]): name for name, job in jobs.items()}
-    form = "{desc} {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
-    with tqdm(total=len(jobs), desc=f"{stage:<16}", bar_format=form, leave=False, disable=None) as bar:
-        while running:
-            done, _ = wait(running, timeout=0.5)
-            for future in done:
-                name = running.pop(future)
-                if error := future.exception():
-                    if isinstance(error, BrokenProcessPool):  # of all jobs
-                        raise error
-                    failed.append(f"{name} ({type(error).__name__}: {error})")
-            bar.n = len(jobs) - len(running) + sum(share_done(logs[name]) for name in running.values())
-            bar.set_postfix_str(f"{len(jobs) - len(running)} of {len(jobs)} jobs")
+    failed = run_logged(pool, stage, jobs, folder)
     if failed:
+        name, error = next(iter(failed.items()))
         raise ValueError(
-            f"{len(failed)} of {len(jobs)} jobs of the stage {stage} failed, first {failed[0]} The logs are in "
+            f"{len(failed)} of {len(jobs)} jobs of the stage {stage} failed, first {name} ({type(error).__name__}: {error}) The logs are in "
             f"{folder / 'logs' / stage}. Run the same command again to repeat the failed jobs."
         )
     words = did() if did else f"{len(jobs)} jobs"
     say(f"{stage:<16}{time.perf_counter() - began:>6.0f} s  {words}")
-
-
-def _work(job: partial, log: Path) -> None:
-    import traceback
-
-    import torch
-
-    torch.set_num_threads(1)
-    with open(log, "w", encoding="utf-8") as file, printed_to(file):
-        try:
-            job()
-        except BaseException:
-            traceback.print_exc()
-            raise
 
 
 def measure_speed(data: str, model: Mapping[str, Any], training: Mapping[str, Any], output: str) -> None:

@@ -346,7 +346,7 @@ def board_views(results: Mapping[str, Any]) -> dict[str, Any]:
     """
     boards = results["boards"]
     height, width = boards["height"], boards["width"]
-    vocab = vocabulary(results["data"]["family"], height)
+    vocab = sudoku_vocab(height) if results["data"]["family"] == "sudoku" else MAZE_VOCAB
     symbols = ["" if len(symbol) > 1 else "\u00b7" if symbol == "." else symbol for symbol in vocab.symbols]
     box = box_shape(height) if results["data"]["family"] == "sudoku" else None
     # without a script, the page shows the answers of the first HRM, or else of the first system
@@ -386,11 +386,6 @@ def board_views(results: Mapping[str, Any]) -> dict[str, Any]:
             "segments": {name: results["systems"][name]["segments"] for name in names},
         },
     }
-
-
-def vocabulary(family: str, size: int) -> GridVocab:
-    """Return the vocabulary of a family of puzzles."""
-    return sudoku_vocab(size) if family == "sudoku" else MAZE_VOCAB
 
 
 def kind_of(given: int, right: int, found: int, vocab: GridVocab) -> str:

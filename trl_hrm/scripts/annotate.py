@@ -17,7 +17,6 @@ trl-hrm annotate --more_from runs/mcts --where uncertain --more_samples 10000 --
 
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -275,9 +274,7 @@ class AnnotateConfig(TrackingConfig, RunConfig, PromptConfig, PolicyConfig, Prob
             if getattr(self, name) is None:
                 raise ValueError(f"`{name}` is missing. Set `problems` and `policy`.")
         self.extractors = self.extractors or list(DEFAULT_EXTRACTORS)
-        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
-        if match is None or not int(match[1]) < int(match[2]):
-            raise ValueError(f"`shard` is {shown(self.shard)}. It must be I/N with I from 0 to N - 1, such as 3/16.")
+        Shard.parse(self.shard)
         for name in ("step_tokens", "solution_steps", "pilot", "tokens_per_second"):
             if getattr(self, name) is not None and not self.dry_run:
                 raise ValueError(f"`{name}` is set, but `dry_run` is false. Set `dry_run`, or remove `{name}`.")
@@ -406,7 +403,7 @@ def annotate(config: AnnotateConfig) -> "Annotation | str":
     run = None if config.more_from is None else FinishedRun(config.more_from)
     if config.dry_run:
         return describe_dry_run(config, config.read_problems()) if run is None else describe_more(config, run)
-    shard = launched_shard(*map(int, config.shard.split("/")))
+    shard = launched_shard(config.shard)
     with claimed_run(config.output_dir, shard, [MANIFEST]):
         progress, summary = search_problems(config, shard, config.read_problems() if run is None else run)
     if summary["problems"] and summary["problems"].keys() <= {"error", "ungradable"}:
@@ -462,8 +459,8 @@ def describe_dry_run(config: AnnotateConfig, problems: "ProblemSet") -> str:
     search = config.make_search(prompt, rule)
     tokenizer = config.load_tokenizer()
     prompt = prompt.for_tokenizer(tokenizer)
-    index, count = map(int, config.shard.split("/"))
-    chosen = [p for p in problems.problems if problem_shard(p.problem_id, count) == index]
+    shard = Shard.parse(config.shard)
+    chosen = [p for p in problems.problems if problem_shard(p.problem_id, shard.count) == shard.index]
     lines = [problems.describe(), f"Shard {config.shard}: {len(chosen):,} problems."]
     if not chosen:
         return "\n".join(lines)

@@ -252,9 +252,7 @@ class JudgeConfig(EngineConfig, CandidatesConfig):
                 f"`num_votes` is {self.num_votes}, but `temperature` is 0, so all votes would be the same. Set `num_votes` to 1, or use a "
                 "higher temperature."
             )
-        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
-        if match is None or not int(match[1]) < int(match[2]):
-            raise ValueError(f"`shard` is {shown(self.shard)}. It must be I/N with I from 0 to N - 1, such as 3/16.")
+        Shard.parse(self.shard)
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
             raise ValueError(
                 f"`name` is {shown(self.name)}. It must be a folder name of letters, digits, `-`, `_` and `.` that does not start with a dot."
@@ -357,7 +355,7 @@ def judge(config: JudgeConfig) -> JudgeReport:
     from ..data.verdicts import JUDGES, VERDICTS
     from ..search.run_folder import MANIFEST, launched_shard
 
-    shard = launched_shard(*map(int, config.shard.split("/")))
+    shard = launched_shard(config.shard)
     if is_run(config):
         if config.output_dir is not None:
             raise ValueError(

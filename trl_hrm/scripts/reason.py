@@ -405,6 +405,8 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool, lock: str) -
 
 
 def _reason(config: ReasonConfig, folder: Path) -> str:
+    import torch
+
     from ..processes import Workers
     from ..reasoning.study import System, collect, read_split
     from ..reasoning.study_report import format_results, versions_of, write_report
@@ -418,7 +420,8 @@ def _reason(config: ReasonConfig, folder: Path) -> str:
     shared = shared_settings(config, data)
     models = {one.name: one.config(shared, config.cycles, config.trm_cycles).to_dict() for one in systems}
     training = {one.name: training_settings(config, one) for one in systems}
-    num_workers = config.num_workers or (1 if is_on_gpu(config) else num_cores())
+    is_on_gpu = config.device == "auto" and torch.cuda.is_available()
+    num_workers = config.num_workers or (1 if is_on_gpu else num_cores())
     with Workers(num_workers, "spawn", "Lower --num_workers. Run the same command again to resume.") as pool:
         plan = train_all(config, folder, data, models, training, pool)
     results = {
@@ -663,12 +666,6 @@ def training_settings(config: ReasonConfig, system: "System") -> dict[str, Any]:
         "report_to": "none",
         "learning_rate": 1e-3,
     }
-
-
-def is_on_gpu(config: ReasonConfig) -> bool:
-    import torch
-
-    return config.device == "auto" and torch.cuda.is_available()
 
 
 def choose_rate(paths: dict[float, Path], data: Path) -> tuple[float, dict[float, float]]:

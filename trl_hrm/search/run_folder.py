@@ -135,6 +135,19 @@ class Shard(NamedTuple):
     count: int
     local: int | None = None
 
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """
+        Return the shard with the name `I/N`, such as `3/16`.
+
+        Raises:
+            `ValueError`: If the text is something else, or I is not from 0 to N - 1.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or not int(match[1]) < int(match[2]):
+            raise ValueError(f"`shard` is {shown(text)}. It must be I/N with I from 0 to N - 1, such as 3/16.")
+        return cls(int(match[1]), int(match[2]))
+
 
 def problem_shard(problem_id: str, num_shards: int) -> int:
     """Return the shard index of a problem. It depends only on the id, so processes agree without communication."""
@@ -158,13 +171,14 @@ def show_own_gpu(local: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = devices[local]
 
 
-def launched_shard(index: int = 0, count: int = 1) -> Shard:
+def launched_shard(shard: str = "0/1") -> Shard:
     """
-    Return the shard of this process. Processes started by `accelerate launch` or `torchrun` share the work of shard `index`.
+    Return the shard of this process. Processes started by `accelerate launch` or `torchrun` share the work of `shard`, which is I/N.
 
     The variables of the launcher are removed from the environment. Otherwise an engine would wait for the other processes, which
     do not communicate.
     """
+    index, count, _ = Shard.parse(shard)
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local = os.environ.get("LOCAL_RANK")
     if size == 1:

@@ -89,7 +89,9 @@ class Engine(Protocol):
     """
     Interface of an engine. `describe` returns the model, sampling parameters and versions for the manifest and dataset card.
 
-    An engine that also has the attributes `has_logprobs=True` and `next_logprobs` (see [`LogprobEngine`]) can return probabilities.
+    An engine that returns probabilities of its model also has `has_logprobs=True`, `max_length` (the context length of the model, or `None`
+    if it is unknown), and the coroutine `next_logprobs(prefix_ids, token_ids, key="")`. It returns the log-probability of each of `token_ids`
+    after `prefix_ids`, at temperature 1 and without `top_p` and `top_k`, and raises the errors of `sample`.
     """
 
     tokenizer: Tokenizer
@@ -124,25 +126,6 @@ class Engine(Protocol):
     def describe(self) -> dict[str, Any]: ...
 
     async def close(self) -> None: ...
-
-
-class LogprobEngine(Engine, Protocol):
-    """
-    Interface of an engine that returns probabilities of the model. `max_length` is the context length of the model, if it is known.
-    """
-
-    has_logprobs: bool
-    max_length: int | None
-
-    async def next_logprobs(self, prefix_ids: Sequence[int], token_ids: Sequence[int], key: str = "") -> list[float]:
-        """
-        Return the log-probability of each of `token_ids` after `prefix_ids`, in the model's distribution at temperature 1, without
-        `top_p` and `top_k`.
-
-        Raises:
-            `EngineError`, `PrefixTooLong`, `EngineFatal`: See [`Engine.sample`].
-        """
-        ...
 
 
 def check_logprobs(logprobs: Sequence[float], source: str, remedy: str) -> None:
