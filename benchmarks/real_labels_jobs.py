@@ -197,7 +197,7 @@ def human_steps(file: Path) -> set[tuple[str, str]]:
 
 def with_corrections(row: dict[str, Any], fixes: set[tuple[str, str]]) -> dict[str, Any]:
     """
-    Return the tree of a problem with added steps after wrong ones, since no solution of PRM800K continues after a wrong step. Where an
+    Return the tree of a problem with added steps after wrong ones, since solutions of PRM800K hardly ever continue after a wrong step. Where an
     annotator wrote a right step to replace the wrong ones, it is added after the first two of them (label 1). For comparison, the second
     is added after the first (label 0). `is_added` marks the added steps.
     """
