@@ -63,13 +63,8 @@ def test_training_help_has_the_options_of_the_docs(command):
     text = short_help(module, f"trl-hrm {command}")
     shown = set(re.findall(r"--(\w+)", text.partition("options:\n")[2]))
     known = {option for action in module.make_parser()._actions for option in action.option_strings}
-    other = {
-        "accelerate_config",
-        "num_processes",
-        "cpu",
-        "consensus",
-        "disagreement",
-    }  # of the launcher and of `export`
+    # those of the launcher, and of `trl-hrm export` in a description
+    other = set("accelerate_config num_processes cpu config help_all consensus disagreement".split())
     assert {f"--{name}" for name in shown - other} <= known
     if command == "reward":
         used = {
@@ -194,7 +189,7 @@ def test_errors_are_one_line(tmp_path, capsys, rows_file):
     assert main(["build-stepwise", rows_file, "--output_dir", str(tmp_path / "out")]) == 1
     printed = [line for line in capsys.readouterr().err.split("\n") if "error" in line or "Traceback" in line]
     assert len(printed) == 1
-    assert printed[0].startswith(f"error: {rows_file}:41: column `completions` is missing")
+    assert printed[0].startswith(f"error: {rows_file}:41: `completions` and `labels` are missing")
     assert main(["build-stepwise", rows_file, "--output_dir", str(tmp_path), "--test_size", "2"]) == 1
     assert "error: `test_size` is 2.0" in capsys.readouterr().err
 

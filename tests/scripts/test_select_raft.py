@@ -430,14 +430,14 @@ def test_inputs_of_a_wrong_type(tmp_path, planted, run_folder, capsys):
     """Simple mistakes that would otherwise give wrong candidates or a confusing error."""
     folder = tmp_path / "data"
     folder.mkdir()
-    row = {"prompt": ["p?"], "completion": [steps_text(0.5)], "problem_id": [1]}
+    row = {"prompt": ["p?"], "completion": [steps_text(0.5)], "problem_id": [1.5]}
     pq.write_table(pa.table(row), folder / "train.parquet")
     (run_folder / "manifest.json").rename(tmp_path / "elsewhere.json")
     before = sorted(tmp_path.iterdir())
     for source, more, message in (
         (folder / "train.parquet", [], "train.parquet: .*Parquet"),
         (folder, ["--split", "nope"], f"{folder}: .*\"nope\".*'train'"),
-        (folder, [], f"{folder}, dataset row 0: `problem_id` is 1"),
+        (folder, [], f"{folder}, dataset row 0: `problem_id` is 1.5"),
         (run_folder, [], f"{run_folder}: .*manifest.json"),
     ):
         words = ["--candidates", str(source), "--reward_model", "x", "--output_dir", str(tmp_path / "raft"), *more]
@@ -550,7 +550,7 @@ GOOD = {"prompt": "p?", "completion": steps_text(0.5)}
             {"prompt": "p?", "completion": [{"role": "user", "content": "x"}]},
             "in.jsonl:2: `completion` is .*assistant",
         ),
-        (GOOD | {"problem_id": 7}, "in.jsonl:2: `problem_id` is 7"),
+        (GOOD | {"problem_id": 7.5}, "in.jsonl:2: `problem_id` is 7.5"),
         (
             {"prompt": [{"role": "user", "content": "a", "name": "me"}], "completion": "x"},
             "in.jsonl:2: .*`prompt` has name",

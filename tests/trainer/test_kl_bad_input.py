@@ -1,5 +1,6 @@
 """Errors and warnings of KLSelfTrainer, and unusual input that it must accept."""
 
+import re
 from pathlib import Path
 
 import huggingface_hub
@@ -112,7 +113,7 @@ def test_a_model_at_a_path(tmp_path, trainer, config):
         given["train_dataset"] = Dataset.from_list(random_rows(4))
     if trainer is StepGRPOTrainer:
         given["step_reward"] = StepReward(StepScorer(tiny_model(), tiny_tokenizer(), StepFormat()))
-    with pytest.raises((OSError, ValueError), match=str(missing)):
+    with pytest.raises((OSError, ValueError), match=re.escape(str(missing)[:60])):
         trainer(missing, **given)
 
 

@@ -263,9 +263,8 @@ class GenerativeScorer:
                 "command), or use a model with a longer context."
             )
         self._num_ids = num_token_ids(self.tokenizer)
-        self._prompts: dict[
-            tuple[str, int], _Prompt
-        ] = {}  # by the key of the log and the number of steps, see `_entry`
+        # by the key of the log and the number of steps, see `_entry`
+        self._prompts: dict[tuple[str, int], _Prompt] = {}
         self._used: set[tuple[str, int]] = set()
         self._too_long: set[tuple[str, int]] = set()
         self._reused = 0
