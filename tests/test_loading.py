@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers.integrations.deepspeed as transformers_deepspeed
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
@@ -18,7 +19,14 @@ from transformers import (
 )
 
 from trl_hrm import StepFormat, StepScorer
-from trl_hrm.loading import check_checkpoint, list_misfits, load_base_model, load_reward_model, read_step_format
+from trl_hrm.loading import (
+    check_checkpoint,
+    check_policy,
+    list_misfits,
+    load_base_model,
+    load_reward_model,
+    read_step_format,
+)
 
 from .checkpoints import drop, edit, save, two_layer_head, value_head
 from .helpers import ALL_HEADS, HEADS, tiny_model, tiny_tokenizer
@@ -458,6 +466,17 @@ class TestHub:
         with pytest.raises(ValueError, match="me/prm: .*unexpected `score.0.bias`"):
             check_checkpoint("me/prm", CLASSIFICATION)
         assert asked == [("me/prm", None)]
+
+
+def test_checks_under_zero_3(tmp_path, monkeypatch):
+    """transformers sharded the model that is only created to compare its weights with the files, and DeepSpeed failed."""
+    tiny_model(HEADS["lm"]).save_pretrained(tmp_path / "policy")
+    save(tmp_path / "reward", tiny_model())
+    config = type("Config", (), {"is_zero3": lambda self: True, "config": {}})()
+    monkeypatch.setattr(transformers_deepspeed, "_hf_deepspeed_config_weak_ref", None)
+    transformers_deepspeed.set_hf_deepspeed_config(config)
+    assert check_policy(str(tmp_path / "policy")) and check_checkpoint(str(tmp_path / "reward"), StepFormat())
+    assert transformers_deepspeed.is_deepspeed_zero3_enabled()
 
 
 def test_a_copy_has_the_same_scores(tmp_path):

@@ -19,6 +19,7 @@ _NAMES = {
     "chunked_divergence": "trl.kernels.chunked_divergence",
     "compile_jinja_template": "transformers.utils.chat_template_utils:_compile_jinja_template",
     "create_model_from_path": "trl.trainer.utils:create_model_from_path",
+    "deepspeed_integration": "transformers.integrations.deepspeed",
     "disable_dropout_in_model": "trl.trainer.utils:disable_dropout_in_model",
     "get_comet_experiment_url": "trl.trainer.utils:get_comet_experiment_url",
     "get_config_model_id": "trl.trainer.utils:get_config_model_id",

@@ -31,7 +31,7 @@ from transformers.utils import (
     find_adapter_config_file,
 )
 
-from ._compat import create_model_from_path
+from ._compat import create_model_from_path, deepspeed_integration
 from .heads import model_class
 from .hub import HTTPError
 from .identity import digest_of_checkpoint_weights
@@ -526,13 +526,13 @@ def _fit_of_files(
     auto_class = AutoModelForCausalLM if step_format is None else model_class(step_format, config)
     if step_format is not None and not step_format.is_causal_lm:
         config.num_labels = step_format.num_labels
-    with _one_line_errors(path_or_repo), torch.device("meta"):
+    with _one_line_errors(path_or_repo), without_zero3(), torch.device("meta"):
         if hasattr(auto_class, "from_config"):  # an auto class
             model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
         else:
             model = auto_class(config)
     # Let transformers match the names: for some architectures they differ between the files and the model
-    with _one_line_errors(path_or_repo), _held_load_report():
+    with _one_line_errors(path_or_repo), without_zero3(), _held_load_report():
         model, info = type(model).from_pretrained(
             None,
             config=config,
@@ -654,6 +654,22 @@ _DAMAGES = (
     StrictDataclassError,
     pickle.UnpicklingError,
 )
+
+
+@contextmanager
+def without_zero3() -> Iterator[None]:
+    """
+    Context manager in which models are created whole, even if training arguments have enabled ZeRO-3. Otherwise transformers would shard
+    them like the trained model, which fails for a model on the meta device, and is not wanted for a reward model.
+    """
+    reference = deepspeed_integration._hf_deepspeed_config_weak_ref
+    deepspeed_integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        config = reference and reference()
+        if config is not None:
+            deepspeed_integration.set_hf_deepspeed_config(config)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import textwrap
 from contextlib import ExitStack, nullcontext
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import transformers.integrations.deepspeed as transformers_deepspeed
@@ -300,7 +299,7 @@ class TestRewards:
             reward_model_batch_size=3,
             reward_model_dtype="bfloat16",
         )
-        reward = script_args.make_step_reward(training_args)
+        reward = script_args.make_step_reward()
         assert (reward.scoring.spans, reward.scoring.combine, reward.aggregate) == ([1, 2], "mean", "prod")
         assert (reward.rule.name, reward.keep_thinking, reward.problem_column) == ("sentence", True, "problem")
         limits = (
@@ -318,9 +317,9 @@ class TestRewards:
     def test_segmentation_and_problem_by_default(self, folder):
         """The rule of the prompt, as in the other commands. For a dataset, the separator of the reward model and the prompt."""
         script_args, training_args, _ = parsed(prompt="boxed")
-        assert script_args.make_step_reward(training_args).rule.name == "step_header"
+        assert script_args.make_step_reward().rule.name == "step_header"
         script_args, training_args, _ = parsed(problems=None, dataset_name="data", prompt=None, prompt_style=None)
-        reward = script_args.make_step_reward(training_args)
+        reward = script_args.make_step_reward()
         assert (reward.rule.name, reward.problem_column) == ("blank_line", None)
 
     def test_a_step_format_for_a_model_without_one(self, folder):
@@ -330,18 +329,13 @@ class TestRewards:
         script_args, training_args, _ = parsed(
             step_format="step_format.json", problems=None, dataset_name="d", prompt=None, prompt_style=None
         )
-        assert script_args.make_step_reward(training_args).separator == " ### "
+        assert script_args.make_step_reward().separator == " ### "
 
-    @pytest.mark.parametrize("file", [None, "zero3.json"])
-    def test_the_reward_model_is_whole_under_zero_3(self, folder, monkeypatch, file):
+    def test_the_reward_model_is_whole_under_zero_3(self, folder, monkeypatch):
         """The training arguments exist before it, and have enabled ZeRO-3."""
         monkeypatch.setattr(transformers_deepspeed, "_hf_deepspeed_config_weak_ref", None)
         script_args, _, _ = parsed()
         config = type("Config", (), {"is_zero3": lambda self: True, "config": {}})()
-        plugin = SimpleNamespace(dschf=None if file else config)
-        training_args = SimpleNamespace(
-            deepspeed=file, hf_deepspeed_config=config if file else None, deepspeed_plugin=plugin
-        )
         set_hf_deepspeed_config(config)
         seen = []
         load = StepScorer.from_pretrained
@@ -350,11 +344,11 @@ class TestRewards:
             "from_pretrained",
             lambda *args, **kwargs: seen.append(is_deepspeed_zero3_enabled()) or load(*args, **kwargs),
         )
-        script_args.make_step_reward(training_args)
+        script_args.make_step_reward()
         assert seen == [False] and is_deepspeed_zero3_enabled()
         script_args.reward_model = "no such model"
         with pytest.raises(OSError):
-            script_args.make_step_reward(training_args)
+            script_args.make_step_reward()
         assert is_deepspeed_zero3_enabled()  # otherwise the policy would not be sharded
 
 

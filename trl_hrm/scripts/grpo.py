@@ -340,15 +340,16 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
                 ) from error
         return funcs
 
-    def make_step_reward(self, training_args: "TrainingArguments") -> "StepReward":
+    def make_step_reward(self) -> "StepReward":
         """Load the reward model, or connect to its server."""
+        from ..loading import without_zero3
         from ..rewards import StepReward
 
         if self.is_served():
             model, kwargs = self.load_scorer(), {}
         else:
             model, kwargs = self.reward_model, self._settings() | {"step_format": self.step_format}
-        with without_zero3(training_args):
+        with without_zero3():
             return StepReward(
                 model,
                 aggregate=self.aggregate,
@@ -365,30 +366,6 @@ class ScriptArguments(ProblemsConfig, PromptConfig, RewardModelConfig, TrainingS
                 keep_thinking=self.keep_thinking,
                 **kwargs,
             )
-
-
-@contextmanager
-def without_zero3(training_args: "TrainingArguments") -> Iterator[None]:
-    """
-    Context manager in which models are loaded whole, even if the training arguments have enabled ZeRO-3. Otherwise transformers would
-    shard the reward model like the policy.
-    """
-    from transformers.integrations import (
-        is_deepspeed_zero3_enabled,
-        set_hf_deepspeed_config,
-        unset_hf_deepspeed_config,
-    )
-
-    if not is_deepspeed_zero3_enabled():
-        yield
-        return
-    # The first one is set by `--deepspeed FILE`, the second one by `accelerate launch`
-    config = training_args.hf_deepspeed_config if training_args.deepspeed else training_args.deepspeed_plugin.dschf
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        set_hf_deepspeed_config(config)
 
 
 @contextmanager
@@ -434,7 +411,7 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any) -> N
         trainer = StepGRPOTrainer(
             model=model_args.model_name_or_path,
             reward_funcs=reward_funcs,
-            step_reward=script_args.make_step_reward(training_args),
+            step_reward=script_args.make_step_reward(),
             args=training_args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
