@@ -203,10 +203,13 @@ def _settings_of(job: partial) -> Iterator[tuple[str, Any]]:
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the file, or all files in the folder. Hidden files, such as locks, are ignored."""
+    """
+    Return the file, or all files in the folder. Hidden files, such as locks, are ignored, and the logs of a training, which contain times: a
+    model that is trained again with the same weights has not changed.
+    """
     if path.is_file():
         return [path]
-    found = (one for one in sorted(path.rglob("*")) if one.is_file())
+    found = (one for one in sorted(path.rglob("*")) if one.is_file() and one.name != "trainer_state.json")
     return [one for one in found if not any(part.startswith(".") for part in one.relative_to(path).parts)]
 
 
