@@ -54,6 +54,7 @@ from real_labels_jobs import (
     run_baseline,
     run_job,
     source_name,
+    use_bf16,
 )
 from real_model import auroc_draws
 from tqdm import tqdm
@@ -371,7 +372,7 @@ def introduction(settings, counts, finished, number) -> list[str]:
         f"{mixture['dropped'].get('excluded', 0):,} rows were excluded because their problem is in a test set. Of {counts['overlap']['trained']:,} "
         f"training and {counts['overlap']['tested']:,} test problems, {counts['overlap']['both']} are in both.",
         f"Each training has {profile['rows']} steps of one row of up to {ROW:,} tokens, which is a part of the mixture ({budget}). LoRA: rank 16, "
-        f"learning rate {LEARNING_RATES['lora']}. Full: learning rate {LEARNING_RATES['full']}. Cosine schedule, bf16 autocast, one thread.",
+        f"learning rate {LEARNING_RATES['lora']}. Full: learning rate {LEARNING_RATES['full']}. Cosine schedule, {'bf16 autocast' if settings['bf16'] else 'float32'}, one thread.",
         f"Test sets: {test_rows}.",
         f"{settings['date']}, {os.cpu_count()} cores, {versions}.",
     ]
@@ -424,7 +425,13 @@ def main(args: argparse.Namespace) -> None:
             [job] = [job for job in make_jobs(profile.seeds) if job.name == args.job]
             run_job(args, job, folder, profile)
         return
-    settings = {"profile": asdict(profile), "seed": args.seed, "model": args.model, "data": args.data}
+    settings = {
+        "profile": asdict(profile),
+        "seed": args.seed,
+        "model": args.model,
+        "data": args.data,
+        "bf16": use_bf16(),
+    }
     if (folder / "settings.json").exists():
         found = read_json(folder / "settings.json")
         if {name: found[name] for name in settings} != settings:

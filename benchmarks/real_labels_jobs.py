@@ -329,6 +329,13 @@ def after_an_error(row: dict[str, Any], step: int) -> bool:
 # Training and scoring of one job
 
 
+def use_bf16() -> bool:
+    """Return whether models are trained and scored in bf16, which is slower than float32 on a CPU without AVX-512."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability() != "AVX2"
+
+
 def training_rows(mixture: Path, job: Job) -> Iterator[dict[str, Any]]:
     """Yield the rows that a system is trained on."""
     from trl_hrm import hrm_view
@@ -393,7 +400,7 @@ def run_job(args: argparse.Namespace, job: Job, folder: Path, profile: Profile) 
             step_separator=SEPARATORS[job.separator],
             label_weighting=job.weighting,
             model_init_kwargs={"dtype": "float32"},
-            bf16=True,
+            bf16=use_bf16(),
             use_cpu=True,
             gradient_checkpointing=False,
             save_strategy="no",
@@ -433,7 +440,7 @@ def score_tests(
     """
     from trl_hrm import StepScorer
 
-    scorer = StepScorer.from_pretrained(model, batch_size=1, dtype="bfloat16")
+    scorer = StepScorer.from_pretrained(model, batch_size=1, dtype="bfloat16" if use_bf16() else "float32")
     found = {}
     for name, rows in tests.items():
         merged = [with_merged_steps(row, max_merge) for row in rows]

@@ -142,7 +142,7 @@ def test_report_has_what_is_finished_and_says_what_is_missing(tmp_path):
         "overlap": overlap,
     }
     (tmp_path / "counts.json").write_text(json.dumps(counts))
-    settings = {"profile": asdict(PROFILES["quick"]), "date": "2026-01-01", "versions": {"torch": "2"}}
+    settings = {"profile": asdict(PROFILES["quick"]), "date": "2026-01-01", "versions": {"torch": "2"}, "bf16": True}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
 
     def scores(most):

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, Gemma3Config, set_seed
 from trl_hrm import StepFormat, StepScorer, StepTree
 from trl_hrm.losses import step_score
 from trl_hrm.scoring.tree_scorer import read_text_contract
+from trl_hrm.search.engines.transformers import TransformersEngine
 from trl_hrm.step_format import STEP_FORMAT_NAME
 
-from ..helpers import HEADS, SIZES, WORDS, path_logits, random_tree, tiny_model, tiny_tokenizer
+from ..helpers import HEADS, SIZES, WORDS, make_trainer, path_logits, random_tree, tiny_model, tiny_tokenizer
 
 
 PROMPTS = ["1+2+3?", "add x y", "nothing"]
@@ -200,6 +201,24 @@ class TestScore:
         model = tiny_model(attention_dropout=0.5).train()
         scorer = StepScorer(model, tiny_tokenizer(), StepFormat())
         assert scorer.score(PROMPTS, CANDIDATES) == scorer.score(PROMPTS, CANDIDATES)
+
+
+@pytest.mark.parametrize(
+    "instructions, dtype, number",
+    [("AVX2", torch.bfloat16, 1), ("AVX2", torch.float32, 0), ("AVX512", torch.bfloat16, 0)],
+)
+@pytest.mark.parametrize("use", ["scorer", "engine", "trainer"])
+def test_a_warning_of_slow_bf16(monkeypatch, caplog, tmp_path, use, instructions, dtype, number):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    model = tiny_model(HEADS["lm"] if use == "engine" else HEADS["classification"])
+    if use == "scorer":
+        StepScorer(model.to(dtype), tiny_tokenizer(), StepFormat())
+    elif use == "engine":
+        TransformersEngine(model.to(dtype), tiny_tokenizer())
+    else:
+        tree = StepTree("1+2?", ["3"], [True], [-1])
+        make_trainer(tmp_path, [tree], model, bf16=dtype == torch.bfloat16, max_steps=1).train()
+    assert caplog.text.count("bf16 is several times slower than float32") == number
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n"])

@@ -13,7 +13,7 @@ from ..forest import TokenTree, pack, pad_rows
 from ..heads import check_head, gather_steps, step_outputs
 from ..implicit import StepTokens
 from ..io import shown
-from ..loading import load_reference_model, load_reward_model, load_tokenizer, read_step_format
+from ..loading import load_reference_model, load_reward_model, load_tokenizer, read_step_format, warn_of_slow_bf16
 from ..losses import step_score
 from ..step_format import StepFormat
 from ..tree_attention import check_attention, check_layer_types, model_inputs, use_tree_attention
@@ -84,6 +84,8 @@ class StepScorer(TreeScorer):
             check_layer_types(one.config)
             use_tree_attention(one, one.device)
             one.eval()
+        if model.dtype == torch.bfloat16:
+            warn_of_slow_bf16(model.device, 'Load the model with `dtype="float32"`.')
         if reference is not None:
             sizes = [one.config.get_text_config().vocab_size for one in (model, reference)]
             if sizes[0] != sizes[1]:

@@ -22,6 +22,7 @@ from transformers.trainer_utils import has_length
 
 from ..identity import checkpoint_identity
 from ..io import claimed_folder, shown
+from ..loading import warn_of_slow_bf16
 from .checkpoints import (
     FREE_ARGUMENTS,
     LENGTH_ARGUMENTS,
@@ -107,6 +108,8 @@ class SafeTrainingMixin:
         """
         self._check_length()
         self._forget_divergence()
+        if self.accelerator.mixed_precision == "bf16" or self.model.dtype == torch.bfloat16:
+            warn_of_slow_bf16(self.args.device, "Set `bf16=False`, and load the model in float32.")
         with ExitStack() as stack:
 
             def start() -> tuple[str | None, dict[str, Any], tuple[str, ...]]:

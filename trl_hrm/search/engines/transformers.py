@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from ...io import shown
-from ...loading import load_policy, load_tokenizer
+from ...loading import load_policy, load_tokenizer, warn_of_slow_bf16
 from .base import EngineFatal, Sample, Sampling, continued_text, find_stop, room, sample_from_ids
 
 
@@ -106,6 +106,8 @@ class TransformersEngine:
     ):
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"`batch_size` is {shown(batch_size)}. It must be an integer of at least 1.")
+        if model.dtype == torch.bfloat16:
+            warn_of_slow_bf16(model.device, 'Load the model with `dtype="float32"`.')
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.sampling = Sampling(temperature, top_p, top_k)

@@ -15,7 +15,7 @@ from .base import EngineError, EngineFatal, Sample, Sampling, check_logprobs, ro
 
 try:
     import vllm
-    from vllm import AsyncEngineArgs, SamplingParams
+    from vllm import AsyncEngineArgs, RequestOutput, SamplingParams
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -104,17 +104,7 @@ class VLLMEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
             **self.sampling.describe(),
         )
-        prompt = {"prompt_token_ids": list(prefix_ids)}
-        final = None
-        try:
-            async for output in self.llm.generate(prompt, params, f"{key}-{next(self._requests)}"):
-                final = output
-        except EngineGenerateError as error:
-            raise EngineError(
-                f"vLLM failed on a prefix of {len(prefix_ids)} tokens: {shown(error.__cause__, 400)}"
-            ) from error
-        except EngineDeadError as error:
-            raise EngineFatal(f"The engine process of vLLM has died. See its log for the reason. ({error})") from error
+        final = await self._generate(prefix_ids, params, key)
         if final is None or sorted(choice.index for choice in final.outputs) != list(range(params.n)):
             raise EngineError(
                 f"vLLM did not return samples 0 to {params.n - 1} of a prefix of {len(prefix_ids)} tokens."
@@ -133,6 +123,21 @@ class VLLMEngine:
         ]
         return self.sampling.repeat(samples, n)
 
+    async def _generate(self, prefix_ids: Sequence[int], params: SamplingParams, key: str) -> RequestOutput | None:
+        """Return the last output of a request, or `None` if there was none. Errors of vLLM are raised as those of an engine."""
+        prompt = {"prompt_token_ids": list(prefix_ids)}
+        final = None
+        try:
+            async for output in self.llm.generate(prompt, params, f"{key}-{next(self._requests)}"):
+                final = output
+        except EngineGenerateError as error:
+            raise EngineError(
+                f"vLLM failed on a prefix of {len(prefix_ids)} tokens: {shown(error.__cause__, 400)}"
+            ) from error
+        except EngineDeadError as error:
+            raise EngineFatal(f"The engine process of vLLM has died. See its log for the reason. ({error})") from error
+        return final
+
     has_logprobs = True
 
     @property
@@ -150,20 +155,7 @@ class VLLMEngine:
                 allowed_token_ids=[token],
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            final = None
-            try:
-                async for output in self.llm.generate(
-                    {"prompt_token_ids": list(prefix_ids)}, params, f"{key}-{next(self._requests)}"
-                ):
-                    final = output
-            except EngineGenerateError as error:
-                raise EngineError(
-                    f"vLLM failed on a prefix of {len(prefix_ids)} tokens: {shown(error.__cause__, 400)}"
-                ) from error
-            except EngineDeadError as error:
-                raise EngineFatal(
-                    f"The engine process of vLLM has died. See its log for the reason. ({error})"
-                ) from error
+            final = await self._generate(prefix_ids, params, key)
             if final is None or list(final.outputs[0].token_ids) != [token]:
                 raise EngineError(f"vLLM did not return the token {token} after a prefix of {len(prefix_ids)} tokens.")
             return float(final.outputs[0].logprobs[0][token].logprob)
