@@ -281,6 +281,21 @@ def test_an_adapter_scores_the_same_from_the_hub(hub, repo, tmp_path, head):
     np.testing.assert_allclose(scores(repo), live, rtol=0, atol=1e-6)
 
 
+def test_a_full_model_replaces_an_adapter(hub, repo, tmp_path):
+    """With the files of both, the adapter would be loaded instead of the model."""
+    adapter = push_trainer(
+        tmp_path / "adapter", repo, model=push_base(repo), peft_config=LoraConfig(r=4, target_modules=["q_proj"])
+    )
+    adapter.push_to_hub()
+    api = HfApi()
+    api.upload_file(path_or_fileobj=b"mine", path_in_repo="adapter_notes.txt", repo_id=repo)
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo="other/adapter_config.json", repo_id=repo)
+    trainer = push_trainer(tmp_path / "full", repo, model=tiny_model(seed=3))
+    trainer.push_to_hub()
+    assert commits(hub, repo)[-1][1].keys() == MODEL_FILES | {"adapter_notes.txt", "other/adapter_config.json"}
+    np.testing.assert_allclose(scores(repo), scores(str(tmp_path / "full" / "out")), rtol=0, atol=1e-6)
+
+
 def test_an_adapter_remembers_the_revision_of_its_base(hub, repo, tmp_path):
     """An adapter on other base weights loads silently and scores at random."""
     base = push_base(repo)

@@ -217,3 +217,17 @@ def test_escapes_in_a_text_are_the_characters():
     assert "<mtext>5%\xa0of\xa0$3\xa0&amp;\xa0a_b</mtext>" in with_math(r"$\text{5\% of \$3 \& a_b}$").replace(
         " ", "\xa0"
     )
+
+
+@pytest.mark.parametrize(
+    "digits, braces",
+    [
+        (r"\sqrt23", r"\sqrt{2}3"),
+        (r"\sqrt[3]27", r"\sqrt[3]{2}7"),
+        (r"\frac{1}23", r"\frac{1}{2}3"),
+        (r"\dfrac{x+1}{2}34", r"\dfrac{x+1}{2}34"),
+    ],
+)
+def test_an_argument_of_one_digit(digits, braces):
+    """LaTeX takes the first digit: √2·3, where √23 would be another value."""
+    assert to_mathml(digits) == to_mathml(braces) is not None

@@ -126,6 +126,12 @@ class TestPage:
         assert totals(page) == [[aggregate(scores, name) for name in AGGREGATES] for scores in by_model]
         assert re.findall(r'<i class="letter">(.)</i>', page) == ["A", "B"] * (len(STEPS) + 1)
 
+    def test_letters_of_models_that_cannot_score(self, models):
+        """The letters are those of the list of models above, whose first model cannot score this solution."""
+        page = solution_html([models[1], models[0], models[0]], "1 + 2?", "1 + 2 = 3.\n\n" * 15, RULES["blank_line"])
+        assert "positions" in notices(page)[0]
+        assert re.findall(r'<i class="letter">(.)</i>', page) == ["B", "C"] * 16
+
     @pytest.mark.parametrize(
         "fault",
         [

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from trl_hrm import StepTree
+from trl_hrm import HRMRewardTrainer, StepTree
 from trl_hrm.cli import main
 from trl_hrm.scripts.quickstart import NUM_HELD_OUT, QuickstartConfig, random_problem, solution_tree
 
@@ -37,6 +37,16 @@ def test_labels_follow_from_the_texts():
 def eval_sum(text: str) -> int:
     first, operator, second = text.split()
     return int(first) + (int(second) if operator == "+" else -int(second))
+
+
+def test_an_interrupted_second_run_leaves_no_untrained_model(tmp_path, monkeypatch, capsys):
+    """The first run's step format next to new random weights would look like a trained model."""
+    monkeypatch.chdir(tmp_path)
+    assert main("quickstart --max_steps 2 --output_dir model".split()) == 0
+    monkeypatch.setattr(HRMRewardTrainer, "train", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main("quickstart --max_steps 2 --output_dir model".split()) == 130
+    assert main("score model/solutions.jsonl --reward_model model".split()) == 1
+    assert "step_format.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("max_steps", [3, pytest.param(800, marks=pytest.mark.slow)])

@@ -14,7 +14,7 @@ from trl_hrm.search.inspection import OUTCOMES, lines, page_data, render_tree
 from trl_hrm.search.inspection_text import format_tree, problem_lines
 from trl_hrm.search.nodes import write_nodes
 from trl_hrm.search.tree import ROOT
-from trl_hrm.terminal import plain
+from trl_hrm.terminal import plain, printable
 
 from .scripted import SEARCHES, read_trees, run_scripted
 from .trees import full_tree, inspection_of, random_search_tree, tree_of
@@ -191,7 +191,10 @@ def test_page_escapes_the_texts_of_the_tree():
     assert page.count("<script") == 2 and page.count("</script") == 2 and "<img" not in page
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
     assert data == json.loads(json.dumps(page_data(inspection_of(tree, run=HOSTILE), {}))) | {"links": {}}
-    assert data["nodes"]["text"] == [tree.step_text(0), HOSTILE]
+    assert data["nodes"]["text"] == [printable(tree.step_text(0)), printable(HOSTILE)]
+    assert data["problem"]["prompt"] == printable(HOSTILE) and "\u202e" not in page + json.dumps(
+        data, ensure_ascii=False
+    )
     assert data["nodes"]["seed"] == [str(2**52 + 1), None]
     assert set(re.findall(r"https?://[^\"'\s]+", page)) == {"http://www.w3.org/2000/svg"}
 

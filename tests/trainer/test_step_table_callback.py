@@ -19,6 +19,7 @@ from trl_hrm import HRMRewardTrainer, StepTableCallback, StepTree, hrm_view
 from trl_hrm.losses import step_loss, step_score
 from trl_hrm.step_metrics import expected_calibration_error
 from trl_hrm.trainer.step_trainer import EvaluatedSteps, StepSources
+from trl_hrm.training.model_card import metrics_at
 
 from ..helpers import HEADS, dataset_of, make_trainer, path_logits, random_tree, tiny_model
 from ..implicit_models import implicit_trainer, save_models
@@ -241,7 +242,7 @@ def planted(tmp_path_factory, model):
 def planted_log(trainer, tmp_path, num_steps=20, report_to=(), is_main=True) -> StepTableCallback:
     callback = StepTableCallback(trainer, num_steps)
     args = SimpleNamespace(output_dir=str(tmp_path), report_to=list(report_to))
-    state = TrainerState(global_step=7, is_world_process_zero=is_main)
+    trainer.state = state = TrainerState(global_step=7, is_world_process_zero=is_main)
     callback.on_evaluate(args, state, TrainerControl(), metrics={})
     return callback
 
@@ -336,6 +337,43 @@ def test_the_best_checkpoint_keeps_its_step(tmp_path, trees):
     again = [record_of(trainer, step=step) for step in (best, 3)]
     assert again[1] == records[1]
     assert again[0]["training_step"] == best and again[0]["ece"] == pytest.approx(records[0]["ece"], abs=1e-5)
+
+
+def test_the_checkpoint_before_the_best_step(tmp_path, trees):
+    """The best step was not saved, so the checkpoint before it is loaded, whose page is not that of the best step."""
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    settings = {**steps, "load_best_model_at_end": True, "metric_for_best_model": "planted", "greater_is_better": True}
+    planted = iter([0.0, 0.5, 1.0, 0.2, 0.0])
+    trainer = make_trainer(
+        tmp_path,
+        trees,
+        tiny_model(initializer_range=0.3),
+        evaluation=trees,
+        compute_metrics=lambda _: {"planted": next(planted)},
+        learning_rate=0.1,
+        log_worst_steps=5,
+        **settings,
+    )
+    trainer.train()
+    assert trainer.state.best_global_step == 3 and trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    before = [record_of(trainer, step=step) for step in (2, 3)]
+    assert before[0]["ece"] != before[1]["ece"]
+    trainer.evaluate()
+    after = [record_of(trainer, step=step) for step in (2, 3)]
+    assert after[1] == before[1] and after[0]["ece"] == pytest.approx(before[0]["ece"], abs=1e-5)
+
+
+def test_another_dataset_is_not_held_out(tmp_path, trees):
+    """The metrics of the training rows would be published as those of the evaluation dataset."""
+    trainer = make_trainer(tmp_path, trees, evaluation=trees[:2], log_worst_steps=5)
+    expected = trainer.evaluate()
+    record = record_of(trainer)
+    found = trainer.evaluate(dataset_of(trees))
+    assert found["eval_loss"] != expected["eval_loss"]
+    assert record_of(trainer) == record and record_of(trainer, "eval_other")["num_labels"] > record["num_labels"]
+    assert metrics_at(trainer, 0)[""]["loss"] == expected["eval_loss"]
+    assert trainer.evaluate(trainer._eval_data)["eval_loss"] == pytest.approx(expected["eval_loss"])
+    assert metrics_at(trainer, 0)[""]["loss"] == pytest.approx(expected["eval_loss"])
 
 
 class TestErrors:

@@ -20,7 +20,7 @@ COLUMNS = {
     "completions": "step texts, without separators",
     "labels": "probability that the step is correct, in [0, 1]; steps with null are context and are not trained on",
     "parents": "index of the step before each step, -1 for the prompt",
-    "num_merged": "number of original steps in each text: 1 for a step, 2 for a merged pair",
+    "num_merged": "number of original steps in each text: 1 for a step, more for a merged step",
     "problem_id": "id of the problem, shared by its rows: the id in the source or, if it has none, a hash of the text that ignores "
     "whitespace",
     "answer": "the reference answer",

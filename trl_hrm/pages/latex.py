@@ -70,6 +70,9 @@ _ESCAPED = re.compile(r"\\([%$&#_{}])")
 _ENTITY = re.compile(r"&#x([0-9A-Fa-f]{1,6});")
 _COMMAND = re.compile(r"\\[A-Za-z]")
 _PERCENT = re.compile(r"(?<!\\)((?:\\\\)*)%")  # without a backslash. The converter takes it as the start of a comment
+# Arguments of one digit, such as `\sqrt23` for `\sqrt{2}3`. The converter takes the whole number
+_ROOT = re.compile(r"(\\sqrt\s*(?:\[[^\]]*\])?)\s*(\d)(?=\d)")
+_FRACTION = re.compile(r"(\\[dt]?frac\s*\{[^{}]*\})\s*(\d)(?=\d)")
 _ROW_SPACE = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm|in)\s*\]")  # `\\[4pt]`
 # An array whose columns have braces (`r@{}l`), and escaped braces in text, which the converter changes
 _UNSUPPORTED = re.compile(r"\\begin\{array\}\s*\{[^}]*[{@*]|\\(?:text\w*|mbox)\s*\{[^{}]*\\[{}]")
@@ -158,6 +161,7 @@ def to_mathml(latex: str, display: str = "inline") -> Markup | None:
         return None
     if _DEFINITION.search(latex) or _UNSUPPORTED.search(latex):
         return None
+    latex = _FRACTION.sub(r"\1{\2}", _ROOT.sub(r"\1{\2}", latex))
     latex = _PERCENT.sub(r"\1\\%", _ROW_SPACE.sub(r"\\\\", latex))
     latex = _BEGIN_OR_END.sub(
         lambda found: rf"\{found[1]}{{{SIMILAR[found[2]]}}}" if found[2] in SIMILAR else found[0], printable(latex)

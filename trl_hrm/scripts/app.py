@@ -8,6 +8,7 @@ trl-hrm app --reward_model outputs/hrm Qwen/Qwen2.5-Math-PRM-7B --spans 1 2
 """
 
 import os
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -364,7 +365,8 @@ def solution_html(models: Sequence[LoadedModel], problem: str, solution: str, ru
     if not problem.strip() or not steps:
         return render("solution.html.jinja", **page)
     problem = problem.strip()
-    for (config, scorer), name in zip(models, model_names(models), strict=True):
+    letters = string.ascii_uppercase if len(models) > 1 else [None]
+    for (config, scorer), name, letter in zip(models, model_names(models), letters, strict=False):
         try:
             _, longest = path_lengths(scorer, problem, steps, range(-1, len(steps) - 1), config)
             is_too_long = scorer.max_positions is not None and max(longest.values()) > scorer.max_positions
@@ -385,6 +387,7 @@ def solution_html(models: Sequence[LoadedModel], problem: str, solution: str, ru
         page["models"].append(
             {
                 "name": name,
+                "letter": letter,
                 "scores": scores,
                 "spans": spans if config.merges else [{} for _ in spans],
                 "aggregates": aggregates,

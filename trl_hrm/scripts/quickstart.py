@@ -92,6 +92,7 @@ def _quickstart(config: QuickstartConfig) -> str:
 
     from ..io import dump_json, replacing
     from ..scoring.scorer import StepScorer
+    from ..step_format import STEP_FORMAT_NAME
     from ..terminal import has_color, say
     from ..tiny_model import make_tiny_model, texts_of
     from ..trainer.hrm_reward_config import HRMRewardConfig
@@ -111,6 +112,9 @@ def _quickstart(config: QuickstartConfig) -> str:
         f"Training a reward model on {sum(len(tree.completions) for tree in train):,} steps of {len(train):,} problems."
     )
     texts = (text + "\n\n" for row in rows for text in texts_of(row))  # with the separator, which becomes one token
+    Path(config.output_dir, STEP_FORMAT_NAME).unlink(
+        missing_ok=True
+    )  # an untrained model cannot be used if this is interrupted
     make_tiny_model(texts, config.output_dir, vocab_size=400, seed=config.seed)
     trainer = HRMRewardTrainer(
         config.output_dir,

@@ -159,7 +159,7 @@ def page_data(inspection: Inspection, formulas: dict[Markup, int]) -> dict[str, 
     problem, nodes = tree.problem, tree.nodes
     columns = {
         "parent": [node.parent for node in nodes] + [None],
-        "text": [tree.step_text(i) for i in range(len(nodes))] + [problem.prompt],
+        "text": [printable(tree.step_text(i)) for i in range(len(nodes))] + [printable(problem.prompt)],
         "score": list(inspection.scores),
         "correct": [counts.correct for counts in inspection.counts],
         "answered": [counts.answered for counts in inspection.counts],
@@ -169,27 +169,29 @@ def page_data(inspection: Inspection, formulas: dict[Markup, int]) -> dict[str, 
     }
     names = "node_id role answer finish stop_reason num_cached weight merged_from num_merged"
     for name in names.split():
-        columns[name] = [getattr(node, name) for node in nodes] + [None]
+        values = (getattr(node, name) for node in nodes)
+        columns[name] = [printable(value) if isinstance(value, str) else value for value in values] + [None]
+    correct = None if problem.answer is None else printable(problem.answer)
     places: dict[int, list[tuple[int, int, int]]] = {}
     for i, text in enumerate(columns["text"]):
         for start, end, markup in find_math(text):
             start, end = (len(text[:place].encode("utf-16-le", "surrogatepass")) // 2 for place in (start, end))
             places.setdefault(i, []).append((start, end, formulas.setdefault(markup, len(formulas))))
     answers = {}
-    for answer in sorted({*columns["answer"], problem.answer} - {None}):
+    for answer in sorted({*columns["answer"], correct} - {None}):
         markup = to_mathml(answer) if "\\" in answer else None
         if markup is not None and "<mtable" not in markup:  # a table is higher than a row of the tree
-            found = Markup('<span class="math" title="{}">{}</span>').format(printable(answer), markup)
+            found = Markup('<span class="math" title="{}">{}</span>').format(answer, markup)
             answers[answer] = formulas.setdefault(found, len(formulas))
     columns["seed"] = [str(node.seed) for node in nodes] + [None]  # JavaScript numbers above 2**53 lose digits
     return {
         "problem": {
-            "id": problem.problem_id,
-            "prompt": problem.prompt,
-            "answer": problem.answer,
+            "id": printable(problem.problem_id),
+            "prompt": columns["text"][-1],
+            "answer": correct,
             "status": tree.status,
         },
-        "run": inspection.run,
+        "run": printable(inspection.run),
         "basis": inspection.basis,
         "totals": dict(inspection.totals),
         "outcomes": OUTCOMES,

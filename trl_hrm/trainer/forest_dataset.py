@@ -253,7 +253,7 @@ class ForestBuilder:
         rows = trees.map(self._rows, batched=True, desc=f"Laying out {name}")
         report.describe_rows(_lengths(rows, "input_ids"), _lengths(rows, "labels"))
         if not len(rows):
-            raise ValueError(f"{name}: no labelled step is left to train on ({report}).")
+            raise ValueError(f"{name}: no labelled step is left ({report}).")
         if self.label_weighting == "column" and not any(
             pc.list_flatten(lists).to_numpy().any() for lists in _arrow(rows, "label_weights")
         ):

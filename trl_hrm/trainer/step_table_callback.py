@@ -13,6 +13,7 @@ from ..pages.pictures import reliability_picture
 from ..step_metrics import binned_calibration_error, calibration_bins
 from ..terminal import one_line
 from ..tracking import TrackedTable, log_to_trackers
+from ..training.model_card import weights_step
 from .step_table import MAX_CHARACTERS
 from .step_trainer import PREPARED, EvaluatedSteps, StepTrainer
 
@@ -74,8 +75,8 @@ class StepTableCallback(TrainerCallback):
     largest error first, and in the order of the dataset if errors are equal.
 
     Each evaluation writes a page and the same data as JSON to `_evaluations/eval_XXXXX.html` and `.json` in `output_dir`, where `XXXXX`
-    is the training step (after a training with `load_best_model_at_end`, the best checkpoint's) and `eval` the `metric_key_prefix`, such as `eval_math` for a named evaluation dataset. The page also shows the
-    steps before each of these steps. The folder is not pushed to the Hub, because it contains problems of the evaluation dataset.
+    is the training step (after a training with `load_best_model_at_end`, that of the loaded checkpoint) and `eval` the `metric_key_prefix`, such
+    as `eval_math` for a named evaluation dataset, or `eval_other` for a dataset that is not the trainer's. The page also shows the steps before each of these steps. The folder is not pushed to the Hub, because it contains problems of the evaluation dataset.
 
     If the trainer reports to trackio or Weights & Biases (`report_to`), it also logs to them, with the names
 
@@ -130,13 +131,6 @@ class StepTableCallback(TrainerCallback):
                 raise ValueError(PREPARED)
         self.trainer = trainer
         self.num_steps = num_steps
-        self._has_ended = False
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        self._has_ended = False
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        self._has_ended = True
 
     def on_evaluate(
         self,
@@ -149,9 +143,7 @@ class StepTableCallback(TrainerCallback):
         steps = self.trainer.evaluated_steps()  # on all processes, so that an error ends all of them
         if not state.is_world_process_zero:
             return
-        # After the training, the model is the best checkpoint, but the state still counts all steps
-        is_best = self._has_ended and args.load_best_model_at_end and state.best_global_step is not None
-        training_step = state.best_global_step if is_best else state.global_step
+        training_step = weights_step(self.trainer)
         found = self._worst(steps)
         bins = calibration_bins(list(zip(steps.scores.tolist(), steps.labels.tolist(), strict=True)))
         picture = reliability_picture({"labelled steps": bins}, "steps")

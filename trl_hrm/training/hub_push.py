@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
@@ -44,6 +44,16 @@ TRAINING_STATE = (
 )
 # A pickle that contains local paths. The model card lists the settings
 NEVER_PUSHED = ("training_args.bin",)
+# What a model is loaded from. An adapter of an earlier push would be loaded instead of a full model
+MODEL_FILES = (
+    "adapter_config.json",
+    "adapter_model.*",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+    "pytorch_model*",
+    "step_format.json",
+)
 
 
 @dataclass(frozen=True)
@@ -256,7 +266,7 @@ class HubPushMixin:
     def _push_folder(
         self, folder: Path, message: str, token: str | None, revision: str | None, ignore: Sequence[str] = ()
     ) -> CommitInfo:
-        """Push the files of a folder in one commit."""
+        """Push the files of a folder in one commit, which also deletes the files of another model from the top of the repository."""
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         files = list(filter_repo_objects(files, ignore_patterns=[*DEFAULT_IGNORE_PATTERNS, *ignore]))
         if not any(file.endswith(".safetensors") for file in files):
@@ -270,7 +280,11 @@ class HubPushMixin:
             # `upload_folder` splits a large folder into several commits. Operations are created anew for each attempt: used
             # ones do not check which files are on the Hub, and would commit a second time what was already committed
             operations = [CommitOperationAdd(file, folder / file) for file in files]
-            return HfApi(library_name="trl_hrm", library_version=__version__).create_commit(
+            api = HfApi(library_name="trl_hrm", library_version=__version__)
+            there = api.list_repo_files(self.hub_model_id, revision=revision, token=token)
+            old = filter_repo_objects(sorted({*there} - {*files}), allow_patterns=MODEL_FILES)
+            operations += [CommitOperationDelete(file) for file in old if "/" not in file]
+            return api.create_commit(
                 self.hub_model_id, operations, commit_message=message, token=token, revision=revision
             )
 

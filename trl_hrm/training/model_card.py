@@ -35,6 +35,7 @@ SETTINGS = (
     "max_length",
 )
 # Logged by an evaluation, but not metrics of the model
+OTHER_DATASET = "is_other_dataset"  # in logs of evaluations of a dataset that is not the trainer's
 NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
 PACKAGES = {
     "TRL": "trl",
@@ -161,7 +162,8 @@ def weights_step(trainer: Trainer) -> int:
 
 def metrics_at(trainer: Trainer, step: int) -> dict[str, dict[str, float]]:
     """Return the metrics logged at `step` by evaluation dataset. The name of a single dataset is empty."""
-    logged = {key: value for log in trainer.state.log_history if log["step"] == step for key, value in log.items()}
+    logs = [log for log in trainer.state.log_history if log["step"] == step and not log.get(OTHER_DATASET)]
+    logged = {key: value for log in logs for key, value in log.items()}
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {}
     prefixes = sorted([("eval_", ""), *((f"eval_{name}_", name) for name in sets)], key=lambda pair: -len(pair[0]))
     found: dict[str, dict[str, float]] = {}
