@@ -171,6 +171,11 @@ def test_version(capsys):
         (["build-stepwise", "x", "--output_dir", "y", "--view", "z"], "invalid choice: 'z'"),
         (["build-stepwise", "x"], "the following arguments are required: --output_dir\n"),
         (["report", "x", "--outptu", "y"], "found '--outptu', which is not an option. Did you mean --output?"),
+        (
+            ["score", "x", "--rewardmodel", "y"],
+            "found '--rewardmodel', which is not an option. Did you mean --reward_model?",
+        ),
+        (["score", "x", "--prompt", "---"], "the following arguments are required: --reward_model\n"),
         (["report", "x", "--out", "y"], "found '--out', which is not an option."),
         (["report", "x", "--config"], "--config takes one file"),
     ],

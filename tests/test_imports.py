@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From bottom to top. Groups of a layer never import each other.
 LAYERS = [
     {"_compat"},
-    {"intervals", "io", "processes", "published_formats", "renamed"},
+    {"intervals", "io", "precision", "processes", "published_formats", "renamed"},
     {"config", "encoding", "forest", "messages", "schema", "terminal"},
     {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages", "errors"},
     {"tree_attention", "losses", "kl", "heads", "step_metrics", "step_credit", "grading", "tracking"},
@@ -158,7 +158,7 @@ def test_the_reasoning_model_is_apart_from_the_reward_models():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     shared = {"io", "config", "schema", "terminal", "processes", "hub", "identity", "pages", "errors", "intervals"}
-    shared |= {"_compat", "training", "reasoning"}
+    shared |= {"_compat", "precision", "training", "reasoning"}
     published = ("trl_hrm.data", "trl_hrm.data.output", "trl_hrm.data.publish")
     loaded = [name for name in result.stdout.split() if name.split(".")[1] not in shared]
     assert not [name for name in loaded if name not in published and not name.startswith("trl_hrm.data.publish_")]

@@ -496,6 +496,17 @@ def test_training_does_not_replace_its_inputs(option, tmp_path):
         check_inputs(dataset, SimpleNamespace(output_dir="link", ref_model="reference"), model)
 
 
+@pytest.mark.parametrize("resume", [None, "true"])
+def test_a_training_that_replaces_a_model_says_so(resume, tmp_path, capsys):
+    """It lost the model of an earlier training, which can have taken hours, without a word."""
+    save_checkpoint(tmp_path / "model")
+    args = SimpleNamespace(output_dir="model", resume_from_checkpoint=resume, process_index=0)
+    check_inputs(SimpleNamespace(), args, SimpleNamespace(model_name_or_path="other"))
+    assert capsys.readouterr().err.count("model has a model (model.safetensors), which will be replaced") == (
+        resume is None
+    )
+
+
 def test_quickstart_does_not_replace_a_model(tmp_path, capsys):
     save_checkpoint(tmp_path / "model")
     before = contents(tmp_path)

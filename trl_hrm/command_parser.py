@@ -94,6 +94,7 @@ class CommandParser(ConfigParser):
 
     def __init__(self, config: type, **kwargs: Any):
         self.settings = [field.name for field in fields(config) if field.init]
+        self._words: Sequence[str] = ()
         super().__init__([config], formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
         words = [action.metavar or action.dest.upper() for action in self._actions if not action.option_strings]
         self.usage = " ".join(["%(prog)s", *words, "[OPTIONS]"])
@@ -115,6 +116,12 @@ class CommandParser(ConfigParser):
 
     def error(self, message: str) -> None:
         message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # argparse lists all spellings of an option
+        if message.startswith("the following arguments are required"):  # one of them may be there, but misspelled
+            known = [*self._option_string_actions, *self.positionals]
+            words = [word.split("=")[0] for word in self._words if re.match("--[A-Za-z]", word)]
+            unknown = [word for word in words if word not in known]
+            if unknown:
+                message = f"found {unknown[0]!r}, which is not an option.{nearest(unknown[0], known)}"
         self.exit(2, f"error: {one_line(message)}\nSee `{self.prog} --help`.\n")
 
     def set_defaults_with_config(self, **settings: Any) -> list[str]:
@@ -131,6 +138,7 @@ class CommandParser(ConfigParser):
             `OSError`: If the `--config` file cannot be read.
             `ValueError`: If a value is invalid, or the file contains an unknown option.
         """
+        self._words = argv
         file = argv[argv.index("--config") + 1] if "--config" in argv else None
         command = self.prog.split()[-1]
         for word in argv:  # before a missing option with the new name is an error

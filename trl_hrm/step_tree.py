@@ -287,7 +287,8 @@ def weighted_mean(labels: list[float], weights: list[float]) -> float:
 
 def _list(row: Mapping[str, Any], name: str, where: str) -> list:
     if not isinstance(row[name], list):
-        raise ValueError(f"{where}: column `{name}` is a {type(row[name]).__name__}, expected a list.")
+        remedy = " Convert the text to a list, for example with `json.loads`." if isinstance(row[name], str) else ""
+        raise ValueError(f"{where}: column `{name}` is a {type(row[name]).__name__}, expected a list.{remedy}")
     return row[name]
 
 
@@ -310,6 +311,6 @@ def _label(label: Any, i: int, where: str) -> float | None:
     if not isinstance(label, (bool, int, float)) or not 0 <= label <= 1:
         raise ValueError(
             f"{where}: `labels[{i}]` is {shown(label)}, expected a boolean, a probability in [0, 1], or null for context. "
-            "Map ratings such as -1, 0, 1 to labels first."
+            "Map others, such as `+` and `-` or ratings of -1, 0 and 1, to labels first."
         )
     return float(label)

@@ -93,7 +93,7 @@ def test_faults_are_named(tmp_path, line, message):
         (b'[{"a": 1}, {"a": 2, "a": 3}]', r"row 1: cannot read the JSON \(the key 'a' occurs twice in an object\)"),
         (b'[{"a": 1}, {"a": None}]', "row 1: invalid JSON .* This is the format of Python's `print`"),
         (b"PAR1....", r"found a Parquet file.*from_parquet\(FILE\).to_json"),
-        (b"prompt,completion\n1+2?,3\n", r"invalid JSON .*Convert a CSV file with .*from_csv\(FILE\)"),
+        (b"prompt,completion\n1+2?,3\n", r"invalid JSON .*A CSV file has no lists: read it with `csv.DictReader`"),
         (b"<!DOCTYPE html>", "found HTML or XML"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"\x28\xb5\x2f\xfd....", "zstd"),
@@ -241,3 +241,19 @@ def test_dataset_rows(monkeypatch):
     assert [record for _, _, record in found] == [{"prompt": text, "year": i} for i, text in enumerate("abc", 1)]
     assert list(rows.pick([found[2][1]])) == [("dataset row 2", {"prompt": "c", "year": 3})]
     assert list(rows.types()) == ["year"]
+
+
+def test_a_folder_that_does_not_exist(tmp_path, monkeypatch):
+    """Without a connection, the message of `datasets` is about the Hub only."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+
+    def fail(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'data/min' on the Hub (LocalEntryNotFoundError)")
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    with pytest.raises(
+        FileNotFoundError, match=r"data/min is not a folder.* cannot be reached. Did you mean data/mine\?"
+    ):
+        load_rows("data/min")

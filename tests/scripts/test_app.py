@@ -21,7 +21,16 @@ from trl_hrm.scoring.candidate_scores import score_spans
 from trl_hrm.scoring.generative_scorer import GenerativeScorer
 from trl_hrm.scoring.scorer import StepScorer
 from trl_hrm.scoring.scoring_config import ScoringConfig
-from trl_hrm.scripts.app import EXAMPLE, AppConfig, LoadedModel, load_models, model_names, read_examples, solution_html
+from trl_hrm.scripts.app import (
+    EXAMPLE,
+    AppConfig,
+    LoadedModel,
+    app,
+    load_models,
+    model_names,
+    read_examples,
+    solution_html,
+)
 from trl_hrm.search.steps import RULES
 
 from ..fakes import guarded, write_rows
@@ -89,6 +98,17 @@ class TestSpans:
         for i in range(1, len(STEPS)):
             path = [*STEPS[: i - 1], scorer.step_format.merge(STEPS[i - 1 : i + 1])]
             assert found[i][2] == pytest.approx(scorer.score(["1 + 2?"], [[path]])[0][0][-1], abs=1e-6)
+
+
+def test_a_port_that_is_in_use(folders, monkeypatch):
+    """It is noticed before the models are loaded, which takes long."""
+    monkeypatch.setattr("trl_hrm.scripts.app.load_models", lambda config: pytest.fail("loaded"))
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        port = used.getsockname()[1]
+        with pytest.raises(OSError, match=f"Port {port} of 127.0.0.1 cannot be used .* Choose another `port`"):
+            app(AppConfig(reward_model=folders[:1], port=port))
 
 
 class TestPage:

@@ -304,6 +304,7 @@ class TestWarnings:
             "eval_steps",
             "save_steps",
         ]
+        assert ["only the last one is saved" in warning for warning in warnings] == [False, True]
 
     def test_no_evaluation_for_the_best_model(self):
         args = {"load_best_model_at_end": True, "eval_strategy": "no", "save_strategy": "no"}

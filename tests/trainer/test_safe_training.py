@@ -356,6 +356,14 @@ def test_a_metric_that_does_not_exist(tmp_path, trees):
         trainer._determine_best_metric({"eval_loss": 1.0}, None)
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_bf16_without_a_gpu(config, tmp_path, monkeypatch):
+    """The message of transformers does not name the options."""
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(ValueError, match="set `use_cpu=True` and `bf16=False`"):
+        config(str(tmp_path), bf16=True)
+
+
 class TestNothingToTrainOn:
     @pytest.mark.parametrize("name", MAKERS)
     def test_a_batch_larger_than_the_data(self, tmp_path, trees, name):

@@ -640,7 +640,7 @@ def make_report(
     if config.test_size and "test" not in found["rows"]:
         warnings.append(
             f"no test split was written: test_size={config.test_size} and seed={config.seed} put all problems in the train split. "
-            "Raise test_size, or change the seed."
+            "Raise test_size, change the seed, or use more problems."
         )
     if config.exclude and not found["dropped"].get("excluded"):
         warnings.append(

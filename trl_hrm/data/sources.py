@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
@@ -454,6 +455,12 @@ def naming_dataset(name: str) -> Iterator[None]:
     try:
         yield
     except (*faults, OSError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, ConnectionError) and not Path(name).exists():
+            near = get_close_matches(name, [path.as_posix() for path in Path(name).parent.glob("*/")], n=1)
+            raise FileNotFoundError(
+                f"{name} is not a folder, and the Hub, which may have a dataset of this name, cannot be reached."
+                + (f" Did you mean {near[0]}?" if near else "")
+            ) from error
         if isinstance(error, OSError) and name in str(error):  # such as a missing folder
             raise
         cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
@@ -729,8 +736,8 @@ def _remedy(text: str, error: json.JSONDecodeError, ends: bool) -> str:
         )
     if error.pos == 0 and "," in text:
         return (
-            "Expected one JSON object per line. Convert a CSV file with `datasets.Dataset.from_csv(FILE).to_json('rows.jsonl')`. In "
-            "another file, correct or remove the row."
+            "Expected one JSON object per line. A CSV file has no lists: read it with `csv.DictReader`, split its texts into lists of steps and "
+            "labels, and write each row with `json.dumps`. In another file, correct or remove the row."
         )
     return "Expected one JSON object per line. Correct the row, or remove it."
 

@@ -13,8 +13,9 @@ from ..forest import TokenTree, pack, pad_rows
 from ..heads import check_head, gather_steps, step_outputs
 from ..implicit import StepTokens
 from ..io import shown
-from ..loading import load_reference_model, load_reward_model, load_tokenizer, read_step_format, warn_of_slow_bf16
+from ..loading import load_reference_model, load_reward_model, load_tokenizer, read_step_format
 from ..losses import step_score
+from ..precision import warn_of_slow_bf16
 from ..step_format import StepFormat
 from ..tree_attention import check_attention, check_layer_types, model_inputs, use_tree_attention
 from .scoring_config import checkpoint_name

@@ -8,6 +8,7 @@ trl-hrm app --reward_model outputs/hrm Qwen/Qwen2.5-Math-PRM-7B --spans 1 2
 """
 
 import os
+import socket
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -160,6 +161,14 @@ def app(config: AppConfig) -> None:
 
     _import_gradio()
     examples = read_examples(config)
+    with socket.socket() as probe:  # before the models are loaded, which takes long
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise OSError(
+                f"Port {config.port} of {config.host} cannot be used ({error}). Choose another `port`."
+            ) from error
     models = load_models(config)
     page, options = build_page(config, models, examples)
     try:

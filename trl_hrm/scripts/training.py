@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from trl import ModelConfig, TrlParser
 
 LAUNCHER = "TRL_HRM_LAUNCHER"  # environment variable with the process id of the launcher, such as `trl-hrm reward`
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
 COMMON_OPTIONS = """\
 options of transformers.TrainingArguments that most trainings need:
@@ -119,6 +121,7 @@ def launch(name: str, argv: Sequence[str]) -> None:
     from trl import GRPOConfig
 
     from .._compat import resolve_accelerate_config_argument, subtract_subsequence
+    from ..command_parser import nearest
 
     _refuse_mixture(argv)
     # Whether the batch sizes of GRPO are valid depends on the number of processes, which this process does not have
@@ -132,7 +135,7 @@ def launch(name: str, argv: Sequence[str]) -> None:
     args, unknown = launch_command_parser().parse_known_args(["--module", *launch_args, module.__name__, *script_args])
     if unknown:
         raise ValueError(
-            f"Unknown options: {' '.join(unknown)}. `{prog} --help_all` lists the training options, and `accelerate launch "
+            f"Unknown options: {' '.join(unknown)}.{nearest(unknown[0], parser._option_string_actions)} `{prog} --help_all` lists the training options, and `accelerate launch "
             "--help` lists the launcher options. No process was started."
         )
     if args.training_script != module.__name__:
@@ -262,7 +265,7 @@ def check_inputs(
     script_args: TrainingScriptArguments, training_args: "TrainingArguments", model_args: "ModelConfig"
 ) -> None:
     """
-    Check that the trained model does not replace an input.
+    Check that the trained model does not replace an input, and warn if it will replace another model.
 
     Raises:
         `FileExistsError`: If `output_dir` is the folder of the model that is trained, of the reference model, of the dataset, or of the
@@ -279,6 +282,12 @@ def check_inputs(
             raise FileExistsError(
                 f"{output} is also the `{option}`, which would be replaced. Choose another `output_dir`."
             )
+    models = [name for name in WEIGHTS if Path(output, name).is_file()]
+    if models and training_args.resume_from_checkpoint in (None, False) and training_args.process_index == 0:
+        say(
+            f"warning: {output} has a model ({models[0]}), which will be replaced at the end of the training.",
+            sys.stderr,
+        )
 
 
 def load_splits(

@@ -238,7 +238,8 @@ def _warnings(args: TrainingArguments, plan: TrainingPlan) -> list[str]:
         steps = getattr(args, name)
         if strategy == IntervalStrategy.STEPS and steps and steps > plan.max_steps:
             found.append(
-                f"`{name}` {steps:,.4g} is never reached, because the training has {plan.max_steps:,} optimizer steps. Lower it, or use "
+                f"`{name}` {steps:,.4g} is never reached, because the training has {plan.max_steps:,} optimizer "
+                f"step{'s' * (plan.max_steps != 1)}{', so only the last one is saved' * (name == 'save_steps')}. Lower it, or use "
                 f"`{name.replace('steps', 'strategy')}` epoch."
             )
     if args.auto_find_batch_size:

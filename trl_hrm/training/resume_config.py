@@ -1,4 +1,5 @@
 import math
+import warnings
 from dataclasses import dataclass, field
 
 from ..io import resolved_output
@@ -34,7 +35,16 @@ class ResumeConfig:
     def __post_init__(self):
         if isinstance(self.accept_changes, str):
             self.accept_changes = [self.accept_changes]
-        super().__post_init__()
+        try:
+            with warnings.catch_warnings():  # of a default of TRL
+                warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+                super().__post_init__()
+        except ValueError as error:
+            if "bf16/gpu" not in str(error):
+                raise
+            raise ValueError(
+                "There is no GPU that supports bf16. To train on the CPU, set `use_cpu=True` and `bf16=False`."
+            ) from error
         if resolved_output(
             self.output_dir, "output_dir"
         ).is_file():  # `Trainer` would notice it after preparing the data

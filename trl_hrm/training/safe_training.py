@@ -22,7 +22,7 @@ from transformers.trainer_utils import has_length
 
 from ..identity import checkpoint_identity
 from ..io import claimed_folder, shown
-from ..loading import warn_of_slow_bf16
+from ..precision import warn_of_slow_bf16
 from .checkpoints import (
     FREE_ARGUMENTS,
     LENGTH_ARGUMENTS,

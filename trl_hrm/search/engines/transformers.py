@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from ...io import shown
-from ...loading import load_policy, load_tokenizer, warn_of_slow_bf16
+from ...loading import load_policy, load_tokenizer
+from ...precision import warn_of_slow_bf16
 from .base import EngineFatal, Sample, Sampling, continued_text, find_stop, room, sample_from_ids
 
 
