@@ -14,11 +14,13 @@ it is needed, and blocks are computed again in the backward pass, so that the me
 with its length.
 """
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -123,6 +125,42 @@ def check_layer_types(config) -> set[str]:
             "row would change each other. Use a model whose layers are all full or sliding attention."
         )
     return layer_types
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """
+    Raise `ValueError` for a model in which the branches of a tree and the sequences of a packed row would change each other, or steps
+    would be scored without the steps after them that they were trained with.
+
+    The model must take `position_ids`, which ALiBi ignores, its attention must be causal, and see [`check_layer_types`].
+    """
+    config = model.config
+    check_layer_types(config)
+    inner = model.get_base_model() if is_peft_model(model) else model
+    name, reason = type(inner).__name__, None
+    # Classes of this package pass what they get on to the class that they extend
+    forwards = [kind.forward for kind in type(inner).__mro__ if "forward" in vars(kind)]
+    if not any("position_ids" in inspect.signature(forward).parameters for forward in forwards):
+        reason = "takes no `position_ids`"
+    elif getattr(config, "alibi", False):
+        reason = "has ALiBi instead of `position_ids`"
+    elif not is_causal(inner):
+        reason = "is not causal: each token attends to later ones"
+    if reason:
+        raise ValueError(
+            f"{name} {reason}, so the branches of a tree and the sequences of a packed row would change each other. Use a causal model "
+            "with position ids, such as Qwen2, or train on single sequences with PRMTrainer."
+        )
+
+
+def is_causal(model: torch.nn.Module) -> bool:
+    """
+    Return whether no layer declares that it attends to later tokens, as those of encoders such as BERT do. Encoders of images in a
+    multimodal model do not count.
+    """
+    config = getattr(model, "config", None)
+    is_multimodal = config is not None and config.get_text_config() is not config
+    return is_multimodal or all(getattr(module, "is_causal", None) is not False for module in model.modules())
 
 
 def _block_mask(subtree_end: torch.Tensor, position_ids: torch.Tensor | None, window: int | None):

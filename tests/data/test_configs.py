@@ -41,7 +41,9 @@ def test_every_option_is_described(config):
             continue
         assert field.metadata["help"].endswith((".", ").")), field.name
         if field.name in declared:
-            entry = config.__doc__.split(f"\n        {field.name} (`", 1)[1].split("\n        ", 1)[0]
+            _, _, rest = inspect.getdoc(config).partition(f"\n    {field.name} (`")
+            entry = rest.split("\n    ", 1)[0]
+            assert entry, field.name
             if field.default not in (None, MISSING):
                 default = repr(field.default).replace("'", '"')
                 assert f"defaults to `{default}`" in entry, field.name

@@ -71,3 +71,14 @@ class PRMConfig(ResumeConfig, BaseConfig):
     dataset_num_proc: int | None = field(
         default=None, metadata={"help": "Number of processes to use for processing the dataset."}
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("max_length", "max_completion_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:  # negative numbers would cut from the end
+                raise ValueError(f"`{name}` is {value}. It must be at least 1, or `None` for no limit.")
+        if not self.eval_do_concat_batches:
+            raise ValueError(
+                "`eval_do_concat_batches` is False, but metrics need the outputs of all batches. Leave it at `True`."
+            )

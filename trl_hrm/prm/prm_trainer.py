@@ -28,6 +28,7 @@ from .._compat import get_config_model_id, global_then_local_main_first
 from ..io import shown
 from ..step_format import STEP_FORMAT_NAME, StepFormat
 from ..trainer.step_trainer import StepSources, StepTrainer, check_dataset, set_up_model
+from ..tree_attention import is_causal
 from .prm_config import PRMConfig
 from .token_rows import IGNORED, DataCollatorForStepLabels, check_token_rows, tokenize_dataset
 
@@ -180,6 +181,8 @@ class PRMTrainer(StepTrainer):
             args = (
                 PRMConfig() if model is None else PRMConfig(f"{get_config_model_id(model.config).split('/')[-1]}-PRM")
             )
+        if not hasattr(args, "max_completion_length"):  # Axolotl passes its own class
+            raise TypeError(f"`args` is a `{type(args).__name__}`. It must be a `PRMConfig`.")
         if data_collator is None:
             if processing_class is None:
                 raise ValueError(
@@ -322,7 +325,7 @@ class PRMTrainer(StepTrainer):
         logger.log(logging.WARNING if dropped else logging.INFO, f"{name}: {report}")
         if report.labels_soft:
             self._check_collator(rows, args, name)
-        if name == "train_dataset" and not self._format_is_known:
+        if name == "train_dataset" and self.reports[name].labels_elsewhere:
             logger.warning(
                 f"{name}: {report.labels_elsewhere} of {report.labels_kept} labelled tokens are not at the end of the "
                 f"`step_separator` {shown(args.step_separator)}, so the step format is unknown and no {STEP_FORMAT_NAME} is saved. "
@@ -386,5 +389,8 @@ class PRMTrainer(StepTrainer):
 
     @property
     def _format_is_known(self) -> bool:
-        """Whether the training rows were encoded with `step_format`. Tokenized datasets may use another format."""
-        return not self.reports["train_dataset"].labels_elsewhere
+        """
+        Whether the training rows were encoded with `step_format`, and the model scores a step before the next ones. Tokenized datasets
+        may use another format, and encoders see the steps that follow.
+        """
+        return not self.reports["train_dataset"].labels_elsewhere and is_causal(self.model)

@@ -17,7 +17,7 @@ from ..loading import load_reference_model, load_reward_model, load_tokenizer, r
 from ..losses import step_score
 from ..precision import warn_of_slow_bf16
 from ..step_format import StepFormat
-from ..tree_attention import check_attention, check_layer_types, model_inputs, use_tree_attention
+from ..tree_attention import check_attention, check_model, model_inputs, use_tree_attention
 from .scoring_config import checkpoint_name
 from .tree_scorer import TreeScorer, longest_path
 
@@ -82,7 +82,7 @@ class StepScorer(TreeScorer):
             )
         for one in (model,) if reference is None else (model, reference):
             check_attention(one.config._attn_implementation)
-            check_layer_types(one.config)
+            check_model(one)
             use_tree_attention(one, one.device)
             one.eval()
         if model.dtype == torch.bfloat16:

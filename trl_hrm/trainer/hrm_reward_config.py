@@ -317,6 +317,8 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
                 f"from day to day. Set a date such as {CHAT_TEMPLATE_DATE!r}."
             )
         self.make_step_format()  # validate the format before anything is loaded
+        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
+            raise ValueError(f"`pad_to_multiple_of` is {self.pad_to_multiple_of}. It must be at least 1.")
         if self.label_weighting not in ("unique", "occurrence", "column"):
             raise ValueError(
                 f"`label_weighting` is {shown(self.label_weighting)}. It must be 'unique', 'occurrence' or 'column'."

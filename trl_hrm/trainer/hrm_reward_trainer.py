@@ -34,7 +34,7 @@ from ..rewards import separator_rule
 from ..search.steps import cut_text
 from ..step_format import StepFormat, published_name
 from ..step_metrics import METRICS, judged_steps, step_metrics
-from ..tree_attention import check_attention, check_layer_types, model_inputs, use_tree_attention
+from ..tree_attention import check_attention, check_model, model_inputs, use_tree_attention
 from .forest_dataset import (
     SOURCE_COLUMNS,
     STEP_COLUMNS,
@@ -153,8 +153,14 @@ class HRMRewardTrainer(StepTrainer):
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = HRMRewardConfig(f"{model_name.split('/')[-1]}-HRM")
+        if not isinstance(args, HRMRewardConfig):
+            raise TypeError(f"`args` is a `{type(args).__name__}`. It must be an `HRMRewardConfig`.")
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
+        if peft_config is not None and peft_config.is_prompt_learning:
+            raise ValueError(
+                f"`peft_config` is a `{type(peft_config).__name__}`, whose virtual tokens do not fit the attention masks of trees. Use LoRA."
+            )
         # Seed before the head of a token classifier is randomly initialized
         set_seed(args.seed)
         name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -168,7 +174,7 @@ class HRMRewardTrainer(StepTrainer):
         self.step_format.check(processing_class)
         model = set_up_model(model, args, peft_config, self.step_format)
         check_head(model, self.step_format)
-        check_layer_types(model.config)  # also without shared prefixes, since sequences still share rows
+        check_model(model)  # also without shared prefixes, since sequences still share rows
         if args.shared_prefix:
             check_attention(model.config._attn_implementation)
             use_tree_attention(model, args.device)

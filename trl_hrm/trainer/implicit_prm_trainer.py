@@ -24,7 +24,7 @@ from ..kl import causal_lm_of
 from ..loading import load_policy
 from ..pages.papers import IMPLICIT_PRM_PAPER
 from ..training.checkpoints import digest_of_dataset
-from ..tree_attention import check_attention, check_layer_types, use_tree_attention
+from ..tree_attention import check_attention, check_model, use_tree_attention
 from .forest_dataset import PROMPT_LENGTHS, REF_LOG_PROBS, STEP_COLUMNS, TOKEN_COLUMNS
 from .hrm_reward_trainer import HRMRewardTrainer
 from .implicit_prm_config import ImplicitPRMConfig
@@ -175,7 +175,7 @@ class ImplicitPRMTrainer(HRMRewardTrainer):
             reference.config, "_commit_hash", None
         ):  # of a Hub repository, whose branch may get other weights
             self.step_format = replace(self.step_format, reference_revision=commit)
-        check_layer_types(reference.config)
+        check_model(reference)
         if args.shared_prefix:
             check_attention(reference.config._attn_implementation)
             use_tree_attention(reference, args.device)

@@ -289,7 +289,7 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
             if self.args.average_tokens_across_devices:
                 kl_loss = kl_loss * (self.accelerator.num_processes // self.get_tp_size())
         loss = loss + self.args.kl_coef * kl_loss
-        self._count(policy.outputs, sequences, kl.detach())
+        self._count(policy.outputs, sequences, kl.detach(), scaled_kl(kl.detach(), self.args.kl_scaling))
         return (loss, outputs) if return_outputs else loss
 
     def train(self, *args, **kwargs):
@@ -297,6 +297,10 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
         if self.model_wrapped is self.model:
             self.model._is_accelerate_prepared = False
         return super().train(*args, **kwargs)
+
+    def set_initial_training_values(self, *args, **kwargs):
+        self._reset_metrics("train")  # for each attempt of `auto_find_batch_size`
+        return super().set_initial_training_values(*args, **kwargs)
 
     # Checkpoints
 
@@ -317,8 +321,8 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
     def _reset_metrics(self, mode: str) -> None:
         device = self.args.device
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        # Sums over this rank since the last log: negative log-likelihood, tokens, KL, ln(1 + KL), sequences
-        self._kl_sums[mode] = torch.zeros(5, dtype=dtype, device=device)
+        # Sums over this rank since the last log: negative log-likelihood, tokens, KL, ln(1 + KL), sequences, scaled KL
+        self._kl_sums[mode] = torch.zeros(6, dtype=dtype, device=device)
         self._kl_max[mode] = torch.zeros((), device=device)
 
     def evaluation_loop(self, *args, **kwargs):
@@ -326,7 +330,7 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
         return super().evaluation_loop(*args, **kwargs)
 
     @torch.no_grad()
-    def _count(self, outputs: KLOutput, sequences: torch.Tensor, kl: torch.Tensor) -> None:
+    def _count(self, outputs: KLOutput, sequences: torch.Tensor, kl: torch.Tensor, scaled: torch.Tensor) -> None:
         mode = "train" if self.model.training else "eval"
         sums = sequence_kl(outputs.token_kl, sequences)
         dtype = self._kl_sums[mode].dtype
@@ -337,6 +341,7 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
                 sums.sum(dtype=dtype),
                 kl.log1p().sum(dtype=dtype),
                 kl.new_tensor(len(kl), dtype=dtype),
+                scaled.sum(dtype=dtype),
             ]
         )
         if len(sums):
@@ -349,11 +354,14 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
             sums = self.accelerator.reduce(self._kl_sums[mode], reduction="sum").tolist()
             kl_max = self.accelerator.gather(self._kl_max[mode]).max().item()
             self._reset_metrics(mode)
-            lm_loss, num_tokens, kl, log_kl, num_sequences = sums
+            lm_loss, num_tokens, kl, log_kl, num_sequences, scaled = sums
             prefix = ""
             if mode == "eval":  # with several datasets: eval_NAME_
                 prefix = next((name.removesuffix("runtime") for name in logs if name.endswith("_runtime")), "eval_")
             if num_sequences:
+                if mode == "eval" and self.args.loss_type == "nll" and self.accelerator.num_processes == 1:
+                    # The Trainer has the mean over batches, whose rows have different numbers of tokens
+                    logs[f"{prefix}loss"] = lm_loss / num_tokens + self.args.kl_coef * scaled / num_sequences
                 logs |= {
                     f"{prefix}lm_loss": lm_loss / num_tokens,
                     f"{prefix}kl": kl / num_sequences,

@@ -463,11 +463,17 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
     # Training
 
     def train(self, *args, **kwargs):
-        self._start_counting()  # discard counts that an earlier training did not log
+        if self.model is None:  # of `model_init`, which a hyperparameter search deletes after each trial
+            self.model = self.model_wrapped = self.call_model_init(kwargs.get("trial"))
         # After an evaluation, Accelerate considers the model prepared, and each process would train a separate model
         if self.model_wrapped is self.model:
             self.model._is_accelerate_prepared = False
         return super().train(*args, **kwargs)
+
+    def set_initial_training_values(self, *args, **kwargs):
+        # For each attempt of `auto_find_batch_size`. Discards counts that an earlier attempt or training did not log
+        self._start_counting()
+        return super().set_initial_training_values(*args, **kwargs)
 
     # Logs
 

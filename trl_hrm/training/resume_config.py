@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from ..io import resolved_output
 
 
+LOWER_IS_BETTER = ("ece", "kl", "kl_max", "kl_per_token")  # ends of the names of metrics
+
+
 @dataclass
 class ResumeConfig:
     """
@@ -35,6 +38,11 @@ class ResumeConfig:
     def __post_init__(self):
         if isinstance(self.accept_changes, str):
             self.accept_changes = [self.accept_changes]
+        metric = self.metric_for_best_model or ""
+        if self.greater_is_better is None and metric.endswith(
+            LOWER_IS_BETTER
+        ):  # transformers knows only those that end with "loss"
+            self.greater_is_better = False
         try:
             with warnings.catch_warnings():  # of a default of TRL
                 warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)

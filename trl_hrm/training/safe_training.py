@@ -3,8 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +72,7 @@ class SafeTrainingMixin:
       takes the newest checkpoint that is complete, and logs which ones it skipped.
     - **Identity.** The same file records the settings, the dataset, the base model and the tokenizer of a training, by content.
       Resuming with others is refused, unless `accept_changes` names them.
+    - **All rows of an evaluation.** `dataloader_drop_last` applies to training only.
     - **Nothing to train on.** A dataset without a full batch or a training without a step is an error.
     - **One training per folder.** `output_dir` is locked, and tried, before training.
 
@@ -108,7 +109,7 @@ class SafeTrainingMixin:
         """
         self._check_length()
         self._forget_divergence()
-        if self.accelerator.mixed_precision == "bf16" or self.model.dtype == torch.bfloat16:
+        if self.accelerator.mixed_precision == "bf16" or getattr(self.model, "dtype", None) == torch.bfloat16:
             warn_of_slow_bf16(self.args.device, "Set `bf16=False`, and load the model in float32.")
         with ExitStack() as stack:
 
@@ -131,6 +132,25 @@ class SafeTrainingMixin:
         if error is not None:
             raise error
         return result
+
+    # All rows of an evaluation
+
+    def get_eval_dataloader(self, *args, **kwargs) -> DataLoader:
+        with self._keeping_the_last_batch():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args, **kwargs) -> DataLoader:
+        with self._keeping_the_last_batch():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextmanager
+    def _keeping_the_last_batch(self) -> Iterator[None]:
+        """`dataloader_drop_last` is for training. The Trainer would also drop rows of an evaluation."""
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drops
 
     # Nothing to train on
 
