@@ -24,6 +24,7 @@ from trl_hrm import HRMRewardConfig, HRMRewardTrainer, KLSelfConfig, StepFormat,
 from trl_hrm.prm import PRMConfig, PRMTrainer
 from trl_hrm.step_format import STEP_FORMAT_NAME
 from trl_hrm.step_metrics import judged_steps
+from trl_hrm.training.model_card import metrics_at
 
 
 CPU = {"use_cpu": True, "bf16": False, "report_to": "none"}
@@ -131,6 +132,14 @@ class TestEvaluation:
             assert metrics["eval_loss"] == pytest.approx(metrics["eval_lm_loss"] + 0.5 * kl, rel=1e-5)
             losses.append(metrics["eval_loss"])
         assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+    def test_another_dataset_with_kl_self(self, tmp_path):
+        """See the test of the same name of the step table: the card must not show the metrics of the training rows."""
+        rows = random_rows(7)
+        trainer = make_kl_trainer(tmp_path, rows, eval_rows=rows[:2])
+        expected = trainer.evaluate()
+        trainer.evaluate(trainer.train_dataset)
+        assert metrics_at(trainer, 0)[""]["loss"] == expected["eval_loss"]
 
     def test_own_metrics(self, trees, tmp_path):
         """What docs/migrating_from_trl_prm.md says of functions written for PRMTrainer."""

@@ -24,7 +24,6 @@ from ..messages import plain_row
 from ..step_format import StepFormat
 from ..training.checkpoints import plain
 from ..training.hub_push import HubPushMixin
-from ..training.model_card import OTHER_DATASET
 from ..training.safe_training import SafeTrainingMixin
 from .forest_dataset import flat_column
 from .model_card import save_reward_model_card
@@ -132,9 +131,6 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         self._prepared: list[tuple[Dataset, StepSources | None]] = []
         self._evaluated: Dataset | None = None  # in the evaluation that is running
         self._outputs: tuple[str, EvalLoopOutput] | None = None  # prefix and outputs of this evaluation
-        self._is_other = (
-            False  # whether it is of a dataset that is not the trainer's, whose metrics are not for the model card
-        )
         self._train_data, self._eval_data = train_dataset, eval_dataset
         train_dataset = self._prepare_once(train_dataset, processing_class, args, "train_dataset")
         eval_dataset = self._prepare_eval_dataset(eval_dataset, processing_class, args)
@@ -217,17 +213,10 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
             self.reports |= reports  # another dataset does not replace the report of the trainer's own
         evaluated = self.eval_dataset if eval_dataset is None else eval_dataset
         self._evaluated = self.eval_dataset[evaluated] if isinstance(evaluated, str) else evaluated
-        own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        self._is_other = None not in own and not any(one is self._evaluated for one in [*own, self.eval_dataset])
-        number = len(self.state.log_history)
         try:
             return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
         finally:
-            if self._is_other:
-                for log in self.state.log_history[number:]:
-                    log[OTHER_DATASET] = True
             self._evaluated = self._outputs = None
-            self._is_other = False
 
     def predict(self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"):
         self._warn_of_new_head()

@@ -19,6 +19,7 @@ from .._compat import get_comet_experiment_url, get_config_model_id, get_trackio
 from ..io import shell_word
 from ..pages.page import Table, markdown, resource
 from ..terminal import printable
+from .checkpoints import OTHER_DATASET
 
 
 SETTINGS = (
@@ -35,7 +36,6 @@ SETTINGS = (
     "max_length",
 )
 # Logged by an evaluation, but not metrics of the model
-OTHER_DATASET = "is_other_dataset"  # in logs of evaluations of a dataset that is not the trainer's
 NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
 PACKAGES = {
     "TRL": "trl",

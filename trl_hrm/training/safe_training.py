@@ -26,6 +26,7 @@ from ..precision import warn_of_slow_bf16
 from .checkpoints import (
     FREE_ARGUMENTS,
     LENGTH_ARGUMENTS,
+    OTHER_DATASET,
     RECORD_NAME,
     digest_of_dataset,
     digest_of_weights,
@@ -72,7 +73,8 @@ class SafeTrainingMixin:
       takes the newest checkpoint that is complete, and logs which ones it skipped.
     - **Identity.** The same file records the settings, the dataset, the base model and the tokenizer of a training, by content.
       Resuming with others is refused, unless `accept_changes` names them.
-    - **All rows of an evaluation.** `dataloader_drop_last` applies to training only.
+    - **Evaluation.** `dataloader_drop_last` applies to training only. Metrics of a dataset that is not the trainer's are marked in the
+      log, so that the model card does not show them as those of the evaluation dataset.
     - **Nothing to train on.** A dataset without a full batch or a training without a step is an error.
     - **One training per folder.** `output_dir` is locked, and tried, before training.
 
@@ -84,6 +86,7 @@ class SafeTrainingMixin:
     _eval_data: Any = None
     _settings: dict[str, Any] | None = None  # of the current training
     _accepted: tuple[str, ...] = ()  # changes that were accepted since the training began
+    _is_other = False  # whether the evaluation that is running is of a dataset that is not the trainer's
     # Values of settings that records of earlier versions do not have
     _default_settings: Mapping[str, Any] = MappingProxyType({})
 
@@ -133,7 +136,20 @@ class SafeTrainingMixin:
             raise error
         return result
 
-    # All rows of an evaluation
+    # Evaluation
+
+    def evaluate(self, eval_dataset: Any = None, *args, **kwargs) -> dict[str, float]:
+        own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        is_own = isinstance(eval_dataset, str) or any(eval_dataset is one for one in [None, *own, self.eval_dataset])
+        self._is_other = is_other = self.eval_dataset is not None and not is_own
+        number = len(self.state.log_history)
+        try:
+            return super().evaluate(eval_dataset, *args, **kwargs)
+        finally:
+            if is_other:
+                for log in self.state.log_history[number:]:
+                    log[OTHER_DATASET] = True
+            self._is_other = False
 
     def get_eval_dataloader(self, *args, **kwargs) -> DataLoader:
         with self._keeping_the_last_batch():
