@@ -39,7 +39,7 @@ def copy_weights(original, model, tied: bool) -> None:
 @pytest.mark.parametrize("tied", [False, True], ids=["HRM", "TRM"])
 def test_original_computes_the_same(speed, tied):
     """The speed of a reference that computes something else, or less, says nothing."""
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     original = speed.OriginalModel(size=3, vocab_size=5, hidden_size=32, heads=2, layers=2, tied=tied)
     config = HrmGridConfig.preset(
         "trm" if tied else "hrm",
@@ -96,7 +96,7 @@ def test_original_has_as_many_parameters(speed):
 @pytest.mark.parametrize("system", ["hrm", "hrm_continue", "trm", "loop", "one_pass", "one_pass_deep"])
 def test_steps_of_every_system(speed, system):
     """A step takes new rows exactly for the halted slots."""
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     shape = {"size": 2, "vocab_size": 4, "hidden_size": 16, "heads": 2, "layers": 1, "batch": 3}
     training = speed.OwnTraining(shape, system, False, "cpu")
     before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
