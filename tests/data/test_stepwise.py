@@ -360,11 +360,10 @@ def typed_columns() -> dict[str, pa.Array]:
         pa.struct({"a": pa.list_(pa.timestamp("ns"))}): {"a": [datetime.datetime(2024, 2, 29)]},
         pa.list_(pa.struct({"a": pa.date32()})): [{"a": datetime.date(2024, 2, 29)}],
         pa.large_list(pa.int8()): [1],
-        pa.list_(pa.float32(), 2): [1.0, float("inf")],
         pa.null(): None,
     }
-    if Version(datasets.__version__) >= Version("5"):  # earlier versions cannot read it
-        others[pa.binary(2)] = b"\xff\x00"
+    if Version(datasets.__version__) >= Version("5"):  # earlier versions cannot read them
+        others |= {pa.binary(2): b"\xff\x00", pa.list_(pa.float32(), 2): [1.0, float("inf")]}
     return columns | {str(kind): pa.array([None, value], kind) for kind, value in others.items()}
 
 
