@@ -294,6 +294,9 @@ def test_a_full_model_replaces_an_adapter(hub, repo, tmp_path):
     trainer.push_to_hub()
     assert commits(hub, repo)[-1][1].keys() == MODEL_FILES | {"adapter_notes.txt", "other/adapter_config.json"}
     np.testing.assert_allclose(scores(repo), scores(str(tmp_path / "full" / "out")), rtol=0, atol=1e-6)
+    adapter.push_to_hub()
+    assert commits(hub, repo)[-1][1].keys() > MODEL_FILES | {"adapter_config.json", "adapter_model.safetensors"}
+    np.testing.assert_allclose(scores(repo), scores(str(tmp_path / "adapter" / "out")), rtol=0, atol=1e-6)
 
 
 def test_an_adapter_remembers_the_revision_of_its_base(hub, repo, tmp_path):

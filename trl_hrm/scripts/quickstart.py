@@ -112,9 +112,8 @@ def _quickstart(config: QuickstartConfig) -> str:
         f"Training a reward model on {sum(len(tree.completions) for tree in train):,} steps of {len(train):,} problems."
     )
     texts = (text + "\n\n" for row in rows for text in texts_of(row))  # with the separator, which becomes one token
-    Path(config.output_dir, STEP_FORMAT_NAME).unlink(
-        missing_ok=True
-    )  # an untrained model cannot be used if this is interrupted
+    # Without it, the untrained model cannot be used if the training is interrupted
+    Path(config.output_dir, STEP_FORMAT_NAME).unlink(missing_ok=True)
     make_tiny_model(texts, config.output_dir, vocab_size=400, seed=config.seed)
     trainer = HRMRewardTrainer(
         config.output_dir,

@@ -283,7 +283,7 @@ def check_inputs(
                 f"{output} is also the `{option}`, which would be replaced. Choose another `output_dir`."
             )
     models = [name for name in WEIGHTS if Path(output, name).is_file()]
-    if models and training_args.resume_from_checkpoint in (None, False) and training_args.process_index == 0:
+    if models and training_args.resume_from_checkpoint in (None, False, "false") and training_args.process_index == 0:
         say(
             f"warning: {output} has a model ({models[0]}), which will be replaced at the end of the training.",
             sys.stderr,

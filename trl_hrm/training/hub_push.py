@@ -44,16 +44,10 @@ TRAINING_STATE = (
 )
 # A pickle that contains local paths. The model card lists the settings
 NEVER_PUSHED = ("training_args.bin",)
-# What a model is loaded from. An adapter of an earlier push would be loaded instead of a full model
-MODEL_FILES = (
-    "adapter_config.json",
-    "adapter_model.*",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-*.safetensors",
-    "pytorch_model*",
-    "step_format.json",
-)
+# Files of an earlier push that would be loaded instead of a full model, or with it. An adapter needs no others deleted: its base model
+# may even be in the same repository
+REPLACED = ("adapter_config.json", "adapter_model.*", "step_format.json")
+REPLACED_BY_FULL_MODEL = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 
 
 @dataclass(frozen=True)
@@ -266,7 +260,7 @@ class HubPushMixin:
     def _push_folder(
         self, folder: Path, message: str, token: str | None, revision: str | None, ignore: Sequence[str] = ()
     ) -> CommitInfo:
-        """Push the files of a folder in one commit, which also deletes the files of another model from the top of the repository."""
+        """Push the files of a folder in one commit, which also deletes the files of an earlier model that would be loaded instead."""
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         files = list(filter_repo_objects(files, ignore_patterns=[*DEFAULT_IGNORE_PATTERNS, *ignore]))
         if not any(file.endswith(".safetensors") for file in files):
@@ -276,13 +270,15 @@ class HubPushMixin:
                 "weights."
             )
 
+        patterns = [*REPLACED, *(() if "adapter_config.json" in files else REPLACED_BY_FULL_MODEL)]
+
         def attempt() -> CommitInfo:
             # `upload_folder` splits a large folder into several commits. Operations are created anew for each attempt: used
             # ones do not check which files are on the Hub, and would commit a second time what was already committed
             operations = [CommitOperationAdd(file, folder / file) for file in files]
             api = HfApi(library_name="trl_hrm", library_version=__version__)
             there = api.list_repo_files(self.hub_model_id, revision=revision, token=token)
-            old = filter_repo_objects(sorted({*there} - {*files}), allow_patterns=MODEL_FILES)
+            old = filter_repo_objects(sorted({*there} - {*files}), allow_patterns=patterns)
             operations += [CommitOperationDelete(file) for file in old if "/" not in file]
             return api.create_commit(
                 self.hub_model_id, operations, commit_message=message, token=token, revision=revision

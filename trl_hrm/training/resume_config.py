@@ -38,10 +38,8 @@ class ResumeConfig:
     def __post_init__(self):
         if isinstance(self.accept_changes, str):
             self.accept_changes = [self.accept_changes]
-        metric = self.metric_for_best_model or ""
-        if self.greater_is_better is None and metric.endswith(
-            LOWER_IS_BETTER
-        ):  # transformers knows only those that end with "loss"
+        # transformers takes the largest value as the best one, except for metrics that end with "loss"
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(LOWER_IS_BETTER):
             self.greater_is_better = False
         try:
             with warnings.catch_warnings():  # of a default of TRL
