@@ -450,6 +450,7 @@ class TestPublicTasks:
         with_concept_arc = (plan.counts["tasks"] + 160) * 1001 + 1
         assert with_concept_arc == 960_961
 
+    @pytest.mark.slow
     def test_both_versions(self):
         """376 of the 400 evaluation tasks of ARC-1 are training tasks of ARC-2."""
         plan = plan_arc(["arc1", "arc2"])

@@ -282,6 +282,7 @@ def test_problems_without_an_end_are_counted(run, engine):
 PROGRAM = [sys.executable, "-m", "tests.scripts.judge_runs"]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(searched, run, tmp_path, engine):
     """A process that is killed twice, at random moments, and resumed with another concurrency ends with the same bytes."""
     engine()

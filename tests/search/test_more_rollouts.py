@@ -391,6 +391,7 @@ def test_failed_problems_are_left_out(tmp_path):
     assert sorted(read_trees(tmp_path / "b")) == ["p000", "p002", "p003"]
 
 
+@pytest.mark.slow
 def test_accurate_where_it_matters(tmp_path):
     """In a world of coins, the value of a step is known. The mean squared error of labels falls more with `uncertain`."""
     search = replace(SEARCHES["rollouts"], num_solutions=6, num_completions=4)
