@@ -64,9 +64,7 @@ def test_the_page_runs(tmp_path):
         )
         assert done.returncode == 0, f"{words}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
         printed[words[0]] = done.stdout
-    assert (
-        printed["reward"].count("only 40 optimizer steps, and a model hardly learns") == 1
-    )  # which the page explains
+    assert printed["reward"].count("only 40 optimizer steps, and a model hardly learns") == 1  # see the page
     assert len(list((tmp_path / "outputs" / "mine" / "_evaluations").glob("eval_*.html"))) == 10
     assert printed["score"].count("What is 20 % of 150?") == 2
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

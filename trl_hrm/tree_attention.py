@@ -155,8 +155,8 @@ def check_model(model: PreTrainedModel) -> None:
 
 def is_causal(model: torch.nn.Module) -> bool:
     """
-    Return whether no layer declares that it attends to later tokens, as those of encoders such as BERT do. Encoders of images in a
-    multimodal model do not count.
+    Return whether the model is causal. The layers of encoders such as BERT have the attribute `is_causal=False`. Multimodal models count as
+    causal, because only their image encoders have such layers.
     """
     config = getattr(model, "config", None)
     is_multimodal = config is not None and config.get_text_config() is not config

@@ -26,9 +26,8 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         )
 
 
-@pytest.mark.parametrize(
-    ("system", "seed"), [("hrm", 4), ("trm", 2), ("loop", 4)]
-)  # with puzzles that halt at different steps
+# Seeds with puzzles that halt at different steps
+@pytest.mark.parametrize(("system", "seed"), [("hrm", 4), ("trm", 2), ("loop", 4)])
 def test_against_a_plain_loop(tmp_path, system, seed):
     """A step must train one segment of each puzzle from the states of the last step, with the sum of the losses over 4 slots."""
     rows = sudoku_rows(6)

@@ -147,7 +147,7 @@ class TestPage:
         assert re.findall(r'<i class="letter">(.)</i>', page) == ["A", "B"] * (len(STEPS) + 1)
 
     def test_letters_of_models_that_cannot_score(self, models):
-        """The letters are those of the list of models above, whose first model cannot score this solution."""
+        """The letters must agree with the list of models above, also if the first model cannot score this solution."""
         page = solution_html([models[1], models[0], models[0]], "1 + 2?", "1 + 2 = 3.\n\n" * 15, RULES["blank_line"])
         assert "positions" in notices(page)[0]
         assert re.findall(r'<i class="letter">(.)</i>', page) == ["B", "C"] * 16

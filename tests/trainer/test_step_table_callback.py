@@ -340,7 +340,7 @@ def test_the_best_checkpoint_keeps_its_step(tmp_path, trees):
 
 
 def test_the_checkpoint_before_the_best_step(tmp_path, trees):
-    """The best step was not saved, so the checkpoint before it is loaded, whose page is not that of the best step."""
+    """The best step was not saved, so the checkpoint before it is loaded. The page of the best step must stay."""
     steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     settings = {**steps, "load_best_model_at_end": True, "metric_for_best_model": "planted", "greater_is_better": True}
     planted = iter([0.0, 0.5, 1.0, 0.2, 0.0])
@@ -364,7 +364,7 @@ def test_the_checkpoint_before_the_best_step(tmp_path, trees):
 
 
 def test_another_dataset_is_not_held_out(tmp_path, trees):
-    """The metrics of the training rows would be published as those of the evaluation dataset."""
+    """The metrics of the training rows would be published as held-out metrics."""
     trainer = make_trainer(tmp_path, trees, evaluation=trees[:2], log_worst_steps=5)
     expected = trainer.evaluate()
     record = record_of(trainer)

@@ -74,9 +74,10 @@ class StepTableCallback(TrainerCallback):
     is scored as wrong. The `num_steps` of each kind with the largest error (distance between score and label) are shown, the
     largest error first, and in the order of the dataset if errors are equal.
 
-    Each evaluation writes a page and the same data as JSON to `_evaluations/eval_XXXXX.html` and `.json` in `output_dir`, where `XXXXX`
-    is the training step (after a training with `load_best_model_at_end`, that of the loaded checkpoint) and `eval` the `metric_key_prefix`, such
-    as `eval_math` for a named evaluation dataset, or `eval_other` for a dataset that is not the trainer's. The page also shows the steps before each of these steps. The folder is not pushed to the Hub, because it contains problems of the evaluation dataset.
+    Each evaluation writes a page and the same data as JSON to `_evaluations/eval_XXXXX.html` and `.json` in `output_dir`. `XXXXX` is the
+    training step, or the step of the loaded checkpoint after a training with `load_best_model_at_end`. `eval` is the `metric_key_prefix`,
+    such as `eval_math` for a named evaluation dataset, and `eval_other` for a dataset that is not the trainer's. The page also shows the
+    steps before each of these steps. The folder is not pushed to the Hub, because it contains problems of the evaluation dataset.
 
     If the trainer reports to trackio or Weights & Biases (`report_to`), it also logs to them, with the names
 

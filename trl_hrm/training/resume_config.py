@@ -49,7 +49,7 @@ class ResumeConfig:
             if "bf16/gpu" not in str(error):
                 raise
             raise ValueError(
-                "There is no GPU that supports bf16. To train on the CPU, set `use_cpu=True` and `bf16=False`."
+                "No GPU with support for bf16 was found. To train on the CPU, set `use_cpu=True` and `bf16=False`."
             ) from error
         if resolved_output(
             self.output_dir, "output_dir"

@@ -74,7 +74,7 @@ class SafeTrainingMixin:
     - **Identity.** The same file records the settings, the dataset, the base model and the tokenizer of a training, by content.
       Resuming with others is refused, unless `accept_changes` names them.
     - **Evaluation.** `dataloader_drop_last` applies to training only. Metrics of a dataset that is not the trainer's are marked in the
-      log, so that the model card does not show them as those of the evaluation dataset.
+      log, and left out of the model card.
     - **Nothing to train on.** A dataset without a full batch or a training without a step is an error.
     - **One training per folder.** `output_dir` is locked, and tried, before training.
 

@@ -124,7 +124,7 @@ class VLLMEngine:
         return self.sampling.repeat(samples, n)
 
     async def _generate(self, prefix_ids: Sequence[int], params: SamplingParams, key: str) -> RequestOutput | None:
-        """Return the last output of a request, or `None` if there was none. Errors of vLLM are raised as those of an engine."""
+        """Return the last output of a request, or `None` if it has no output. Raise `EngineError` or `EngineFatal` if vLLM fails."""
         prompt = {"prompt_token_ids": list(prefix_ids)}
         final = None
         try:
