@@ -3,7 +3,8 @@ Train step reward models from SmolLM2-135M on a mixture of real labelled steps, 
 
 ```bash
 python tests/tools/fetch_real_model.py smollm2 --folder outputs
-python benchmarks/real_labels.py --model outputs/smollm2 --data data --output_dir outputs/real-labels --docs docs/evidence.md
+python benchmarks/real_labels.py --model outputs/smollm2 --data data --output_dir outputs/real-labels --docs docs/evidence.md \
+    --profile short --results benchmarks/results/real_labels
 ```
 
 `--data` is a folder with these files:
@@ -20,7 +21,9 @@ with merged steps of 2 and of up to 3) train on equal numbers of tokens, with th
 judged on the other problems of PRM800K, and on rows of ProcessBench gsm8k, PRMBench `subset400` and BIG-Bench Mistake.
 
 Each training is a job in its own process, in the order of `make_jobs`. A job that is finished is not repeated and an interrupted one
-starts over, so the command can be stopped at any time. The report has what is finished, and says what is missing.
+starts over, so the command can be stopped at any time. The report has what is finished, and says what is missing. `--results` is a
+folder for the scores of each finished job, without texts. With it, the study can be continued on another machine: the command checks
+that the model, the mixture, the test sets and the versions are the same.
 """
 
 import argparse
@@ -31,7 +34,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,9 @@ from real_labels_jobs import (
     TESTS,
     TRIPLE,
     Job,
+    Profile,
     after_an_error,
+    digest_of_mixture,
     every_step,
     flat,
     make_jobs,
@@ -61,6 +65,7 @@ from tqdm import tqdm
 
 from trl_hrm.evaluation.benchmarks.prm_bench import PRM_BENCH
 from trl_hrm.evaluation.benchmarks.suite import Solution
+from trl_hrm.identity import changed_settings, digest_of_checkpoint_weights, digest_of_files
 from trl_hrm.intervals import T_QUANTILES, percentile_interval
 from trl_hrm.io import read_json, write_json
 from trl_hrm.pages.page import Table
@@ -221,13 +226,15 @@ def best_f1(tests, scores: list[list[float]], suite) -> float:
 
 def report(args: argparse.Namespace, folder: Path, finished: dict[Job, dict[str, Any]], number: int) -> str:
     """Return the section of `docs/evidence.md`, and draw its picture."""
-    tests, counts, settings = (read_json(folder / f"{name}.json") for name in ("tests", "counts", "settings"))
+    results = results_folder(args)
+    tests, counts = read_json(folder / "tests.json"), read_json(folder / "counts.json")
+    settings = read_json(results / "settings.json")
     scores: dict[str, dict[str, dict[int, list[list[float]]]]] = {test: {} for test in TESTS}
     arms = {arm.title: arm.scores(finished) for arm in ARMS}
     for name, title in BASELINES.items():
-        if not is_finished(folder, name):
+        if not (results / f"{name}.json").exists():
             continue
-        found = read_json(folder / "jobs" / name / "scores.json")["scores"]
+        found = read_json(results / f"{name}.json")["scores"]
         arms[title] = {
             args.seed: {test: [[values[0] for values in row] for row in rows] for test, rows in found.items()}
         }
@@ -345,7 +352,8 @@ def introduction(settings, counts, finished, number) -> list[str]:
         f"{TESTS[test]} {found['problems']} problems with {found['steps']:,} labelled steps, {found['wrong']:,} of them wrong"
         for test, found in counts["tests"].items()
     )
-    versions = version_words(settings["versions"])
+    dates = sorted({result["date"] for result in finished.values()})
+    dates = dates[:1] + ["to", dates[-1]] * (len(dates) > 1)
     size = next((f" --profile {name}" for name, one in PROFILES.items() if asdict(one) == profile), "")
     jobs = make_jobs(profile["seeds"])
     missing = Counter(arm_of(job).title for job in jobs if job not in finished)
@@ -374,7 +382,7 @@ def introduction(settings, counts, finished, number) -> list[str]:
         f"Each training has {profile['rows']} steps of one row of up to {ROW:,} tokens, which is a part of the mixture ({budget}). LoRA: rank 16, "
         f"learning rate {LEARNING_RATES['lora']}. Full: learning rate {LEARNING_RATES['full']}. Cosine schedule, {'bf16 autocast' if settings['bf16'] else 'float32'}, one thread.",
         f"Test sets: {test_rows}.",
-        f"{settings['date']}, {os.cpu_count()} cores, {versions}.",
+        f"{' '.join(dates)}, one core for each training, {version_words(settings['versions'])}.",
     ]
 
 
@@ -416,44 +424,59 @@ tokens of PRM800K alone reached 0.61 on its held-out problems, and chance on Pro
 
 
 def main(args: argparse.Namespace) -> None:
-    folder, profile = Path(args.output_dir), PROFILES[args.profile]
-    folder.mkdir(parents=True, exist_ok=True)
-    if args.job:
-        if args.job in BASELINES:
-            run_baseline(args, args.job, folder)
-        else:
-            [job] = [job for job in make_jobs(profile.seeds) if job.name == args.job]
-            run_job(args, job, folder, profile)
-        return
-    settings = {
-        "profile": asdict(profile),
-        "seed": args.seed,
-        "model": args.model,
-        "data": args.data,
-        "bf16": use_bf16(),
-    }
-    if (folder / "settings.json").exists():
-        found = read_json(folder / "settings.json")
-        if {name: found[name] for name in settings} != settings:
-            raise ValueError(f"{folder} has the results of other settings: {found}. Choose another --output_dir.")
-    else:
-        write_json(folder / "settings.json", settings | {"versions": versions(), "date": str(date.today())})
-    prepare(args, folder, profile)
+    folder, results, profile = Path(args.output_dir), results_folder(args), PROFILES[args.profile]
     jobs = make_jobs(profile.seeds)
+    if args.job in BASELINES:
+        run_baseline(args, args.job, folder, results)
+    elif args.job:
+        run_job(args, next(job for job in jobs if job.name == args.job), folder, results, profile)
+    if args.job:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare(args, folder, profile)
+    check_settings(args, folder, results, profile)
     if not args.only_report:
         names = [*BASELINES, *(job.name for job in jobs)]
-        names = [name for name in names if not (folder / "jobs" / name / "scores.json").exists()]
+        names = [name for name in names if not (results / f"{name}.json").exists()]
         with ThreadPoolExecutor(args.processes) as pool, tqdm(total=len(names), desc="jobs", unit="job") as bar:
             for _ in pool.map(lambda name: start(name, folder), names):
                 bar.update()
-    finished = {
-        job: read_json(folder / "jobs" / job.name / "scores.json") for job in jobs if is_finished(folder, job.name)
-    }
+    files = {job: results / f"{job.name}.json" for job in jobs}
+    finished = {job: read_json(file) for job, file in files.items() if file.exists()}
     save_section(folder, report(args, folder, finished, len(jobs)), args.docs, HEADING)
 
 
-def is_finished(folder: Path, name: str) -> bool:
-    return (folder / "jobs" / name / "scores.json").exists()
+def results_folder(args: argparse.Namespace) -> Path:
+    return Path(args.results or Path(args.output_dir) / "results")
+
+
+def check_settings(args: argparse.Namespace, folder: Path, results: Path, profile: Profile) -> None:
+    """
+    Check that the results are of the same study, or record its settings if there are none.
+
+    Raises:
+        `ValueError`: If the results are of another profile, seed, model, data, precision or of other versions.
+    """
+    settings = {
+        "profile": asdict(profile),
+        "seed": args.seed,
+        "bf16": use_bf16(),
+        "model": digest_of_checkpoint_weights(args.model),
+        "mixture": digest_of_mixture(folder / "mixture"),
+        "tests": digest_of_files([folder / "tests.json"]),
+        "versions": versions(),
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    if not (results / "settings.json").exists():
+        write_json(results / "settings.json", settings)
+    found = read_json(results / "settings.json")
+    if args.only_report:
+        settings |= {"bf16": found["bf16"], "versions": found["versions"]}  # of the trainings, not of the report
+    if changes := changed_settings(found, settings):
+        raise ValueError(
+            f"{results} has the results of other settings: {'; '.join(changes)}. Use the same settings, or choose another folder with "
+            "--results."
+        )
 
 
 def start(name: str, folder: Path) -> None:
@@ -479,6 +502,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--seed", type=int, default=42, help="seed of the split, the test rows and the intervals (default: 42)"
     )
+    parser.add_argument("--results", help="folder for the scores of finished jobs (default: results in --output_dir)")
     parser.add_argument("--docs", help="page whose section with these results is replaced (default: none)")
     parser.add_argument("--only_report", action="store_true", help="write the report of the jobs that are finished")
     parser.add_argument("--job", help=argparse.SUPPRESS)

@@ -4,12 +4,14 @@ the test sets with it.
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from trl_hrm.evaluation.benchmarks.big_bench_mistake import BIG_BENCH_MISTAKE
 from trl_hrm.evaluation.benchmarks.prm_bench import PRM_BENCH
 from trl_hrm.evaluation.benchmarks.process_bench import PROCESS_BENCH
 from trl_hrm.evaluation.benchmarks.suite import read_suites
-from trl_hrm.io import read_json, write_json
+from trl_hrm.io import read_json, replacing, write_json
 from trl_hrm.step_tree import StepTree
 
 
@@ -284,6 +286,12 @@ def check_overlap(mixture: Path, tests: dict[str, list[dict[str, Any]]]) -> dict
     return {"trained": len(trained), "tested": len(tested), "both": 0}
 
 
+def digest_of_mixture(folder: Path) -> str:
+    """Return a hash of the rows of the mixture, as 16 hex digits. Their `source` is left out, because it is a path."""
+    rows = [{name: value for name, value in row.items() if name != "source"} for row in load(folder)]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
 def load(folder: Path) -> list[dict[str, Any]]:
     from datasets import load_dataset
 
@@ -368,8 +376,8 @@ def outcome_rows(tree) -> Iterator[dict[str, Any]]:
             }
 
 
-def run_job(args: argparse.Namespace, job: Job, folder: Path, profile: Profile) -> None:
-    """Train and score one model, and write `scores.json`."""
+def run_job(args: argparse.Namespace, job: Job, folder: Path, results: Path, profile: Profile) -> None:
+    """Train and score one model, and write the results."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -424,11 +432,11 @@ def run_job(args: argparse.Namespace, job: Job, folder: Path, profile: Profile) 
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "tokens_per_row": float(np.mean([len(row) for row in trainer.train_dataset["input_ids"]])),
         "labels_per_row": float(np.mean([len(row) for row in trainer.train_dataset["labels"]])),
-        "report": str(trainer.reports["train_dataset"]),
+        "date": str(date.today()),
     }
     result["scores"] = score_tests(str(out / "training"), read_json(folder / "tests.json"), MAX_MERGE[job.system])
     shutil.rmtree(out / "training")
-    write_json(out / "scores.json", result)
+    write_result(results / f"{job.name}.json", result)
 
 
 def score_tests(
@@ -446,7 +454,8 @@ def score_tests(
         merged = [with_merged_steps(row, max_merge) for row in rows]
         values = scorer.score_trees([tree for tree, _ in merged], progress=True)
         found[name] = [
-            [[scores[i] for i in own] for own in owners] for scores, (_, owners) in zip(values, merged, strict=True)
+            [[float(f"{scores[i]:.5g}") for i in own] for own in owners]
+            for scores, (_, owners) in zip(values, merged, strict=True)
         ]
     return found
 
@@ -470,7 +479,7 @@ def with_merged_steps(row: dict[str, Any], max_merge: int):
     return tree, owners
 
 
-def run_baseline(args: argparse.Namespace, name: str, folder: Path) -> None:
+def run_baseline(args: argparse.Namespace, name: str, folder: Path, results: Path) -> None:
     """Score the tests with a new head on the pretrained body (`"untrained"`), or on a body with random weights (`"random"`)."""
     from datasets import Dataset
 
@@ -490,4 +499,14 @@ def run_baseline(args: argparse.Namespace, name: str, folder: Path) -> None:
     scores = score_tests(str(out / "model"), read_json(folder / "tests.json"), 1)
     for used in ("model", "body"):
         shutil.rmtree(out / used, ignore_errors=True)
-    write_json(out / "scores.json", {"scores": scores})
+    write_result(results / f"{name}.json", {"scores": scores})
+
+
+def write_result(file: Path, result: dict[str, Any]) -> None:
+    """Write the result of a job, with the scores of a row on a line."""
+    scores = {
+        test: [json.dumps(row, separators=(",", ":")) for row in rows] for test, rows in result["scores"].items()
+    }
+    text = json.dumps(result | {"scores": scores}, indent=1)
+    with replacing(file) as opened:
+        opened.write(text.replace('"[[', "[[").replace(']]"', "]]") + "\n")

@@ -27,6 +27,7 @@ KEYS = {
     "n": 78,
     "p": 80,
 }
+LEFT = "Inspected target navigated or closed"  # Chromium's answer to a command whose page was replaced
 
 
 def find_chromium() -> str | None:
@@ -56,6 +57,7 @@ class Browser:
         self._unread = b""
         self._number = 0
         self._session: str | None = None
+        self._is_leaving = False  # the page may be replaced at any moment
         self._start(program, folder)
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -101,6 +103,8 @@ class Browser:
         while True:
             message = self._receive()
             if message.get("id") == self._number:
+                if self._is_leaving and message.get("error", {}).get("message") == LEFT:
+                    return {}
                 assert "error" not in message, f"{method}: {message['error']}"
                 return message["result"]
 
@@ -138,9 +142,11 @@ class Browser:
     def after_load(self, action: Callable[[], object]) -> None:
         """Do something that loads a page, and wait until it is rendered."""
         self._events.clear()
+        self._is_leaving = True
         action()
         while "Page.loadEventFired" not in self._events:
             self._receive()
+        self._is_leaving = False
         self.settle()
 
     def wait_for(self, script: str, timeout: float = 60) -> Any:
@@ -152,7 +158,9 @@ class Browser:
         return value
 
     def settle(self) -> None:
-        """Wait for two frames, so that pending changes are rendered."""
+        """Wait for two frames, so that pending changes are rendered. A page that is being left has none."""
+        if self._is_leaving:
+            return
         self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
     def evaluate(self, script: str) -> Any:
