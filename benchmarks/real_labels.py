@@ -353,7 +353,6 @@ def introduction(settings, counts, finished, number) -> list[str]:
         for test, found in counts["tests"].items()
     )
     dates = sorted({result["date"] for result in finished.values()})
-    dates = dates[:1] + ["to", dates[-1]] * (len(dates) > 1)
     size = next((f" --profile {name}" for name, one in PROFILES.items() if asdict(one) == profile), "")
     jobs = make_jobs(profile["seeds"])
     missing = Counter(arm_of(job).title for job in jobs if job not in finished)
@@ -382,7 +381,7 @@ def introduction(settings, counts, finished, number) -> list[str]:
         f"Each training has {profile['rows']} steps of one row of up to {ROW:,} tokens, which is a part of the mixture ({budget}). LoRA: rank 16, "
         f"learning rate {LEARNING_RATES['lora']}. Full: learning rate {LEARNING_RATES['full']}. Cosine schedule, {'bf16 autocast' if settings['bf16'] else 'float32'}, one thread.",
         f"Test sets: {test_rows}.",
-        f"{' '.join(dates)}, one core for each training, {version_words(settings['versions'])}.",
+        f"{' to '.join(dict.fromkeys(dates[:1] + dates[-1:]))}, one core for each training, {version_words(settings['versions'])}.",
     ]
 
 

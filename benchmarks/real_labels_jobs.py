@@ -93,12 +93,11 @@ class Job:
 def make_jobs(seeds: int) -> list[Job]:
     """Return all trainings, the most important ones first."""
     numbers = range(seeds)
-    jobs = [Job(system, "full", seed) for seed in numbers for system in ("prm", "hrm")]
+    jobs = [Job(system, "full", seed) for seed in numbers for system in ("prm", "hrm", "orm")]
     jobs += [Job("prm", "full", seed, times=QUARTER) for seed in numbers]
     jobs += [Job("prm", "full", 0, times=TRIPLE)]
-    jobs += [Job("orm", "full", seed) for seed in numbers]
-    jobs += [Job(system, "lora", seed) for seed in numbers for system in ("prm", "hrm")]
     jobs += [Job("hrm3", "full", seed) for seed in numbers]
+    jobs += [Job(system, "lora", seed) for seed in numbers for system in ("prm", "hrm")]
     jobs += [Job("prm", "full", seed, separator=name) for name in list(SEPARATORS)[1:] for seed in numbers]
     jobs += [Job("prm", "full", seed, weighting="occurrence") for seed in numbers]
     return jobs + [Job(system, "lora", seed) for seed in numbers for system in ("orm", "hrm3")]

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from sklearn.metrics import roc_auc_score
 
 from trl_hrm import StepFormat, StepScorer, StepTree
+from trl_hrm.io import read_json
 from trl_hrm.tiny_model import make_tiny_model
 
 
@@ -34,7 +36,7 @@ ROW = {
 def test_jobs_have_different_names_and_the_main_ones_come_first():
     jobs = real_labels_jobs.make_jobs(3)
     assert len({job.name for job in jobs}) == len(jobs) == 37
-    assert [job.name for job in jobs[:3]] == ["prm-full-0", "hrm-full-0", "prm-full-1"]
+    assert [job.name for job in jobs[:3]] == ["prm-full-0", "hrm-full-0", "orm-full-0"]
     assert {arm.title for arm in map(real_labels.arm_of, jobs)} == {arm.title for arm in ARMS if arm.spans == 1}
     titles = [arm.title for arm in ARMS]
     assert len(set(titles)) == len(titles)
@@ -142,8 +144,10 @@ def test_report_has_what_is_finished_and_says_what_is_missing(tmp_path):
         "overlap": overlap,
     }
     (tmp_path / "counts.json").write_text(json.dumps(counts))
-    settings = {"profile": asdict(PROFILES["quick"]), "date": "2026-01-01", "versions": {"torch": "2"}, "bf16": True}
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    results = tmp_path / "results"
+    results.mkdir()
+    settings = {"profile": asdict(PROFILES["quick"]), "versions": {"torch": "2"}, "bf16": True}
+    (results / "settings.json").write_text(json.dumps(settings))
 
     def scores(most):
         return {
@@ -155,16 +159,19 @@ def test_report_has_what_is_finished_and_says_what_is_missing(tmp_path):
         }
 
     for name in real_labels.BASELINES:
-        (tmp_path / "jobs" / name).mkdir(parents=True)
-        (tmp_path / "jobs" / name / "scores.json").write_text(json.dumps({"scores": scores(1)}))
+        given = {"scores": scores(1)}
+        real_labels_jobs.write_result(results / f"{name}.json", given)
+        assert read_json(results / f"{name}.json") == given
     result = {"tokens_per_row": 100.0, "labels_per_row": 10.0}
     finished = {
-        Job("prm", "full", 0): result | {"scores": scores(1)},
-        Job("hrm", "full", 0): result | {"scores": scores(2)},
+        Job("prm", "full", 0): result | {"scores": scores(1), "date": "2026-01-02"},
+        Job("hrm", "full", 0): result | {"scores": scores(2), "date": "2026-01-01"},
     }
-    text = real_labels.report(SimpleNamespace(seed=1, docs=None), tmp_path, finished, 33)
+    args = SimpleNamespace(seed=1, docs=None, output_dir=str(tmp_path), results=None)
+    text = real_labels.report(args, tmp_path, finished, 33)
+    assert "\n\n2026-01-01 to 2026-01-02, one core for each training, " in text
     assert "2 of the 33 trainings of the study are finished" in text
-    missing = "Missing: PRM, a quarter of the tokens; PRM, 3 times the tokens; ORM; PRM, LoRA; HRM, single steps, LoRA; HRM 3, single steps;"
+    missing = "Missing: ORM; PRM, a quarter of the tokens; PRM, 3 times the tokens; HRM 3, single steps; PRM, LoRA; HRM, single steps, LoRA;"
     assert missing in text
     assert "1,234 labelled steps of PRM800K (1,111 different ones)" in text
     assert "5 rows were excluded" in text
@@ -172,6 +179,39 @@ def test_report_has_what_is_finished_and_says_what_is_missing(tmp_path):
     assert "| HRM, spans 1 and 2 − PRM |" in text
     assert "ORM |" not in text
     assert (tmp_path / "real-labels.png").exists()
+
+
+def test_results_of_another_study_are_refused(tmp_path):
+    model, folder, results = (tmp_path / name for name in ("model", "out", "results"))
+    make_tiny_model(["a"], model)
+    folder.mkdir()
+    (folder / "tests.json").write_text("{}")
+    Dataset.from_list([{"prompt": "1+1?", "completions": ["2"], "labels": [1.0], "source": "here"}]).to_parquet(
+        folder / "mixture" / "train.parquet"
+    )
+    args = SimpleNamespace(model=str(model), seed=1, only_report=False)
+
+    def check(profile="quick"):
+        real_labels.check_settings(args, folder, results, PROFILES[profile])
+
+    check()
+    check()
+    written = (results / "settings.json").read_text()
+    with pytest.raises(ValueError, match="profile.rows was 2 and is 80"):
+        check("short")
+    (folder / "tests.json").write_text('{"gsm8k": []}')
+    with pytest.raises(
+        ValueError, match="tests was .* Use the same settings, or choose another folder with --results"
+    ):
+        check()
+    (folder / "tests.json").write_text("{}")
+    Dataset.from_list([{"prompt": "1+2?", "completions": ["2"], "labels": [1.0], "source": "here"}]).to_parquet(
+        folder / "mixture" / "train.parquet"
+    )
+    with pytest.raises(ValueError, match="mixture was "):
+        check()
+    assert (results / "settings.json").read_text() == written
+    assert str(tmp_path) not in written
 
 
 def test_the_section_is_kept():

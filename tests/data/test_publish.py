@@ -357,6 +357,18 @@ def test_a_card_without_metadata(config):
     assert MetadataConfigs.from_dataset_card_data(DatasetCard(card).data).keys() == {"prm"}
 
 
+def test_paths_that_a_push_makes_public(folder, tmp_path, monkeypatch, caplog):
+    config = PushDatasetConfig(inputs=[str(folder)], repo_id="me/set", dry_run=True)
+    push_dataset(config)
+    [message] = caplog.messages
+    assert f"which a push makes public: {tmp_path}/rows.jsonl, {tmp_path}/built. To leave" in message
+    caplog.clear()
+    monkeypatch.chdir(tmp_path)
+    build_stepwise(BuildStepwiseConfig(inputs=["rows.jsonl"], output_dir="built", overwrite=True, num_proc=1))
+    push_dataset(config)
+    assert caplog.messages == []
+
+
 def test_another_license(config, caplog):
     """A card's license applies to all configurations, so a difference must be reported, not resolved."""
     card = merge_card("---\nlicense: cc-by-nc-4.0\n---\n# Mine\n", "me/sums", [config])

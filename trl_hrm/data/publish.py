@@ -19,7 +19,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from ..hub import PushError, pushing, retry
 from ..io import shown
-from .publish_card import Config, check_others, merge_card, warn_of_licenses
+from .publish_card import Config, check_others, merge_card, warn_of_licenses, warn_of_paths
 from .publish_config import PushDatasetConfig
 from .publish_shards import CARD_FILE, Build, File, dataset_info, group_sizes, published_files, read_build
 
@@ -155,6 +155,7 @@ def push_dataset(config: PushDatasetConfig, token: str | None = None) -> Dataset
                 "unique. Push them separately, each with its own `config_name`."
             )
         builds[build.name] = build
+        warn_of_paths(build)
     validate_repo_id(config.repo_id)
     if "/" not in config.repo_id:
         raise ValueError(

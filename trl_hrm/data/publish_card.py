@@ -20,7 +20,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..io import parse_yaml
 from ..terminal import plain
-from .output import LOAD_FOLDER
+from .output import LOAD_FOLDER, REPORT_FILE
 from .publish_shards import CARD_FILE, Build
 
 
@@ -40,6 +40,7 @@ OTHER_KINDS = (
     ".zst",
 )  # also read by `load_dataset`
 OWN = ("configs", "dataset_info", "tags")  # metadata of a folder's card that is merged separately
+ABSOLUTE_PATH = re.compile(r"""(?<![^\s'"=])(?:/|[A-Z]:\\)[^\s'"]+""")
 MARK = r"^<!-- trl_hrm: config {} {}\b.*-->[ \t]*$"
 
 
@@ -120,6 +121,16 @@ def warn_of_licenses(card: str, repo_id: str, configs: Sequence[Config]) -> None
                 f"{config.build.name} has the license {plain(str(own))}. The card was not changed. Set a license on the Hub that is right for "
                 "all configurations."
             )
+
+
+def warn_of_paths(build: Build) -> None:
+    """Warn about the absolute paths in the card and the report of a build, which a push makes public."""
+    texts = [*build.report.get("inputs", []), build.report.get("command", "")]
+    if found := dict.fromkeys(path for text in texts for path in ABSOLUTE_PATH.findall(text)):
+        logger.warning(
+            f"{build.folder}: its card and {REPORT_FILE} have absolute paths, which a push makes public: {', '.join(map(plain, found))}. To leave "
+            "them out, build the dataset again with relative paths."
+        )
 
 
 def check_others(existing: str | None, repo_id: str, paths: Sequence[str], names: Sequence[str]) -> None:

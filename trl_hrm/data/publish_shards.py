@@ -34,6 +34,8 @@ class SavedReport(TypedDict):
     view: str
     rows: dict[str, Count]
     content: str
+    inputs: NotRequired[list[str]]
+    command: NotRequired[str]
     not_for_publication: NotRequired[str]
     picture: NotRequired[SavedPicture]
 
