@@ -4,6 +4,9 @@ VENV ?= .venv
 VENV_LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
 
+# with this variable, each process of the tests would compile the package again
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo test test-real test-hub test-slow test-lowest docs lint format bench bench-full clean
 
 install: $(VENV)/.installed

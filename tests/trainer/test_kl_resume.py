@@ -1,7 +1,8 @@
 """`KLSelfTrainer` killed between two checkpoints, in a real process, and resumed in another process."""
 
+import functools
 import signal
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import pytest
 from safetensors.torch import load_file
@@ -29,49 +30,37 @@ TRAINING = {
 FILES = {name: "adapter_model.safetensors" if name == "adapter" else "model.safetensors" for name in SCENARIOS}
 
 
-def make_runs(project: KLProject, names: list[str]) -> dict[str, tuple[Run, Run]]:
-    """Each scenario of 8 steps twice: uninterrupted, and resumed after it was killed at step 5."""
-
-    def scenario(name: str, folder: str, resume: str = "") -> dict:
-        return project.scenario(f"{name}-{folder}", resume=resume, **TRAINING, **SCENARIOS[name])
-
-    def kill(name: str) -> None:
-        run = project.run(scenario(name, "killed"), exit_code=-signal.SIGKILL, PROBE_KILL_AT_STEP="5")[0]
-        assert (run.output_dir / "checkpoint-4" / FILES[name]).exists()
-        assert not (run.output_dir / "checkpoint-6").exists() and not (run.output_dir / FILES[name]).exists()
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(kill, names))
-    resumed = [scenario(name, "killed", "checkpoint-4") for name in names]
-    found = project.run(*resumed, *[scenario(name, "unbroken") for name in names])
-    return dict(zip(names, zip(found[len(names) :], found[: len(names)], strict=True), strict=True))
-
-
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> KLProject:
-    return KLProject(tmp_path_factory.mktemp("kl-resume"))
+def runs_of(tmp_path_factory) -> Callable[[str], tuple[Run, Run]]:
+    """Run a scenario of 8 steps twice: uninterrupted, and resumed after it was killed at step 5."""
+    project = KLProject(tmp_path_factory.mktemp("kl-resume"))
+
+    @functools.cache
+    def runs(name: str) -> tuple[Run, Run]:
+        def scenario(folder: str, resume: str = "") -> dict:
+            return project.scenario(f"{name}-{folder}", resume=resume, **TRAINING, **SCENARIOS[name])
+
+        [killed] = project.run(scenario("killed"), exit_code=-signal.SIGKILL, PROBE_KILL_AT_STEP="5")
+        assert (killed.output_dir / "checkpoint-4" / FILES[name]).exists()
+        assert not (killed.output_dir / "checkpoint-6").exists() and not (killed.output_dir / FILES[name]).exists()
+        resumed, unbroken = project.run(scenario("killed", "checkpoint-4"), scenario("unbroken"))
+        return unbroken, resumed
+
+    return runs
 
 
-@pytest.fixture(scope="module")
-def runs(project) -> dict[str, tuple[Run, Run]]:
-    return make_runs(project, ["copy", "adapter"])
+def named(*names: str) -> list:
+    """Return the names as parameters. All but the first are slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name != names[0])) for name in names]
 
 
-@pytest.mark.parametrize("name", ["copy", "adapter"])
-def test_resuming_equals_an_uninterrupted_run(runs, name):
+@pytest.mark.parametrize("name", named("copy", "adapter", "states"))
+def test_resuming_equals_an_uninterrupted_run(runs_of, name):
     """
     If the reference were made from the checkpoint instead of the initial model, the KL would be smaller and the policy
     different, without an error. The same holds for a different row order or a newly initialized adapter.
     """
-    check_resumed(*runs[name], name)
-
-
-@pytest.mark.slow
-def test_resuming_with_precomputed_states(project):
-    check_resumed(*make_runs(project, ["states"])["states"], "states")
-
-
-def check_resumed(unbroken: Run, resumed: Run, name: str) -> None:
+    unbroken, resumed = runs_of(name)
     for logged in LOGGED:
         assert resumed.logged(logged) == unbroken.logged(logged), logged
     kl = resumed.logged("kl")
@@ -82,9 +71,9 @@ def check_resumed(unbroken: Run, resumed: Run, name: str) -> None:
     assert largest_difference(load_file(unbroken.output_dir / "checkpoint-4" / FILES[name]), expected) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["copy", "adapter"])
-def test_the_reference_is_the_model_that_training_began_with(runs, name):
+@pytest.mark.parametrize("name", named("copy", "adapter"))
+def test_the_reference_is_the_model_that_training_began_with(runs_of, name):
     """Compares weights bit by bit, because logs would agree if both runs were wrong in the same way."""
-    unbroken, resumed = (run.facts()["reference"] for run in runs[name])
+    unbroken, resumed = (run.facts()["reference"] for run in runs_of(name))
     digests = {facts[when]["digest"] for facts in (unbroken, resumed) for when in ("before", "after")}
     assert len(digests) == 1

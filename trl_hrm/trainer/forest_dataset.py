@@ -237,14 +237,15 @@ class ForestBuilder:
             num_proc=num_proc,
             desc=f"Encoding {name}",
         )
-        counts = {name: sum(pc.sum(values).as_py() for values in _arrow(trees, name)) for name in COUNTS}
-        report = ForestReport(rows_in=len(dataset), **counts)
+        counts = dict.fromkeys(COUNTS, 0)
         # How many labels have each length, since a list of all lengths would grow with the dataset
         lengths = np.zeros(0, dtype=np.int64)
-        for lists in _arrow(trees, "path_lengths"):
-            found = np.bincount(pc.list_flatten(lists).to_numpy(), minlength=len(lengths))
+        for table in _tables(trees, *COUNTS, "path_lengths"):
+            counts = {name: count + pc.sum(table[name]).as_py() for name, count in counts.items()}
+            found = np.bincount(pc.list_flatten(table["path_lengths"]).to_numpy(), minlength=len(lengths))
             found[: len(lengths)] += lengths
             lengths = found
+        report = ForestReport(rows_in=len(dataset), **counts)
         if lengths.any():
             kept = math.ceil(report.labels_in * 99 / 100)
             report.max_length_p99 = int(np.searchsorted(np.cumsum(lengths), kept))
@@ -389,10 +390,13 @@ class ForestBuilder:
         return {name: [row[name] for row in rows] for name in names}
 
 
-def _arrow(rows: Dataset, column: str) -> Iterator[pa.ChunkedArray]:
+def _tables(rows: Dataset, *columns: str) -> Iterator[pa.Table]:
     # Reading a large dataset as Python objects, one per token, takes minutes
-    for batch in rows.select_columns(column).with_format("arrow").iter(10_000):
-        yield batch[column]
+    return rows.select_columns(list(columns)).with_format("arrow").iter(10_000)
+
+
+def _arrow(rows: Dataset, column: str) -> Iterator[pa.ChunkedArray]:
+    return (table[column] for table in _tables(rows, column))
 
 
 def _lengths(rows: Dataset, column: str) -> np.ndarray:
