@@ -80,7 +80,7 @@ bench: install
 
 bench-full: install
 	$(BIN)/python benchmarks/tree_training.py
-	$(BIN)/python benchmarks/tree_training.py --shape smollm2 --records 1 --max_labels 12 --rounds 1
+	$(BIN)/python benchmarks/tree_training.py --shape smollm2 --records 1 --max_labels 40 --seed 1 --rounds 1
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/scoring.py --shape smollm2 --num_candidates 16 --rounds 1
 	$(BIN)/python benchmarks/tree_scaling.py

@@ -1,5 +1,5 @@
 """
-Train step reward models from SmolLM2-135M on a mixture of real labelled steps, and judge them on test sets that they have not seen.
+Train step reward models from SmolLM2-135M-Instruct on a mixture of real labelled steps, and judge them on test sets that they have not seen.
 
 ```bash
 python tests/tools/fetch_real_model.py smollm2 --folder outputs
@@ -358,7 +358,7 @@ def introduction(settings, counts, finished, number) -> list[str]:
     missing = Counter(arm_of(job).title for job in jobs if job not in finished)
     seeds = Counter(arm_of(job).title for job in jobs)
     return [
-        "Step reward models trained from SmolLM2-135M-Instruct on human and constructed labels, by `benchmarks/real_labels.py"
+        "Step reward models trained from SmolLM2-135M-Instruct (4-bit weights, dequantized to fp32) on human and constructed labels, by `benchmarks/real_labels.py"
         f"{size}`, which has the command and describes the data. {len(finished)} of the {number} trainings of the study are finished."
         + (
             " Missing: "
@@ -414,8 +414,8 @@ READING = """
 How to read this: a difference is settled only if it is larger than what the choice of problems and the seed of training explain. What is
 not settled is unknown, not zero. An AUROC near 0.5 means that the model cannot tell right from wrong steps. Models before training are off
 0.5, too, because their heads are random: compare trained models with each other, and with several seeds. The trainings of this table are as
-short as stated above, and do not show how good a reward model of this size can get. [Full fine-tuning](#a-pretrained-model) on 190,000
-tokens of PRM800K alone reached 0.61 on its held-out problems, and chance on ProcessBench.
+short as stated above, and do not show how good a reward model of this size can get. [Full fine-tuning](#a-pretrained-model) on 128
+rows of up to 2,048 tokens of PRM800K alone reached 0.61 on its held-out problems, and chance on ProcessBench.
 """
 
 

@@ -246,7 +246,7 @@ def report(results: dict[str, Any]) -> str:
     versions = version_words(results["versions"])
     parts = [
         HEADING,
-        "A reward model trained from SmolLM2-135M-Instruct on the human labels of PRM800K's `phase1_test.jsonl`, by "
+        "A reward model trained from SmolLM2-135M-Instruct (4-bit weights, dequantized to fp32) on the human labels of PRM800K's `phase1_test.jsonl`, by "
         "`benchmarks/real_model.py`, which has the command. One epoch on the HRM view of 77 problems, full fine-tuning in fp32 in two "
         f"processes on CPU: {len(losses)} steps of 4 rows of up to {TRAINING['max_length']:,} tokens, learning rate "
         f"{TRAINING['learning_rate']}. The mean loss is {np.mean(losses[:8]):.2f} in the first 8 steps and {np.mean(losses[-8:]):.2f} in "

@@ -210,7 +210,7 @@ def report(found: Any, training: dict[str, Any], seconds: dict[str, float], args
     times = ", ".join(f"{stage} {number / 60:.0f} min" for stage, number in seconds.items())
     parts = [
         HEADING,
-        "SmolLM2-135M-Instruct on word problems of one or two steps, before and after one round of self-training, by "
+        "SmolLM2-135M-Instruct (4-bit weights, dequantized to fp32) on word problems of one or two steps, before and after one round of self-training, by "
         "`benchmarks/real_policy.py`, which has the command. The problems come from "
         f"{len(TEMPLATES)} templates. The policy sampled {args.num_samples} solutions of each of {args.num_train} training problems, and "
         f"was trained on the {training['rows']} different correct ones with log-scaled KL regularisation (λ = 0.5, "

@@ -84,7 +84,7 @@ FULL = [
     Task(
         "sudoku_9x9",
         "Sudoku 9x9 with 50 givens",
-        "The size of the papers, but much easier puzzles: with 36 givens, no system solved more than 1 % of the puzzles in this time.",
+        "The size of the papers, but much easier puzzles.",
         {"size": 9, "clues": 50, "systems": BASIC, "seconds_per_run": 60.0},
     ),
     Task(

@@ -3,6 +3,7 @@
 import pytest
 
 from trl_hrm.demo.over_seeds import Spread, interval, judge, judge_all, paired, signed, spread, told
+from trl_hrm.pages.numbers import points_between
 
 
 class TestSpread:
@@ -75,3 +76,10 @@ class TestWords:
         assert told(spread([-0.1, -0.1])) == "−10.0 points (2 seeds)"
         assert told(spread([0.5]), 1, "", 2) == "+0.50 (1 seed)"
         assert interval(spread([0.5])) == "–"
+
+    def test_an_interval_below_0_does_not_look_as_if_it_contains_0(self):
+        assert interval(Spread((-0.1,) * 3, -0.1, -0.2, -0.0001)) == "−20.0 to −0.0"
+        assert interval(Spread((-0.1,) * 3, -0.1, -0.2, 0.0001)) == "−20.0 to +0.0"
+        assert interval(Spread((-0.1,) * 3, -0.1, -0.2, -0.0)) == "−20.0 to +0.0"
+        assert points_between(-0.2, -0.0001) == "−20.0 to −0.0"
+        assert points_between(-0.2, -0.0) == "−20.0 to 0.0"

@@ -143,7 +143,8 @@ def interval(found: Spread, scale: float = 100, digits: int = 1) -> str:
     """Format the interval, or return a dash if there is none."""
     if not found.is_settled:
         return "–"
-    return f"{signed(scale * found.low, digits)} to {signed(scale * found.high, digits)}"
+    low, high = (f"{scale * end + 0.0:+.{digits}f}".replace("-", "−") for end in (found.low, found.high))
+    return f"{low} to {high}"  # an end below 0 keeps its sign, so that an interval that excludes 0 looks like one
 
 
 def mean_share(values: Sequence[float]) -> str:

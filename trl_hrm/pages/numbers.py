@@ -17,7 +17,7 @@ def percent(value: float | None) -> str:
 
 def in_points(value: float) -> str:
     """Format a difference of two shares in percentage points."""
-    return f"{_rounded(value)} points"
+    return f"{round(100 * value, 1) + 0.0:.1f} points".replace("-", "−")  # + 0.0: no negative zero
 
 
 def points_between(low: float, high: float) -> str:
@@ -31,11 +31,8 @@ def points_between(low: float, high: float) -> str:
     '−5.0 to 10.0'
     ```
     """
-    return f"{_rounded(low)} to {_rounded(high)}"
-
-
-def _rounded(value: float) -> str:
-    return f"{round(100 * value, 1) + 0.0:.1f}".replace("-", "−")  # + 0.0: no negative zero
+    ends = (f"{100 * end + 0.0:.1f}".replace("-", "−") for end in (low, high))
+    return " to ".join(ends)  # an end below 0 keeps its sign, so that an interval that excludes 0 looks like one
 
 
 def tint(score: float) -> str:
