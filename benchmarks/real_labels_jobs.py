@@ -107,9 +107,20 @@ def make_jobs(seeds: int) -> list[Job]:
 
 
 def prepare(args: argparse.Namespace, folder: Path, profile: Profile) -> dict[str, Any]:
-    """Write the test sets and the mixture of training steps, unless they are there. Return the counts."""
+    """
+    Write the test sets and the mixture of training steps, unless they are there. Return the counts.
+
+    Raises:
+        `ValueError`: If the folder has the data of another profile or seed.
+    """
+    settings = {"profile": asdict(profile), "seed": args.seed}
     if (folder / "counts.json").exists():
-        return read_json(folder / "counts.json")
+        counts = read_json(folder / "counts.json")
+        if counts["settings"] != settings:
+            raise ValueError(
+                f"{folder} has the data of {counts['settings']}, not of {settings}. Choose another --output_dir."
+            )
+        return counts
     data = Path(args.data)
     trees = prm800k_trees(data / "prm800k" / "phase1_test.jsonl", folder / "prm800k")
     is_held_out = [problem_split(row["prompt"], HELD_OUT, args.seed) == "test" for row in trees]
@@ -121,7 +132,7 @@ def prepare(args: argparse.Namespace, folder: Path, profile: Profile) -> dict[st
     problems = {row["prompt"] for row in held_out}
     problems |= {row[name] for rows in tests.values() for row in rows for name in ("prompt", "problem")}
     write_rows(folder / "excluded.jsonl", [{"problem": text} for text in sorted(problems)])
-    counts = {"mixture": build_mixture(args, folder, data), "tests": {}}
+    counts = {"settings": settings, "mixture": build_mixture(args, folder, data), "tests": {}}
     for name, rows in tests.items():
         labels = flat(rows, every_step)[1]
         problems = {row["problem"] for row in rows}

@@ -496,15 +496,15 @@ def test_training_does_not_replace_its_inputs(option, tmp_path):
         check_inputs(dataset, SimpleNamespace(output_dir="link", ref_model="reference"), model)
 
 
-@pytest.mark.parametrize("resume", [None, "true"])
-def test_a_training_that_replaces_a_model_says_so(resume, tmp_path, capsys):
+@pytest.mark.parametrize("resume, use_peft", [(None, False), ("False", False), (None, True), ("true", False)])
+def test_a_training_that_replaces_a_model_says_so(resume, use_peft, tmp_path, capsys):
     """It lost the model of an earlier training, which can have taken hours, without a word."""
     save_checkpoint(tmp_path / "model")
     args = SimpleNamespace(output_dir="model", resume_from_checkpoint=resume, process_index=0)
-    check_inputs(SimpleNamespace(), args, SimpleNamespace(model_name_or_path="other"))
-    assert capsys.readouterr().err.count("model has a model (model.safetensors), which will be replaced") == (
-        resume is None
-    )
+    check_inputs(SimpleNamespace(), args, SimpleNamespace(model_name_or_path="other", use_peft=use_peft))
+    words = "stays in the folder, next to the adapter" if use_peft else "will be replaced at the end of the training"
+    expected = f"warning: model has a model (model.safetensors), which {words}.\n" if resume != "true" else ""
+    assert capsys.readouterr().err == expected
 
 
 def test_quickstart_does_not_replace_a_model(tmp_path, capsys):

@@ -17,6 +17,8 @@ Index = Annotated[int, Field(ge=0, le=2**31 - 1)]  # what the node files can hol
 Amount = Annotated[float, Field(ge=0, le=2**53)]  # a whole number of this size is exact as a float
 Share = Annotated[float, Field(ge=0, le=1)]
 
+OTHER_DATASET = "is_other_dataset"  # key in the logs of evaluations of a dataset that is not the trainer's
+
 _adapter = cache(TypeAdapter)
 
 

@@ -117,8 +117,10 @@ def check_layer_types(config) -> set[str]:
     Return the layer types of a model. Raise `ValueError` if one, such as a recurrent layer, ignores which tokens of a row belong to
     other branches or other sequences. A nested config of a multimodal model has the layer types in its text config.
     """
-    layer_types = set(getattr(config.get_text_config(), "layer_types", None) or ())
-    unknown = layer_types - {"full_attention", "sliding_attention"}
+    text = config.get_text_config()
+    # GPT-Neo has `attention_layers`. Its "local" layers count their window over the row, not over the path
+    layer_types = set(getattr(text, "layer_types", None) or getattr(text, "attention_layers", None) or ())
+    unknown = layer_types - {"full_attention", "sliding_attention", "global"}
     if unknown:
         raise ValueError(
             f"{type(config).__name__} has layers of type {sorted(unknown)}, in which the branches of a tree and the sequences of a packed "
@@ -136,7 +138,8 @@ def check_model(model: PreTrainedModel) -> None:
     """
     config = model.config
     check_layer_types(config)
-    inner = model.get_base_model() if is_peft_model(model) else model
+    inner = getattr(model, "_orig_mod", model)  # of a compiled model
+    inner = inner.get_base_model() if is_peft_model(inner) else inner
     name, reason = type(inner).__name__, None
     # Classes of this package pass what they get on to the class that they extend
     forwards = [kind.forward for kind in type(inner).__mro__ if "forward" in vars(kind)]
@@ -145,7 +148,7 @@ def check_model(model: PreTrainedModel) -> None:
     elif getattr(config, "alibi", False):
         reason = "has ALiBi instead of `position_ids`"
     elif not is_causal(inner):
-        reason = "is not causal: each token attends to later ones"
+        reason = "is not causal, or does not say so: in encoders, each token attends to later ones"
     if reason:
         raise ValueError(
             f"{name} {reason}, so the branches of a tree and the sequences of a packed row would change each other. Use a causal model "
@@ -155,12 +158,16 @@ def check_model(model: PreTrainedModel) -> None:
 
 def is_causal(model: torch.nn.Module) -> bool:
     """
-    Return whether the model is causal. The layers of encoders such as BERT have the attribute `is_causal=False`. Multimodal models count as
-    causal, because only their image encoders have such layers.
+    Return whether the model is causal, by the attribute `is_causal` of its layers. Many encoders, such as DeBERTa, do not set it, so a model
+    without it counts as causal only if it can generate. In multimodal models, only the image encoders are not causal.
     """
+    flags = [one.is_causal for one in model.modules() if isinstance(getattr(one, "is_causal", None), bool)]
+    if not flags:
+        return not isinstance(model, PreTrainedModel) or model.can_generate()
     config = getattr(model, "config", None)
-    is_multimodal = config is not None and config.get_text_config() is not config
-    return is_multimodal or all(getattr(module, "is_causal", None) is not False for module in model.modules())
+    if config is None or config.get_text_config() is config:
+        return all(flags)
+    return any(flags) and not config.is_encoder_decoder
 
 
 def _block_mask(subtree_end: torch.Tensor, position_ids: torch.Tensor | None, window: int | None):

@@ -361,7 +361,17 @@ def test_paths_that_a_push_makes_public(folder, tmp_path, monkeypatch, caplog):
     config = PushDatasetConfig(inputs=[str(folder)], repo_id="me/set", dry_run=True)
     push_dataset(config)
     [message] = caplog.messages
-    assert f"which a push makes public: {tmp_path}/rows.jsonl, {tmp_path}/built. To leave" in message
+    assert (
+        f"which everyone who can read the repository will see: {tmp_path}/rows.jsonl, {tmp_path}/built. To leave"
+        in message
+    )
+    caplog.clear()
+    words = "trl-hrm x 'C:/Users/my name/a.jsonl' --a='/home/my name/b' file:///srv/c/d -s /n --step_regex /^Step/ https://a.org/b/c"
+    edit_report(folder, command=words, inputs=[r"\\server\share\e", "data/f"])
+    push_dataset(config)
+    [message] = caplog.messages
+    found = [r"\\server\share\e", "C:/Users/my name/a.jsonl", "/home/my name/b", "/srv/c/d"]
+    assert f"will see: {', '.join(found)}. To leave" in message
     caplog.clear()
     monkeypatch.chdir(tmp_path)
     build_stepwise(BuildStepwiseConfig(inputs=["rows.jsonl"], output_dir="built", overwrite=True, num_proc=1))

@@ -126,6 +126,7 @@ def test_logs_of_a_training(tmp_path):
     for name, values in {"small": [0.0, 900.0, 400.0], "large": [0.0, 2.0, 1.0]}.items():
         (tmp_path / name).mkdir()
         logs = [{"step": step, "epoch": 1.0, "kl": value} for step, value in enumerate(values)]
+        logs.append({"step": 2, "kl": 1e6, "is_other_dataset": True})  # of another dataset than the trainer's
         state = {"global_step": 2, "log_history": [*logs, {"step": 2, "train_runtime": 1.0}]}
         (tmp_path / name / "trainer_state.json").write_text(json.dumps(state))
     series = [{"label": f"λ {name}", "results": name} for name in ("small", "large", "none")]

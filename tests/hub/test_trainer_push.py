@@ -299,6 +299,20 @@ def test_a_full_model_replaces_an_adapter(hub, repo, tmp_path):
     np.testing.assert_allclose(scores(repo), scores(str(tmp_path / "adapter" / "out")), rtol=0, atol=1e-6)
 
 
+def test_an_adapter_in_a_subfolder_deletes_nothing(hub, repo, tmp_path):
+    """PEFT saves adapters with a name there. The base model may be in the same repository."""
+    trainer = push_trainer(tmp_path, repo, model=tiny_model(seed=3))
+    trainer.push_to_hub()
+    before = commits(hub, repo)[-1][1].keys()
+    named = tmp_path / "named"
+    (named / "reward").mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (named / "reward" / name).write_text("{}")
+    trainer._push_folder(named, "An adapter", None, None)
+    found = {"reward/adapter_config.json", "reward/adapter_model.safetensors"}
+    assert commits(hub, repo)[-1][1].keys() == before | found
+
+
 def test_an_adapter_remembers_the_revision_of_its_base(hub, repo, tmp_path):
     """An adapter on other base weights loads silently and scores at random."""
     base = push_base(repo)

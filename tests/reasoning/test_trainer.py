@@ -9,6 +9,7 @@ from trl_hrm.reasoning import MAZE_VOCAB, HrmGridForSolving, HRMReasoningConfig,
 from trl_hrm.reasoning.halting import continue_target, exploration_minimum, halt
 from trl_hrm.reasoning.losses import act_loss
 from trl_hrm.reasoning.optim import AdamAtan2
+from trl_hrm.training.model_card import metrics_at
 from trl_hrm.training.safe_training import DivergedError
 
 from .grids import grid_config, grid_model, grid_trainer, sudoku_rows
@@ -195,6 +196,14 @@ def test_ema(tmp_path):
     assert_close({name: p.detach() for name, p in saved.named_parameters()}, average, 1e-6)
     last = [log for log in averaged.state.log_history if "eval_cell_accuracy" in log][-1]
     assert averaged.evaluate()["eval_cell_accuracy"] == last["eval_cell_accuracy"]
+
+
+def test_another_dataset_is_not_on_the_card(tmp_path):
+    rows = sudoku_rows(12, seed=1, blanks=3)
+    trainer = grid_trainer(tmp_path, eval_rows=rows.select(range(4)))
+    expected = trainer.evaluate()["eval_cell_accuracy"]
+    assert trainer.evaluate(rows)["eval_cell_accuracy"] != expected
+    assert metrics_at(trainer, 0)[""]["cell_accuracy"] == expected
 
 
 def test_best_checkpoint(tmp_path):

@@ -111,6 +111,21 @@ def test_a_port_that_is_in_use(folders, monkeypatch):
             app(AppConfig(reward_model=folders[:1], port=port))
 
 
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+def test_an_address_of_ipv6(folders, monkeypatch):
+    """The check of the port took it for an unknown name."""
+    monkeypatch.setattr("trl_hrm.scripts.app.load_models", lambda config: sys.exit("loaded"))
+    with socket.socket(socket.AF_INET6) as free:
+        try:
+            free.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no address ::1 on this machine")
+        port = free.getsockname()[1]
+    for host in ("::1", "[::1]"):
+        with pytest.raises(SystemExit, match="loaded"):
+            app(AppConfig(reward_model=folders[:1], host=host, port=port))
+
+
 class TestPage:
     def test_exact_scores(self, models):
         page = solution_html(models[:1], " 1 + 2?\n", f"\n{SOLUTION}\n", RULES["blank_line"])

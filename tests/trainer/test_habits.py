@@ -11,16 +11,22 @@ from transformers import (
     AutoModelForTokenClassification,
     BertConfig,
     BloomConfig,
+    ConvBertConfig,
+    DebertaV2Config,
     EvalPrediction,
     FalconConfig,
+    GPT2Config,
+    GPTNeoConfig,
+    MPNetConfig,
     MptConfig,
+    RemBertConfig,
     TrainingArguments,
 )
 
 from tests.helpers import dataset_of, make_trainer, random_tree, tiny_model, tiny_tokenizer
 from tests.prm_training import chains_of, make_prm_trainer, rows_of
 from tests.trainer.kl_training import make_kl_trainer, random_rows
-from trl_hrm import HRMRewardConfig, HRMRewardTrainer, KLSelfConfig, StepFormat, StepScorer, hrm_view
+from trl_hrm import HRMRewardConfig, HRMRewardTrainer, KLSelfConfig, StepFormat, StepScorer, StepTree, hrm_view
 from trl_hrm.prm import PRMConfig, PRMTrainer
 from trl_hrm.step_format import STEP_FORMAT_NAME
 from trl_hrm.step_metrics import judged_steps
@@ -30,11 +36,23 @@ from trl_hrm.training.model_card import metrics_at
 CPU = {"use_cpu": True, "bf16": False, "report_to": "none"}
 VOCABULARY = {"vocab_size": 320, "num_labels": 2}
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+NEO = {**VOCABULARY, "hidden_size": 32, "num_layers": 2, "num_heads": 2}
 UNSUITABLE = {
     "falcon": (FalconConfig(**VOCABULARY, **SMALL), "FalconForTokenClassification takes no `position_ids`"),
     "mpt": (MptConfig(**VOCABULARY, d_model=32, n_layers=2, n_heads=2), "takes no `position_ids`"),
     "bloom": (BloomConfig(**VOCABULARY, hidden_size=32, n_layer=2, n_head=2), "takes no `position_ids`"),
     "bert": (BertConfig(**VOCABULARY, **SMALL, intermediate_size=64), "is not causal"),
+    # encoders whose layers have no attribute `is_causal`
+    "deberta": (DebertaV2Config(**VOCABULARY, **SMALL, intermediate_size=64), "is not causal"),
+    "mpnet": (MPNetConfig(**VOCABULARY, **SMALL, intermediate_size=64), "is not causal"),
+    "convbert": (ConvBertConfig(**VOCABULARY, **SMALL, intermediate_size=64), "is not causal"),
+    "rembert": (RemBertConfig(**VOCABULARY, **SMALL, intermediate_size=64), "is not causal"),
+    "gpt-neo": (GPTNeoConfig(**NEO, attention_types=[[["global", "local"], 1]]), "layers of type .'local'."),
+}
+SUITABLE = {
+    "gpt-neo": GPTNeoConfig(**NEO, attention_types=[[["global"], 2]]),
+    "gpt2": GPT2Config(**VOCABULARY, n_embd=32, n_layer=2, n_head=2),
+    "bert decoder": BertConfig(**VOCABULARY, **SMALL, intermediate_size=64, is_decoder=True),
 }
 
 
@@ -56,9 +74,26 @@ class TestModels:
             with pytest.raises(ValueError, match=message):
                 make_trainer(tmp_path, trees, copy.deepcopy(model), shared_prefix=shared_prefix)
 
-    def test_an_encoder_with_the_prm_trainer(self, tmp_path):
+    @pytest.mark.parametrize("name", SUITABLE)
+    def test_models_whose_scores_do_not(self, name):
+        model = AutoModelForTokenClassification.from_config(SUITABLE[name]).eval()
+        scorer = StepScorer(model, tiny_tokenizer(), StepFormat())
+        steps = ["a b c d e", "f g"]
+        [together] = scorer.score_trees([StepTree("p", steps, [None] * 2, [-1, -1])])
+        assert together == pytest.approx([scorer.score(["p"], [[[step]]])[0][0][0] for step in steps], abs=1e-5)
+
+    def test_a_compiled_model(self):
+        model = tiny_model().eval()
+        compiled = torch.compile(model, backend="eager")
+        scores = [
+            StepScorer(one, tiny_tokenizer(), StepFormat()).score(["p"], [[["a", "b"]]]) for one in (model, compiled)
+        ]
+        assert scores[0][0][0] == pytest.approx(scores[1][0][0], abs=1e-6)
+
+    @pytest.mark.parametrize("name", ["bert", "deberta"])
+    def test_an_encoder_with_the_prm_trainer(self, name, tmp_path):
         """It scores a step with the steps after it, which `StepScorer` does not have, so it must not look like a step reward model."""
-        config = UNSUITABLE["bert"][0]
+        config = UNSUITABLE[name][0]
         rows = rows_of(chains_of(0, 1))
         trainer = make_prm_trainer(tmp_path, rows, AutoModelForTokenClassification.from_config(config), max_steps=1)
         trainer.train()
@@ -140,6 +175,18 @@ class TestEvaluation:
         expected = trainer.evaluate()
         trainer.evaluate(trainer.train_dataset)
         assert metrics_at(trainer, 0)[""]["loss"] == expected["eval_loss"]
+
+    def test_several_own_datasets(self, trees, tmp_path):
+        """In a copy of the `dict`, they are still the trainer's own, so their metrics are on the card."""
+        own = {"a": dataset_of(trees[:2]), "b": dataset_of(trees[2:5])}
+        trainer = make_trainer(tmp_path, trees, evaluation=own)
+        for asked in (None, own, dict(own), trainer.eval_dataset, dict(trainer.eval_dataset)):
+            trainer.state.log_history.clear()
+            trainer.evaluate(asked)
+            assert metrics_at(trainer, 0).keys() == {"a", "b"}
+        expected = metrics_at(trainer, 0)["a"]["loss"]
+        trainer.evaluate({"a": dataset_of(trees[5:]), "b": own["b"]})
+        assert metrics_at(trainer, 0)["a"]["loss"] == expected
 
     def test_own_metrics(self, trees, tmp_path):
         """What docs/migrating_from_trl_prm.md says of functions written for PRMTrainer."""

@@ -7,9 +7,11 @@ and keeps everything else: the other configurations and what people wrote.
 
 import logging
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import PurePosixPath, PureWindowsPath
 
 import yaml
 from datasets import DatasetInfo
@@ -40,7 +42,6 @@ OTHER_KINDS = (
     ".zst",
 )  # also read by `load_dataset`
 OWN = ("configs", "dataset_info", "tags")  # metadata of a folder's card that is merged separately
-ABSOLUTE_PATH = re.compile(r"""(?<![^\s'"=])(?:/|[A-Z]:\\)[^\s'"]+""")
 MARK = r"^<!-- trl_hrm: config {} {}\b.*-->[ \t]*$"
 
 
@@ -124,12 +125,15 @@ def warn_of_licenses(card: str, repo_id: str, configs: Sequence[Config]) -> None
 
 
 def warn_of_paths(build: Build) -> None:
-    """Warn about the absolute paths in the card and the report of a build, which a push makes public."""
-    texts = [*build.report.get("inputs", []), build.report.get("command", "")]
-    if found := dict.fromkeys(path for text in texts for path in ABSOLUTE_PATH.findall(text)):
+    """Warn about the absolute paths in the card and the report of a build, which may contain the name of a user."""
+    words = [word.rpartition("=")[2] for word in shlex.split(build.report.get("command", ""))]
+    paths = [word.removeprefix("file://") for word in [*build.report.get("inputs", []), *words]]
+    found = [path for path in paths if PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()]
+    # `/n` and `/^Step/` are more likely a separator and an expression
+    if found := dict.fromkeys(path for path in found if re.search(r"[/\\]", path.strip("/\\"))):
         logger.warning(
-            f"{build.folder}: its card and {REPORT_FILE} have absolute paths, which a push makes public: {', '.join(map(plain, found))}. To leave "
-            "them out, build the dataset again with relative paths."
+            f"{build.folder}: its card and {REPORT_FILE} have absolute paths, which everyone who can read the repository will see: "
+            f"{', '.join(map(plain, found))}. To leave them out, build the dataset again with relative paths."
         )
 
 

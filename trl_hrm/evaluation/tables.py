@@ -27,7 +27,7 @@ from typing_extensions import TypedDict
 from ..io import read_json, read_yaml, shown
 from ..pages.page import Table, code, markdown
 from ..pages.pictures import MARKERS, Picture, band_picture, draw, legend, shown_label
-from ..schema import Count, check_json, from_json
+from ..schema import OTHER_DATASET, Count, check_json, from_json
 from ..terminal import one_line
 from .results import RESULTS, Results, estimate_words, load_results
 
@@ -292,6 +292,8 @@ def _read_logs(path: Path) -> dict[str, list[tuple[int, float]]]:
     check_json(state, TrainerState, path, "Train again.", more=True)
     logs: dict[str, list[tuple[int, float]]] = {}
     for entry in state.get("log_history", ()):
+        if entry.get(OTHER_DATASET):
+            continue
         for key, value in entry.items():
             if key not in ("step", "epoch") and isinstance(value, int | float) and "step" in entry:
                 logs.setdefault(key, []).append((entry["step"], float(value)))

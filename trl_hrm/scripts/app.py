@@ -161,10 +161,12 @@ def app(config: AppConfig) -> None:
 
     _import_gradio()
     examples = read_examples(config)
-    with socket.socket() as probe:  # before the models are loaded, which takes long
+    host = config.host.removeprefix("[").removesuffix("]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:  # before the models are loaded, which takes long
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((config.host, config.port))
+            probe.bind((host, config.port))
         except OSError as error:
             raise OSError(
                 f"Port {config.port} of {config.host} cannot be used ({error}). Choose another `port`."

@@ -207,6 +207,11 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         self._warn_of_new_head()
         if eval_dataset is self._eval_data:
             eval_dataset = None
+        if isinstance(eval_dataset, dict) and isinstance(self._eval_data, dict):
+            own = self._eval_data
+            eval_dataset = {
+                name: self.eval_dataset[name] if rows is own.get(name) else rows for name, rows in eval_dataset.items()
+            }
         if not isinstance(eval_dataset, str):
             reports = dict(self.reports)
             eval_dataset = self._prepare_eval_dataset(eval_dataset, self.processing_class, self.args)

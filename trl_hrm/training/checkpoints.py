@@ -27,7 +27,6 @@ from ..identity import changed_settings
 from ..io import read_json, shown, write_json
 
 
-OTHER_DATASET = "is_other_dataset"  # in logs of evaluations of a dataset that is not the trainer's
 RECORD_NAME = "trl_hrm_checkpoint.json"
 # A checkpoint can be resumed without these files. The first is never pushed to the Hub, the second is often edited
 NOT_NEEDED = ("training_args.bin", "README.md")

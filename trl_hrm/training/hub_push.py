@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 
@@ -270,7 +271,11 @@ class HubPushMixin:
                 "weights."
             )
 
-        patterns = [*REPLACED, *(() if "adapter_config.json" in files else REPLACED_BY_FULL_MODEL)]
+        patterns: tuple[str, ...] = ()  # an adapter in a subfolder, or a checkpoint, leaves everything as it is
+        if "adapter_config.json" in files:
+            patterns = REPLACED
+        elif any(fnmatch(file, pattern) for file in files for pattern in REPLACED_BY_FULL_MODEL):
+            patterns = REPLACED + REPLACED_BY_FULL_MODEL
 
         def attempt() -> CommitInfo:
             # `upload_folder` splits a large folder into several commits. Operations are created anew for each attempt: used

@@ -18,8 +18,8 @@ from .. import __version__
 from .._compat import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 from ..io import shell_word
 from ..pages.page import Table, markdown, resource
+from ..schema import OTHER_DATASET
 from ..terminal import printable
-from .checkpoints import OTHER_DATASET
 
 
 SETTINGS = (

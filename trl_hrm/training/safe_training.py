@@ -23,10 +23,10 @@ from transformers.trainer_utils import has_length
 from ..identity import checkpoint_identity
 from ..io import claimed_folder, shown
 from ..precision import warn_of_slow_bf16
+from ..schema import OTHER_DATASET
 from .checkpoints import (
     FREE_ARGUMENTS,
     LENGTH_ARGUMENTS,
-    OTHER_DATASET,
     RECORD_NAME,
     digest_of_dataset,
     digest_of_weights,
@@ -139,12 +139,18 @@ class SafeTrainingMixin:
     # Evaluation
 
     def evaluate(self, eval_dataset: Any = None, *args, **kwargs) -> dict[str, float]:
+        with self._marking_others(eval_dataset):
+            return super().evaluate(eval_dataset, *args, **kwargs)
+
+    @contextmanager
+    def _marking_others(self, eval_dataset: Any) -> Iterator[None]:
+        """Mark the logs of an evaluation of a dataset that is not the trainer's. Each dataset of a `dict` has its own evaluation."""
         own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        is_own = isinstance(eval_dataset, str) or any(eval_dataset is one for one in [None, *own, self.eval_dataset])
+        is_own = isinstance(eval_dataset, str | dict) or any(eval_dataset is one for one in [None, *own])
         self._is_other = is_other = self.eval_dataset is not None and not is_own
         number = len(self.state.log_history)
         try:
-            return super().evaluate(eval_dataset, *args, **kwargs)
+            yield
         finally:
             if is_other:
                 for log in self.state.log_history[number:]:
