@@ -67,7 +67,7 @@ def main() -> None:
                     file.write(text)
             for view in args.views:
                 output = str(Path(folder, f"{view}-{repeats}"))
-                steps, seconds, peak = measure_process(build, str(source), output, view, args.num_proc)
+                steps, seconds, peak, _ = measure_process(build, str(source), output, view, args.num_proc)
                 print(
                     f"{view:<6}{repeats:>8}{repeats * len(text) / 1e6:>8.1f}{steps:>16,}{seconds:>9.2f}"
                     f"{steps / seconds:>10,.0f}{peak / 1e6:>13.0f}"
@@ -94,7 +94,10 @@ def measure_full(folder: Path, num_rows: int, prm800k: bytes, num_proc: int, wor
         ("training on shepherd", None, [built["shepherd"]], folder / "cache", {}),
         ("training on prm800k", None, [built["prm800k"]], folder / "cache", {}),
     ]
-    print(f"{'case':<24}{'rows':>9}{'MB in':>8}{'labelled steps':>16}{'seconds':>9}{'peak RSS MB':>13}", flush=True)
+    print(
+        f"{'case':<24}{'rows':>9}{'MB in':>8}{'labelled steps':>16}{'seconds':>9}{'peak RSS MB':>13}{'not mapped MB':>15}",
+        flush=True,
+    )
     for name, builder, inputs, output, options in cases:
         if words is not None and not any(word in name for word in words):
             continue
@@ -103,12 +106,13 @@ def measure_full(folder: Path, num_rows: int, prm800k: bytes, num_proc: int, wor
                 write_input(path, num_rows, prm800k)
         paths = [str(path) for path in inputs]
         if builder is None:
-            rows, steps, seconds, peak = measure_process(prepare, paths[0], str(output), num_proc)
+            rows, steps, seconds, *peaks = measure_process(prepare, paths[0], str(output), num_proc)
         else:
-            rows, steps, seconds, peak = measure_process(build_one, builder, paths, str(output), num_proc, options)
+            rows, steps, seconds, *peaks = measure_process(build_one, builder, paths, str(output), num_proc, options)
         sizes = [part.stat().st_size for path in inputs for part in [path, *path.rglob("*.parquet")] if part.is_file()]
         print(
-            f"{name:<24}{rows:>9,}{sum(sizes) / 1e6:>8.0f}{steps:>16,}{seconds:>9.0f}{peak / 1e6:>13.0f}", flush=True
+            f"{name:<24}{rows:>9,}{sum(sizes) / 1e6:>8.0f}{steps:>16,}{seconds:>9.0f}{peaks[0] / 1e6:>13.0f}{peaks[1] / 1e6:>15.0f}",
+            flush=True,
         )
 
 
@@ -165,31 +169,36 @@ def stepwise_row(i: int) -> dict:
 def measure_process(target, *args) -> tuple:
     """
     Run `target(sender, *args)` in a new process. Return the values that it sends, followed by the peak resident memory of the process and
-    its children.
+    its children, and by the peak of the part that is not of mapped files.
     """
     context = multiprocessing.get_context("spawn")
     results, sender = context.Pipe(duplex=False)
     process = context.Process(target=target, args=(sender, *args))
     process.start()
-    peak = 0
+    peak = private = 0
     watched = psutil.Process(process.pid)
     while process.is_alive():
-        peak = max(peak, resident(watched))
+        total, mapped = resident(watched)
+        peak, private = max(peak, total), max(private, total - mapped)
         time.sleep(0.2)  # listing the processes takes milliseconds
     if process.exitcode:
         raise SystemExit(f"{target.__name__} failed, see above")
-    return *results.recv(), peak
+    return *results.recv(), peak, private
 
 
-def resident(process: psutil.Process) -> int:
-    """Return the resident memory of the process and its children in bytes. Processes that have exited count as 0."""
-    total = 0
+def resident(process: psutil.Process) -> tuple[int, int]:
+    """
+    Return the resident memory of the process and its children in bytes, and the part of it that is shared, such as the pages of mapped
+    files (0 where the system does not tell). Processes that have exited count as 0.
+    """
+    total = shared = 0
     try:
         for member in [process, *process.children(recursive=True)]:
-            total += member.memory_info().rss
+            memory = member.memory_info()
+            total, shared = total + memory.rss, shared + getattr(memory, "shared", 0)
     except psutil.NoSuchProcess:
-        return total
-    return total
+        pass
+    return total, shared
 
 
 def build_one(sender, builder: str, inputs: list[str], output_dir: str, num_proc: int, options: dict) -> None:

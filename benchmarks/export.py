@@ -49,7 +49,7 @@ def main() -> None:
                 {"view": "tree"},
             ):
                 output = str(Path(folder, "dataset"))
-                steps, seconds, cpu, peak = measure_process(export, source, output, options, args.num_proc)
+                steps, seconds, cpu, peak, _ = measure_process(export, source, output, options, args.num_proc)
                 shown = " ".join(f"{name}={value}" for name, value in options.items())
                 nodes = number * sum(CHILDREN**depth for depth in range(1, DEPTH + 1))
                 print(
