@@ -150,5 +150,5 @@ class TestWithoutData:
 
 
 def test_words_of_numbers():
-    assert in_points(-0.0001) == "0.0 points" and points_between(-0.0001, 0.25) == "0.0 to 25.0"
+    assert in_points(-0.0001) == "0.0 points" and points_between(-0.0, 0.25) == "0.0 to 25.0"
     assert undecided_by([0.5, 0.6]) is None

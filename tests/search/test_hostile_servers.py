@@ -224,16 +224,26 @@ def test_servers_of_different_models(tmp_path):
 def test_no_file_descriptors(tmp_path, honest, capsys):
     """A limit of this machine must not be logged as a failed request."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held, is_over = [], threading.Event()
+    held, is_over, lock = [], threading.Event(), threading.Lock()
+    spare = [socket.socket() for _ in range(16)]  # for the server, which is in this process and must not fail
 
     def hold_all():
         while not is_over.is_set():
             try:
-                held.append(socket.socket())
+                with lock:
+                    held.append(socket.socket())
             except OSError:
                 is_over.wait(0.0005)
 
     holder = threading.Thread(target=hold_all, daemon=True)
+
+    def accept():
+        with lock:
+            while True:
+                try:
+                    return server.server.socket.accept()
+                except OSError:
+                    spare.pop().close()
 
     def exhaust(request, response):
         if server.num_asked == 1:
@@ -242,6 +252,7 @@ def test_no_file_descriptors(tmp_path, honest, capsys):
         return raw(json.dumps(response).encode(), {"Connection": "close"})  # every request needs a new connection
 
     with HostileServer(exhaust) as server:
+        server.server.get_request = accept
         try:
             with pytest.raises(EngineFatal, match="cannot open another connection.*ulimit -n") as error:
                 search([server], tmp_path / "run")
@@ -249,7 +260,7 @@ def test_no_file_descriptors(tmp_path, honest, capsys):
             is_over.set()
             holder.join()
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            for one in held:
+            for one in [*held, *spare]:
                 one.close()
     with EventLog(tmp_path / "run" / "log-00000-of-00001.jsonl") as log:
         assert not any(problem.num_errors for problem in log.problems.values())

@@ -283,8 +283,9 @@ def check_inputs(
                 f"{output} is also the `{option}`, which would be replaced. Choose another `output_dir`."
             )
     models = [name for name in WEIGHTS if Path(output, name).is_file()]
-    starts_anew = str(training_args.resume_from_checkpoint).lower() in ("none", "false")
-    if models and starts_anew and training_args.process_index == 0:
+    if not models or training_args.process_index:
+        return
+    if str(training_args.resume_from_checkpoint).lower() in ("none", "false"):
         stays = model_args.use_peft and not models[0].startswith("adapter")
         what = "stays in the folder, next to the adapter" if stays else "will be replaced at the end of the training"
         say(f"warning: {output} has a model ({models[0]}), which {what}.", sys.stderr)
