@@ -293,7 +293,7 @@ def render_report(results: Mapping[str, Any], pictures: Mapping[str, list[Pictur
         num_seeds=len(results["seeds"]),
         margin=f"{100 * MARGIN:.0f}",
         leads=leads(results),
-        main={words: accuracy_table(results, budget) for budget, words in BUDGETS.items()},
+        main={title: accuracy_table(results, budget) for budget, title in BUDGETS.items()},
         pictures=pictures,
         segments=segments_table(results),
         strategies=strategies_table(results),
