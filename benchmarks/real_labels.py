@@ -21,7 +21,7 @@ with merged steps of 2 and of up to 3) train on equal numbers of tokens, with th
 judged on the other problems of PRM800K, and on rows of ProcessBench gsm8k, PRMBench `subset400` and BIG-Bench Mistake.
 
 Each training is a job in its own process, in the order of `make_jobs`. A job that is finished is not repeated and an interrupted one
-starts over, so the command can be stopped at any time. The report has what is finished, and says what is missing. `--results` is a
+starts over, so the command can be stopped at any time. The report has the finished jobs and lists the missing ones. `--results` is a
 folder for the scores of each finished job, without texts. With it, the study can be continued on another machine: the command checks
 that the model, the mixture, the test sets and the versions are the same.
 """

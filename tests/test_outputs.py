@@ -20,6 +20,7 @@ from trl_hrm.data import build as data_build
 from trl_hrm.evaluation.benchmarks.run import check_output
 from trl_hrm.evaluation.results import check_results
 from trl_hrm.io import claimed_file, claimed_folder, replacing, write_or_keep
+from trl_hrm.scripts import train_grid
 from trl_hrm.scripts.training import check_inputs
 
 from .fakes import write_rows
@@ -505,6 +506,15 @@ def test_a_training_that_replaces_a_model_says_so(resume, use_peft, tmp_path, ca
     words = "stays in the folder, next to the adapter" if use_peft else "will be replaced at the end of the training"
     expected = f"warning: model has a model (model.safetensors), which {words}.\n" if resume != "true" else ""
     assert capsys.readouterr().err == expected
+
+
+def test_a_grid_training_that_replaces_a_model_says_so(tmp_path, capsys):
+    """Its arguments have no options of adapters."""
+    save_checkpoint(tmp_path / "model")
+    args = SimpleNamespace(output_dir="model", resume_from_checkpoint=None, process_index=0)
+    script_args = train_grid.ScriptArguments(dataset_name="grids")
+    check_inputs(script_args, args, script_args)
+    assert "model has a model (model.safetensors), which will be replaced" in capsys.readouterr().err
 
 
 def test_quickstart_does_not_replace_a_model(tmp_path, capsys):

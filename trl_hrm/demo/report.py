@@ -373,8 +373,8 @@ def eta_section(found: Sequence[dict[str, Any]], n: Sequence[int]) -> Section:
         "whether the differences are settled.",
         [("", Table(_over_n(n, "labels", "mean label", "AUROC, first error"), rows))],
         note="Soft labels are MC scores. Hard labels are 1 if the MC score is above 0. Entropy labels are MC scores after the map of ER-PRM "
-        "with strength η. AUROC: correct steps before any error against first errors. In parentheses: lowest and highest seed. The claims compare the "
-        "seeds that both kinds of labels have, so their differences are not those of these means.",
+        "with strength η. AUROC: correct steps before any error against first errors. In parentheses: lowest and highest seed. The claims compare "
+        "only the seeds that both kinds of labels have, so their differences can differ from those of these means.",
     )
 
 

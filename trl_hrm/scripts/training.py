@@ -286,7 +286,8 @@ def check_inputs(
     if not models or training_args.process_index:
         return
     if str(training_args.resume_from_checkpoint).lower() in ("none", "false"):
-        stays = model_args.use_peft and not models[0].startswith("adapter")
+        # the arguments of train-grid have no `use_peft`
+        stays = getattr(model_args, "use_peft", False) and not models[0].startswith("adapter")
         what = "stays in the folder, next to the adapter" if stays else "will be replaced at the end of the training"
         say(f"warning: {output} has a model ({models[0]}), which {what}.", sys.stderr)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 
@@ -274,7 +273,7 @@ class HubPushMixin:
         patterns: tuple[str, ...] = ()  # an adapter in a subfolder, or a checkpoint, leaves everything as it is
         if "adapter_config.json" in files:
             patterns = REPLACED
-        elif any(fnmatch(file, pattern) for file in files for pattern in REPLACED_BY_FULL_MODEL):
+        elif any(filter_repo_objects(files, allow_patterns=list(REPLACED_BY_FULL_MODEL))):
             patterns = REPLACED + REPLACED_BY_FULL_MODEL
 
         def attempt() -> CommitInfo:
