@@ -118,6 +118,24 @@ LISTED = {
 }
 
 RELATED = {
+    "inequalities": [
+        ("|x|<1", "-1<x<1", Y),
+        ("5 > x > 3", "3 < x < 5", Y),
+        (r"2x \ge 6", r"x \ge 3", Y),
+        ("|k-2|<2", "0 < k < 4", Y),
+        ("x>3", r"x \ge 3", N),
+        ("|x|<1", "-1<x<2", N),
+        ("a<2", "x<2", N),
+    ],
+    "remarks in brackets": [
+        (r"2\pi", r"2\pi (radians)", Y),
+        (r"6\pi", r"6\pi (\text{cm})", Y),
+        (r"6\pi", r"5\pi (\text{cm})", N),
+        (r"\frac{1}{2}", r"\frac{1}{2} (simplified)", Y),
+        (r"5\sqrt{2}", r"5\sqrt{2} (approximately 7.07)", Y),
+        (r"5\sqrt{3}", r"5\sqrt{2} (approximately 7.07)", N),
+        ("1/2", "1/2 (0.5)", Y),
+    ],
     "numbers side by side": [
         ("6", "2(3)", Y),
         ("5", "2(3)", N),

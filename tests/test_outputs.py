@@ -118,7 +118,7 @@ def test_an_output_that_cannot_be_written_is_noticed_first(name, fault, tmp_path
     assert names_in(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", filter(COMMANDS.get, COMMANDS))
+@pytest.mark.parametrize("name", [name for name in COMMANDS if COMMANDS[name]])
 def test_missing_folders_are_made_and_removed_again(name, tmp_path, capsys, monkeypatch):
     """A failed command leaves no empty folders, but keeps those that were there."""
     (tmp_path / "there").mkdir()

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _LM_HEADS = ("lm_head.", "embed_out.")  # output embeddings of causal language models, as transformers names them
 _PEFT_PREFIX = "base_model.model."  # of weight names in adapter files
+_HEADS = ("classifier", "score", "v_head", "v_head.summary")  # layers of token classifiers outside the body
 _FORMATS_OF_HEADS = {"mlp": "qwen2.5-math-prm", "value": "skywork-o1-prm"}
 _REMEDY = "Download or save it again."
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -575,6 +576,44 @@ def check_adapter(model: "PeftModel", path_or_repo: str, revision: str | None = 
     # The files of an adapter may also contain whole layers of the model, such as resized embeddings
     others = {name for name, _ in model.named_parameters()}
     _refuse_adapter(path_or_repo, expected - found, found - expected - others)
+
+
+def check_adapted_head(model: "PeftModel") -> None:
+    """
+    Check that the head of a token classifier with an adapter is trained and saved with the adapter, or comes from the files of the base model.
+
+    Raises:
+        `ValueError`: If it is neither. It would stay random, and scores would depend on the process that creates it.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    heads = {name: layer for name, layer in model.get_base_model().named_modules() if name in _HEADS}
+    if any(isinstance(layer, ModulesToSaveWrapper) for layer in heads.values()):
+        return
+    config = model.peft_config[model.active_adapter]
+    base = config.base_model_name_or_path
+    in_base = _tensor_shapes(base, config.revision, is_local=True) if base else {}
+    if in_base is not None and not any(name.startswith(tuple(f"{head}." for head in heads)) for name in in_base):
+        raise ValueError(
+            f"The head of the model ({', '.join(heads)}) is not in the adapter, and not in the files of the base model{f' {base}' if base else ''}. It "
+            'would be neither trained nor saved. Create the adapter with `task_type="TOKEN_CLS"` or with the head in `modules_to_save`, or '
+            "pass the model without an adapter, and `peft_config`."
+        )
+
+
+def refuse_frozen_adapter(path_or_repo: str, revision: str | None = None) -> None:
+    """
+    Refuse an adapter as the name of a policy to train.
+
+    Raises:
+        `ValueError`: If it is an adapter. transformers would load it with all weights frozen, so that nothing is trained.
+    """
+    if find_adapter_config_file(path_or_repo, revision=revision) is not None:
+        raise ValueError(
+            f"{path_or_repo} is an adapter, which would be loaded with all weights frozen. To train it further, pass "
+            f"`AutoPeftModelForCausalLM.from_pretrained({path_or_repo!r}, is_trainable=True)` as `model`. Or merge it into its base model "
+            "with `merge_and_unload`, save the result, and train that."
+        )
 
 
 def _refuse_adapter(name: str, missing: Collection[str], unexpected: Collection[str] = ()) -> None:

@@ -64,6 +64,8 @@ def test_formats(tmp_path, format, record):
     [
         (PLAIN | {"problem_id": "a"}, "a", "3"),
         (PLAIN | {"id": 17}, "17", "3"),
+        (GSM8K | {"id": 17}, "17", "3"),
+        (MATH | {"problem_id": "aime-1"}, "aime-1", "3"),
         (PLAIN | {"id": None}, problem_key(PLAIN["problem"]).hex(), "3"),
         (PLAIN | {"answer": 72}, None, "72"),
         (PLAIN | {"answer": 0}, None, "0"),

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +133,10 @@ def test_subsets_by_file_column_and_split(tmp_path):
     (tmp_path / "marked.json").write_bytes(
         b"\xef\xbb\xbf" + json.dumps(together).encode()
     )  # some editors write this mark
+    (tmp_path / "folder").mkdir()
+    for file in files:  # which `load_dataset` reads as one split
+        shutil.copy(file, tmp_path / "folder")
+    assert [(one.subset, one.id, one.labels) for one in read(tmp_path / "folder").solutions] == by_file
     assert [one.labels for one in read(tmp_path / "marked.json").solutions] == [labels for *_, labels in by_file]
     splits = DatasetDict({name: Dataset.from_list(part) for name, part in rows.items()})
     for name, dataset in splits.items():

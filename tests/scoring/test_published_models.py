@@ -201,6 +201,15 @@ class TestRecognition:
         scorer = StepScorer.from_pretrained(str(tmp_path / "model"), step_format="math-shepherd")
         assert scorer.step_format == StepFormat.published("math-shepherd")
 
+    def test_steps_with_headers_of_their_own(self, saved, caplog):
+        """The model would read "Step 1: # Step 1", unlike in its training."""
+        scorer = scorer_of(PUBLISHED[SHEPHERD], saved(PUBLISHED[SHEPHERD]))
+        scorer.score([PROBLEM], [[["Step 1: 1 + 2 = 3.", "So 3."]]])
+        assert "header" not in caplog.text
+        for _ in range(2):
+            scorer.score([PROBLEM], [[["# Step 1\n1 + 2 = 3.", "**Step 2:** So 3.", "Yes."]]])
+        assert caplog.text.count("2 of 3 steps begin with a header of their own, such as '# Step 1") == 1
+
 
 @every
 def test_blank_steps_in_training(saved, published):

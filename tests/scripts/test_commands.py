@@ -221,6 +221,35 @@ def test_score_says_how_a_text_was_read(checkpoint, capsys):
     assert re.search(r"0\.\d{3}  x\n", printed) and "left out" not in printed
 
 
+def test_score_warns_of_texts_that_are_not_split(checkpoint, tmp_path, capsys):
+    """Also if the rule finds steps in one of them."""
+    texts = ["# Step 1\nso 3\n# Step 2\nthus 3", *["so 3\n\nthus 3\n\nthen 3"] * 3]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "1+2?", "completion": text}) + "\n" for text in texts))
+    assert main(["score", str(file), "--reward_model", checkpoint]) == 0
+    assert "warning: 3 of 4 solutions with several lines (75.0 %) are a single step" in capsys.readouterr().out
+
+
+def test_score_of_texts_with_windows_line_ends(checkpoint, tmp_path):
+    """They have the steps, and so the scores, of the same text with other line ends."""
+    text = "so 3\n\nthus 3\nand 3\n\n# Answer\n\n3"
+    rows = [{"prompt": "1+2?", "completion": one} for one in (text, text.replace("\n", "\r\n"))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--reward_model", checkpoint, "--segmentation", "blank_line", "--output", str(tmp_path / "out.jsonl")]
+    assert main(["score", str(tmp_path / "rows.jsonl"), *words]) == 0
+    first, second = read_rows(tmp_path / "out.jsonl")
+    assert first["completions"] == second["completions"] == ["so 3", "thus 3\nand 3", "# Answer\n\n3"]
+    assert second["scores"] == pytest.approx(first["scores"], abs=1e-6)
+
+
+def test_score_does_not_write_what_no_program_reads(checkpoint, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+2?", "completions": ["so 3"], "x": NaN}\n')
+    words = ["--reward_model", checkpoint, "--output", str(tmp_path / "out.jsonl")]
+    assert main(["score", str(tmp_path / "rows.jsonl"), *words]) == 1
+    assert "rows.jsonl:1: a value cannot be written as JSON" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_score_of_messages(checkpoint, tmp_path):
     """They have the scores of their texts, and stay messages in the output."""
     row = {

@@ -11,18 +11,29 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from huggingface_hub import split_torch_state_dict_into_shards
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepScorer, StepTree, hrm_view
+from trl_hrm.loading import load_reward_model
 from trl_hrm.losses import step_score
 from trl_hrm.step_metrics import judged_steps
 from trl_hrm.training.checkpoints import RECORD_NAME
 
 from ..checkpoints import drop, edit, save, two_layer_head, value_head
-from ..helpers import HEADS, dataset_of, make_trainer, path_logits, random_tree, tiny_model, tiny_tokenizer, weights_of
+from ..helpers import (
+    ALL_HEADS,
+    HEADS,
+    dataset_of,
+    make_trainer,
+    path_logits,
+    random_tree,
+    tiny_model,
+    tiny_tokenizer,
+    weights_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -367,6 +378,37 @@ class TestRefusals:
         model = make_trainer(tmp_path, trees, peft_config=LoraConfig(target_modules="all-linear")).model
         with pytest.raises(ValueError, match="`peft_config`"):
             make_trainer(tmp_path, trees, model, peft_config=LoraConfig(target_modules="all-linear"))
+
+    @pytest.mark.parametrize("head", ["classification", "mlp", "value"])
+    def test_an_adapter_without_the_head(self, tmp_path, trees, head):
+        """The head would stay random, and would not be saved."""
+        layer = "v_head.summary" if head == "value" else "score"
+        config = {"target_modules": ["q_proj"], "modules_to_save": [layer]}
+        make_trainer(tmp_path, trees, get_peft_model(tiny_model(ALL_HEADS[head]), LoraConfig(**config)), head=head)
+        del config["modules_to_save"]
+        with pytest.raises(
+            ValueError, match=f"{layer}.* is not in the adapter, and not in the files of the base model"
+        ):
+            make_trainer(tmp_path, trees, get_peft_model(tiny_model(ALL_HEADS[head]), LoraConfig(**config)), head=head)
+        base = str(
+            save(tmp_path / "base", tiny_model(ALL_HEADS[head]), ALL_HEADS[head])
+        )  # a trained head may stay as it is
+        make_trainer(
+            tmp_path, trees, get_peft_model(load_reward_model(base, ALL_HEADS[head]), LoraConfig(**config)), head=head
+        )
+
+    def test_nothing_to_train(self, tmp_path, trees):
+        """With gradient checkpointing, PyTorch would not notice."""
+        trainer = make_trainer(tmp_path, trees, tiny_model().requires_grad_(False), gradient_checkpointing=True)
+        with pytest.raises(ValueError, match="No weight of the model is trainable"):
+            trainer.train()
+
+    def test_a_peft_config_is_not_changed(self, tmp_path, trees):
+        """Another trainer with the same configuration would save an adapter of another type."""
+        config = LoraConfig(target_modules="all-linear")
+        before = config.to_dict()
+        make_trainer(tmp_path, trees, peft_config=config)
+        assert config.to_dict() == before
 
 
 class TestPadding:

@@ -86,6 +86,14 @@ def test_references_that_are_refused(tmp_path, paths):
         make_kl_trainer(tmp_path, rows, model=get_peft_model(tiny_model(LM), lora), ref_model=tiny_model(LM))
 
 
+def test_the_name_of_an_adapter(tmp_path):
+    """transformers would load it with all weights frozen, and the training would change nothing."""
+    lora = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(tiny_model(LM), lora).save_pretrained(tmp_path / "lora")
+    with pytest.raises(ValueError, match="lora is an adapter.*is_trainable=True"):
+        make_kl_trainer(tmp_path / "out", random_rows(4), model=str(tmp_path / "lora"))
+
+
 def test_the_reference_is_not_replaced(tmp_path, paths):
     """A training could not be resumed or repeated, because its reference had become the trained model."""
     for where in ("ref_model", "config_ref_model"):

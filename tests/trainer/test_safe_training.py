@@ -395,9 +395,9 @@ class TestNothingToTrainOn:
 
     @pytest.mark.parametrize("config", CONFIGS)
     @pytest.mark.parametrize("option", ["learning_rate", "weight_decay", "max_grad_norm"])
-    @pytest.mark.parametrize("value", [-1.0, np.nan])
+    @pytest.mark.parametrize("value", [-1.0, np.nan, "1e-5"])  # without a dot, YAML reads a text
     def test_numbers(self, tmp_path, config, option, value):
-        with pytest.raises(ValueError, match=f"`{option}` is {value}. It must be a number that is at least 0"):
+        with pytest.raises(ValueError, match=f"`{option}` is {value!r}. It must be a number that is at least 0"):
             config(str(tmp_path), bf16=False, use_cpu=True, **{option: value})
 
     def test_more_accumulation_than_batches_is_one_step_per_epoch(self, tmp_path, trees):

@@ -595,3 +595,10 @@ class TestBadInput:
         assert adapted(0)._resolve(True)[0] is not None
         with pytest.raises(ValueError, match="reward_model.weights was"):
             adapted(1).train(resume_from_checkpoint=True)
+
+
+def test_the_name_of_an_adapter(tmp_path):
+    """transformers would load it with all weights frozen, and the training would change nothing."""
+    get_peft_model(tiny_model(HEADS["lm"]), LoraConfig(target_modules="all-linear")).save_pretrained(tmp_path / "lora")
+    with pytest.raises(ValueError, match="lora is an adapter.*is_trainable=True"):
+        make_trainer(tmp_path / "out", model=str(tmp_path / "lora"))

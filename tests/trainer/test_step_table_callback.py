@@ -395,6 +395,13 @@ class TestErrors:
         with pytest.raises(ValueError, match="already prepared"):
             make_trainer(tmp_path, trees, model, evaluation=prepared, log_worst_steps=1)
 
+    def test_an_evaluation_of_the_training_rows(self, tmp_path, trees, model, caplog):
+        """Their texts were not kept, which must not lose the metrics."""
+        trainer = make_trainer(tmp_path, trees, model, evaluation=trees, log_worst_steps=1)
+        found = trainer.evaluate(trainer.train_dataset)
+        assert found["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"])
+        assert caplog.text.count("This evaluation has no table of worst steps") == 1
+
     def test_another_order(self, tmp_path, trees, model):
         """The scores would be shown with the texts of other steps."""
 

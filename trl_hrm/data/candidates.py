@@ -19,7 +19,6 @@ Rows written by search-and-learn, with `problem` and whole solutions as `complet
 `generated_solution` and `expected_answer`, are also supported.
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NotRequired
@@ -31,11 +30,10 @@ from ..grading import extract_answer, opens_thinking, thinking_spans
 from ..io import shown
 from ..messages import content_text, is_content, plain_row, problem_of
 from ..schema import Count, Share, check_json
-from ..search.outcomes import MIN_LINES, step_warnings
 from ..search.steps import cut_text, visible_steps
 from .candidates_config import CandidatesConfig
 from .problems import UNUSED, choices_of, normalize_problem, problem_key, same_answer, unused_parts
-from .solutions import LONG, UNSPLIT, check_answers, count_answers, read_whole_solutions
+from .solutions import check_answers, count_answers, count_unsplit_text, read_whole_solutions, solution_warnings
 from .sources import DatasetRows, JsonLines, all_rows
 
 
@@ -185,7 +183,7 @@ class CandidateRows:
         self.problems: dict[str, ProblemCandidates] = {}
         self.num_texts = 0
         self.num_lists = 0
-        self.unsplit = Counter()  # see `step_warnings`
+        self.unsplit = Counter()  # see `count_unsplit_text`
 
     def read(self, rows: JsonLines | DatasetRows, before: str = "") -> list[ProblemCandidates]:
         """
@@ -204,8 +202,8 @@ class CandidateRows:
         for where, row in read_whole_solutions(found, self.notes):
             self._add(_named_as_candidate(row), where)
         check_answers(self.notes, self.num_lists, self.config.candidates)
-        if step_warnings(self.unsplit, {}):
-            self.notes.update({LONG: self.unsplit["long"], UNSPLIT: self.unsplit["unsplit"]})
+        if solution_warnings(self.unsplit):
+            self.notes.update(self.unsplit)
         if self.config.segmentation is not None and self.num_lists and not self.num_texts:
             raise ValueError("`segmentation` has no effect, because all candidates are lists of steps. Remove it.")
         if self.config.join_steps is not None and self.num_texts and not self.num_lists:
@@ -219,6 +217,8 @@ class CandidateRows:
                 "view prm."
             )
         given = [name for name in FORMS if row.get(name) is not None]
+        if not given and (null := [name for name in FORMS if name in row]):
+            raise ValueError(f"{where}: `{null[0]}` is null, expected a solution. Remove the row.")
         if len(given) != 1:
             raise ValueError(
                 f"{where}: found {' and '.join(given) or 'none'} of `completion` (a text), `completions` (a list of steps) and "
@@ -340,11 +340,8 @@ class CandidateRows:
             problem.num_cut += 1
             is_opened = isinstance(problem.prompt, str) and opens_thinking(problem.prompt)
             written = "<think>" + value if is_opened else value
-            text, steps = value, cut_text(written, self.rule, self.keep_thinking)
-            if sum(bool(line.strip()) for step in steps for line in step.splitlines()) >= MIN_LINES:
-                has_mark = not self.rule.keeps_thinking and re.search(self.rule.pattern, steps[0])
-                self.unsplit["long"] += 1
-                self.unsplit["unsplit"] += len(steps) == 1 and not has_mark
+            text, steps = value, cut_text(written.replace("\r\n", "\n"), self.rule, self.keep_thinking)
+            count_unsplit_text(steps, self.rule, self.unsplit)
         elif isinstance(value, list) and name != "completion":
             for i, step in enumerate(value):
                 if not isinstance(step, str):

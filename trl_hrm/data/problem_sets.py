@@ -67,12 +67,7 @@ ANSWER_COLUMNS = (
 # Values that datasets use for a missing answer: the first two are from NuminaMath, the others from tables.
 _PLACEHOLDERS = ("proof", "notfound", "n/a", "nan", "null")
 _OWN_TEXT = {"gsm8k": ("question",), "math": ("problem",), "prm800k": ("problem",)}
-ID_COLUMNS = {
-    "plain": ("problem_id", "id", "unique_id"),
-    "gsm8k": (),
-    "math": ("unique_id",),
-    "prm800k": (),
-}
+ID_COLUMNS = ("problem_id", "id", "unique_id")
 
 
 @dataclass
@@ -456,7 +451,7 @@ def _problem(record: dict[str, Any], format: str, where: str) -> tuple[Problem, 
                 f"({', '.join(choices.labels)}) or its index from 0.",
             )
         answer = label
-    column = find_column(record, ID_COLUMNS[format])
+    column = find_column(record, ID_COLUMNS)
     given = None if column is None else record[column]
     if given is not None and (isinstance(given, bool) or not isinstance(given, (str, int)) or not str(given).strip()):
         raise RowError("bad_id", where, f"the id is {shown(given)}, expected a non-empty string or an integer.")

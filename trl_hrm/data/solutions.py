@@ -10,6 +10,7 @@ is read as the other.
 The first row has the steps of one solution. The second row has whole solutions of one problem, as written by search-and-learn.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,8 +18,8 @@ from typing import Any
 
 from ..grading import extract_answer, thinking_spans
 from ..io import shown
-from ..search.outcomes import step_warnings
-from ..search.steps import visible_steps
+from ..search.outcomes import MIN_LINES, step_warnings
+from ..search.steps import StepRule, visible_steps
 from ..step_tree import StepTree
 
 
@@ -58,6 +59,24 @@ def count_answers(steps: Sequence[str], notes: Counter, parents: Sequence[int] |
         notes[SEVERAL] += 1
         if is_all:
             notes[ALL] += 1
+
+
+def count_unsplit_text(steps: Sequence[str], rule: StepRule, notes: Counter) -> None:
+    """
+    Count a solution that was given as a text if it has several lines, and if the step rule finds nothing in them.
+
+    Args:
+        steps (`Sequence[str]`):
+            Steps of the text.
+        rule ([`StepRule`]):
+            Rule that it was split with.
+        notes (`Counter`):
+            Counts for [`solution_warnings`].
+    """
+    if sum(bool(line.strip()) for step in steps for line in step.splitlines()) >= MIN_LINES:
+        has_mark = not rule.keeps_thinking and re.search(rule.pattern, steps[0])
+        notes[LONG] += 1
+        notes[UNSPLIT] += len(steps) == 1 and not has_mark
 
 
 def check_answers(notes: Mapping[str, int], num_rows: int, source: str) -> None:

@@ -118,6 +118,10 @@ def _compare(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
         verdict = _compare_formulas(gold, found)
         if verdict and len(gold.members) != len(found.members) and all((gold.members, found.members)):
             return None  # "2, 2, 5" and "2, 5": three values, or a double root
+    if verdict is False and gold.relations and found.relations:  # "|x| < 1" and "-1 < x < 1"
+        names = [{match["letter"] for match in _LETTER.finditer(side.formula)} - {None} for side in (gold, found)]
+        if names[0] == names[1] and len(names[0]) == 1:
+            return _compare_solution_sets(gold, found)
     return verdict
 
 

@@ -90,6 +90,12 @@ MAX_DEPTH = 50
 _SIDE_BY_SIDE = re.compile(r"(?:[-+]?\d+(?:\.\d+)?|\(\d+\))(?:\s+\d+(?:\.\d+)?)+")
 
 
+# A unit, a remark or the approximate value in brackets behind a formula, such as "2\pi (radians)" or "1/2 (0.5)".
+_REMARK = re.compile(
+    r"(?<=[\w})])\s+\(\s*(?:(?:\\approx|≈|=|or|about|approx\.?|approximately)?\s*(?P<value>-?\d*\.\d+)|(?P<words>[a-zA-Z ]{2,}?))\s*\)$"
+)
+
+
 @lru_cache(maxsize=4096)
 def parse_answer(text: str) -> ParsedAnswer:
     """Parse an answer."""
@@ -103,6 +109,8 @@ def parse_answer(text: str) -> ParsedAnswer:
     text = clean(_open(text.replace(r"\$", "＄")))
     if not re.search(r"[^\W_]|\{\s*\\?\}", text):
         return ParsedAnswer()
+    if _REMARK.search(text) and not _quantity(text):
+        text = _REMARK.sub(_reading_of_remark, text)
     if _NUMBER_AND_FRACTION.fullmatch(text):  # "3 and 1/2" may be 3.5, or two numbers
         return replace(_quantity(text), alternatives=(_formula(text),))
     for reader in (_verdict, _time, _option, _quantity, _special, _pairs, _relations, _alternatives, _words):
@@ -111,6 +119,13 @@ def parse_answer(text: str) -> ParsedAnswer:
     if _SIDE_BY_SIDE.fullmatch(text):
         return ParsedAnswer()
     return _formula(text)
+
+
+def _reading_of_remark(remark: re.Match) -> str:
+    if remark["value"]:
+        return rf" \approx {remark['value']}"
+    is_product = len(remark["words"]) < 4 and not read_unit(remark["words"])  # "2 (abc)"
+    return remark.group() if is_product else ""
 
 
 # Delimiters ----------------------------------------------------------------------------------------------------------

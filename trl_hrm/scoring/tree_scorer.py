@@ -1,6 +1,7 @@
 """Base classes of the scorers: encode candidates as token trees and convert the model's outputs to step scores."""
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from ..forest import TokenTree, TokenTrie
 from ..io import shown
 from ..loading import check_checkpoint, load_tokenizer, read_step_format
 from ..losses import step_score
-from ..search.steps import RULES, StepRule, cut_text
+from ..search.steps import HEADER, RULES, StepRule, cut_text
 from ..step_format import StepFormat
 from ..step_tree import StepTree
 from ..terminal import plain
@@ -54,6 +55,7 @@ class TreeScorer:
         self.tokenizer = tokenizer
         self.step_format = step_format
         self.max_positions = max_positions
+        self._warned_of_headers = False
 
     def score(
         self,
@@ -166,6 +168,7 @@ class TreeScorer:
         scoring = ScoringConfig(spans, combine)
         if scoring.merges:
             self.step_format.check_merged(self.tokenizer)
+        self._warn_of_headers(trees)
         encoded = [self._encode(tree, scoring, f"prompt {i}") for i, tree in enumerate(trees)]
         token_trees = [token_tree for token_tree, _ in encoded]
         if self.max_positions is not None:
@@ -181,6 +184,22 @@ class TreeScorer:
             scores.append([combined(values[judged], scoring) for judged in steps])
             check_scores(scores[-1], len(steps), f"prompt {shown(tree.prompt)}")
         return scores
+
+    def _warn_of_headers(self, trees: Sequence[StepTree]) -> None:
+        """Warn once if steps have a header of their own besides the numbered prefix of the step format."""
+        prefix = self.step_format.step_prefix
+        if "{number}" not in prefix or self._warned_of_headers:
+            return
+        numbered = re.compile(r"\d+".join(map(re.escape, prefix.split("{number}"))))
+        steps = [step for tree in trees for step in tree.completions]
+        odd = [step for step in steps if re.match(HEADER, f"{step}\n") and not numbered.match(step)]
+        if odd:
+            self._warned_of_headers = True
+            logger.warning(
+                f"{len(odd):,} of {len(steps):,} steps begin with a header of their own, such as {shown(odd[0][:20])}. The step format also "
+                f"writes {shown(prefix)} before each step, so the model reads two headers, unlike in its training. "
+                "Remove the headers from the steps."
+            )
 
     def _encode(self, tree: StepTree, scoring: ScoringConfig, where: str) -> tuple[TokenTree, list[list[int]]]:
         """Return the token tree of a step tree and, for each step, the numbers of the scored steps that end with it."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.sources import parse_columns
-from ..io import check_regular, claimed_file, parse_json, shown, write_or_keep
+from ..io import check_regular, claimed_file, dump_json, parse_json, shown, write_or_keep
 from ..scoring.reward_model_config import RewardModelConfig
 from ..search.segmentation_config import THINKING_OPTIONS, SegmentationConfig
 from ..terminal import colored, has_color, one_line, plain
@@ -158,7 +158,7 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
     from collections import Counter
 
     from ..data.faults import format_places
-    from ..data.solutions import check_answers, count_answers, leave_out_thinking, solution_warnings
+    from ..data.solutions import UNSPLIT, check_answers, count_answers, leave_out_thinking, solution_warnings
     from ..messages import system_texts
     from ..scoring.candidate_scores import fits
     from ..scoring.generative_scorer import GenerativeScorer, format_judge_cost
@@ -166,6 +166,9 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
     notes = Counter()
     name = STDIN_NAME if config.input == STDIN else config.input or "solution"
     places, rows, trees = _read(config, notes)
+    if output is not None:
+        for where, row in zip(places, rows, strict=True):
+            dump_json(row, where)  # a NaN raises here, and not after scoring
     lists = [tree for row, tree in zip(rows, trees, strict=True) if row.get("completions") is not None]
     for tree in lists:  # a text was split by this command
         count_answers(tree.completions, notes, tree.parents)
@@ -197,7 +200,8 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
         _write(output, rows, trees, scores)
         num_scored = sum(value is not None for values in scored for value in values)
         lines = [f"Wrote scores of {num_scored} steps in {len(scored)} rows to {plain(config.output)}."]
-    lines += [f"warning: {one_line(warning)}" for warning in solution_warnings(notes)]
+    rule = config.step_rule().name if notes[TEXTS] else None
+    lines += [f"warning: {one_line(warning)}" for warning in solution_warnings(notes, rule)]
     is_judged = [True] * len(trees)
     if isinstance(scorer, GenerativeScorer):
         lines.append(format_judge_cost(scorer.cost))
@@ -223,9 +227,9 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
             f"warning: the system messages of {num_system:,} row{'s' * (num_system > 1)} are left out. The reward model is shown the "
             "`system_prompt` of its step format, if it has one."
         )
-    if notes[TEXTS] and not notes[SPLIT]:
+    if notes[TEXTS] and not notes[SPLIT] and not notes[UNSPLIT]:
         lines.append(
-            f"warning: the rule {config.step_rule().name} finds no text with two steps. If the solutions have steps, choose another "
+            f"warning: the rule {rule} finds no text with two steps. If the solutions have steps, choose another "
             "--segmentation, such as blank_line."
         )
     for reason, verb, odd in (
@@ -300,6 +304,7 @@ def _read(config: ScoreConfig, notes: "Counter") -> tuple[list[str], list[dict[s
 
 def _read_tree(row: dict[str, Any], where: str, config: ScoreConfig, notes: "Counter"):
     """Return the step tree of a row without labels, which are kept as an extra column."""
+    from ..data.solutions import count_unsplit_text
     from ..grading import opens_thinking, thinking_spans
     from ..messages import step_text
     from ..search.steps import cut_text
@@ -319,7 +324,8 @@ def _read_tree(row: dict[str, Any], where: str, config: ScoreConfig, notes: "Cou
         rule = config.step_rule()
         if isinstance(row.get("prompt"), str) and opens_thinking(row["prompt"]):
             text = "<think>" + text
-        steps = cut_text(text, rule, config.keep_thinking or rule.keeps_thinking)
+        steps = cut_text(text.replace("\r\n", "\n"), rule, config.keep_thinking or rule.keeps_thinking)
+        count_unsplit_text(steps, rule, notes)
         notes[TEXTS] += 1
         notes[SPLIT] += len(steps) > 1
         notes[THINKING] += not (config.keep_thinking or rule.keeps_thinking) and bool(thinking_spans(text))
@@ -402,13 +408,11 @@ def _standard_input() -> Any:
 
 
 def _write(path: Path, rows: list[dict[str, Any]], trees: list, scores: list[list[float | None] | None]) -> None:
-    import json
-
     lines = []
     for given, tree, values in zip(rows, trees, scores, strict=True):
         row = tree.to_row()
         del row["labels"]
         # messages stay messages
         row |= {name: given[name] for name in ("prompt", "completions") if given.get(name) is not None}
-        lines.append(json.dumps(row | tree.extra | {"scores": values}, ensure_ascii=False) + "\n")
+        lines.append(dump_json(row | tree.extra | {"scores": values}, path) + "\n")
     write_or_keep(path.parent, {path.name: "".join(lines)})

@@ -27,7 +27,7 @@ from ..kl import (
     trained_sequences,
     trained_tokens,
 )
-from ..loading import check_policy, load_policy, load_tokenizer, refuse_nan
+from ..loading import check_policy, load_policy, load_tokenizer, refuse_frozen_adapter, refuse_nan
 from ..pages.papers import HRM_PAPER
 from ..training.hub_push import HubPushMixin
 from ..training.safe_training import SafeTrainingMixin, identity_in_memory
@@ -94,7 +94,7 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Policy to be trained.
+            Policy to be trained. An adapter must be passed as a [`~peft.PeftModel`], loaded with `is_trainable=True`.
         args ([`KLSelfConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
         ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
@@ -106,7 +106,7 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
 
     Raises:
         `FileExistsError`: If `args.output_dir` is the folder of the reference model.
-        `ValueError`: If the reference model does not fit the policy, an option is not supported with a KL term, or no row of a
+        `ValueError`: If the name of the policy is that of an adapter, the reference model does not fit the policy, an option is not supported with a KL term, or no row of a
         dataset has a token to train on.
     """
 
@@ -134,6 +134,7 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
             raise TypeError(f"`args` is a `{type(args).__name__}`. It must be a `KLSelfConfig`.")
         if isinstance(model, str):
             init = args.model_init_kwargs or {}
+            refuse_frozen_adapter(model, init.get("revision"))
             if not check_policy(model, init.get("revision"), args.trust_remote_code):
                 load_policy(model, **init)  # an older format, whose weights are only known once they are loaded
             if kwargs.get("processing_class") is None:

@@ -13,6 +13,7 @@ from trl import GRPOTrainer
 
 from .. import step_credit
 from .._compat import get_config_model_id, trainer_utils
+from ..loading import refuse_frozen_adapter
 from ..rewards import StepReward
 from ..scoring.aggregate import aggregate_name
 from ..token_steps import token_steps
@@ -69,7 +70,7 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Policy to be trained.
+            Policy to be trained. An adapter must be passed as a [`~peft.PeftModel`], loaded with `is_trainable=True`.
         reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
             Rewards of whole completions, as in [`~trl.GRPOTrainer`]. Without one, only the process reward trains the policy.
         step_reward ([`StepReward`]):
@@ -93,7 +94,8 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
 
     Raises:
         `TypeError`: If `step_reward` is not a [`StepReward`], or `args` is not a [`StepGRPOConfig`].
-        `ValueError`: If the number of `reward_weights` differs from the number of `reward_funcs`.
+        `ValueError`: If the number of `reward_weights` differs from the number of `reward_funcs`, or the name of the policy is that of an
+            adapter.
     """
 
     _tag_names = ["trl", "trl-hrm", "grpo", "step-grpo"]
@@ -126,6 +128,8 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
             raise TypeError(f"`args` is a `{type(args).__name__}`. It must be a `StepGRPOConfig`.")
         if not isinstance(step_reward, StepReward):
             raise TypeError(f"`step_reward` is a `{type(step_reward).__name__}`. It must be a `StepReward`.")
+        if isinstance(model, str):
+            refuse_frozen_adapter(model, (args.model_init_kwargs or {}).get("revision"))
         funcs = reward_funcs if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
         if step_reward in funcs:
             raise ValueError("`step_reward` is also one of the `reward_funcs`. Remove it from them.")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from accelerate.logging import get_logger
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..io import replacing, shown, write_json
@@ -18,6 +19,7 @@ from .step_table import MAX_CHARACTERS
 from .step_trainer import PREPARED, EvaluatedSteps, StepTrainer
 
 
+logger = get_logger(__name__)
 FOLDER = (
     "_evaluations"  # names that begin with "_" are not pushed to the Hub: the page has problems of the evaluation set
 )
@@ -141,6 +143,12 @@ class StepTableCallback(TrainerCallback):
         metrics: dict[str, float],
         **kwargs,
     ) -> None:
+        if self.trainer.sources_of(self.trainer.evaluated) is None:
+            logger.warning(  # rather than losing the metrics that were computed
+                "This evaluation has no table of worst steps: its dataset was already prepared, so the texts of its steps are unknown. For a "
+                "table of training rows, pass them as they were before training."
+            )
+            return
         steps = self.trainer.evaluated_steps()  # on all processes, so that an error ends all of them
         if not state.is_world_process_zero:
             return

@@ -1,5 +1,6 @@
 """Base class of the trainers of step reward models: loss over the global batch, evaluation, checkpoints and logs."""
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from transformers.utils import find_adapter_config_file
 
 from .._compat import BaseTrainer, disable_dropout_in_model
 from ..io import shown
-from ..loading import WeightFit, check_adapter, list_misfits
+from ..loading import WeightFit, check_adapted_head, check_adapter, list_misfits
 from ..losses import step_loss, step_score
 from ..messages import plain_row
 from ..step_format import StepFormat
@@ -129,7 +130,7 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
         self.reports: dict[str, Any] = {}  # what was kept and dropped of each dataset, by its name
         self._sources: dict[str, StepSources] = {}  # of datasets that `_prepare_dataset` has just prepared, by name
         self._prepared: list[tuple[Dataset, StepSources | None]] = []
-        self._evaluated: Dataset | None = None  # in the evaluation that is running
+        self.evaluated: Dataset | None = None  # in the evaluation that is running
         self._outputs: tuple[str, EvalLoopOutput] | None = None  # prefix and outputs of this evaluation
         self._train_data, self._eval_data = train_dataset, eval_dataset
         train_dataset = self._prepare_once(train_dataset, processing_class, args, "train_dataset")
@@ -217,11 +218,11 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
             eval_dataset = self._prepare_eval_dataset(eval_dataset, self.processing_class, self.args)
             self.reports |= reports  # another dataset does not replace the report of the trainer's own
         evaluated = self.eval_dataset if eval_dataset is None else eval_dataset
-        self._evaluated = self.eval_dataset[evaluated] if isinstance(evaluated, str) else evaluated
+        self.evaluated = self.eval_dataset[evaluated] if isinstance(evaluated, str) else evaluated
         try:
             return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
         finally:
-            self._evaluated = self._outputs = None
+            self.evaluated = self._outputs = None
 
     def predict(self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"):
         self._warn_of_new_head()
@@ -360,10 +361,10 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
             `ValueError`: If the evaluation has no outputs at the steps, if the dataset was prepared by the caller, so that the texts of
                 its steps are unknown, or if its rows were evaluated in another order.
         """
-        if self._evaluated is None or self._outputs is None:
+        if self.evaluated is None or self._outputs is None:
             raise RuntimeError("No evaluation is running. Call `evaluated_steps` in `on_evaluate` of a callback.")
         name, output = self._outputs
-        sources = self.sources_of(self._evaluated)
+        sources = self.sources_of(self.evaluated)
         if sources is None:
             raise ValueError(PREPARED)
         predictions, label_ids = output.predictions, output.label_ids
@@ -376,7 +377,7 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
             )
         judged = label_ids[0] >= 0
         labels = label_ids[0][judged]
-        expected = flat_column(self._evaluated, "labels")
+        expected = flat_column(self.evaluated, "labels")
         if not np.array_equal(labels, expected[expected >= 0].astype(labels.dtype)) or len(labels) != len(
             sources.rows
         ):
@@ -525,7 +526,7 @@ def set_up_model(
     if `args.disable_dropout`, and enable input gradients for gradient checkpointing with an adapter.
 
     Raises:
-        `ValueError`: If `peft_config` is given and the model already has an adapter.
+        `ValueError`: If `peft_config` is given and the model already has an adapter, or a head would be neither trained nor saved.
     """
     if step_format.head == "value":
         # DistributedDataParallel fails if a trained weight gets no gradient
@@ -540,6 +541,7 @@ def set_up_model(
                 "You passed a `PeftModel` instance together with a `peft_config`. Merge the adapter into the base model "
                 "first, or continue training it without `peft_config`."
             )
+        peft_config = copy.deepcopy(peft_config)  # changed below, and by PEFT
         # With the task type TOKEN_CLS, PEFT also trains and saves the modules `classifier` and `score`
         peft_config.task_type = TaskType.CAUSAL_LM if step_format.is_causal_lm else TaskType.TOKEN_CLS
         if step_format.head == "value":
@@ -555,6 +557,8 @@ def set_up_model(
         revision = (getattr(args, "model_init_kwargs", None) or {}).get("revision")
         kwargs = {"autocast_adapter_dtype": False} if zero3 else {}
         model = get_peft_model(model, peft_config, revision=revision, **kwargs)
+    elif is_peft_model(model) and not step_format.is_causal_lm:
+        check_adapted_head(model)
     if args.disable_dropout:
         disable_dropout_in_model(model)
     # transformers.Trainer does this for models without adapter, see https://github.com/huggingface/transformers/issues/42489

@@ -1,8 +1,9 @@
 import math
 import warnings
 from dataclasses import dataclass, field
+from numbers import Real
 
-from ..io import resolved_output
+from ..io import resolved_output, shown
 
 
 LOWER_IS_BETTER = ("ece", "kl", "kl_max", "kl_per_token")  # ends of the names of metrics
@@ -60,5 +61,8 @@ class ResumeConfig:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
             # `max_grad_norm` may be infinite, to log the norm without clipping
-            if not getattr(self, name) >= 0 or (name != "max_grad_norm" and math.isinf(getattr(self, name))):
-                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be a number that is at least 0.")
+            value, is_finite = getattr(self, name), name != "max_grad_norm"
+            if not isinstance(value, Real) or not value >= 0 or (is_finite and math.isinf(value)):
+                raise ValueError(  # YAML reads 1e-5, without a dot, as a text
+                    f"`{name}` is {shown(value)}. It must be a number that is at least 0."
+                )

@@ -106,11 +106,17 @@ class SafeTrainingMixin:
                 Other arguments of `transformers.Trainer.train`.
 
         Raises:
-            `ValueError`: If the checkpoint is incomplete or belongs to another training, or there is nothing to train on.
+            `ValueError`: If the checkpoint is incomplete or belongs to another training, there is nothing to train on, or no weight is
+                trainable.
             `OSError`: If `output_dir` cannot be written, or another process trains into it.
             [`DivergedError`]: If the loss, a gradient or a weight is NaN or infinite.
         """
         self._check_length()
+        if self.model_init is None and not any(weight.requires_grad for weight in self.model.parameters()):
+            raise ValueError(  # with gradient checkpointing, nothing else would fail
+                "No weight of the model is trainable, so the training would change nothing. Load an adapter with `is_trainable=True`, or set "
+                "`requires_grad` of the weights to be trained."
+            )
         self._forget_divergence()
         if self.accelerator.mixed_precision == "bf16" or getattr(self.model, "dtype", None) == torch.bfloat16:
             warn_of_slow_bf16(self.args.device, "Set `bf16=False`, and load the model in float32.")

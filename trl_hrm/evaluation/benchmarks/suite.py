@@ -1,5 +1,6 @@
 """Definition of a benchmark for step reward models, and reading of its solutions from files and datasets."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from ...data.faults import RowError, RowFaults
 from ...data.problems import parts_warning, unused_parts
 from ...data.sources import DatasetRows, JsonLines, all_rows, is_json_file, loaded_dataset
 from ...io import shown
+
+
+_SPLIT_NAME = re.compile(r"(?<![a-z])(?:train|valid|val|dev|test|eval)(?:ing|idation|uation)?(?![a-z])", re.IGNORECASE)
 
 
 def as_it_is(record: dict[str, Any]) -> dict[str, Any]:
@@ -227,10 +231,24 @@ def _records(source: str, columns: Mapping[str, str] | None) -> Iterator[tuple[P
         for row, (where, record) in enumerate(all_rows(JsonLines([source], columns))):
             yield Place(where, name, row), record
         return
+    if files := _files_without_splits(source):
+        for file in files:
+            yield from _records(str(file), columns)
+        return
     with loaded_dataset(source) as splits:
         for split, dataset in splits.items():
             for row, (where, record) in enumerate(all_rows(DatasetRows(dataset, columns))):
                 yield Place(f"{source}, split {split}: {where}", split, row), record
+
+
+def _files_without_splits(source: str) -> list[Path]:
+    """
+    Return the files of a folder of JSON files that are not named after splits, such as the `gsm8k.json` of ProcessBench. `load_dataset` would
+    read all of them as one split.
+    """
+    files = sorted(Path(source).iterdir()) if Path(source).is_dir() else []
+    is_plain = all(is_json_file(file.name) and not _SPLIT_NAME.search(file.name) for file in files)
+    return files if is_plain else []
 
 
 def _unknown(record: dict[str, Any], where: str, suites: Sequence[Suite]) -> RowError:
