@@ -14,7 +14,7 @@ from .parsing import ParsedAnswer, parse_answer
 from .units import DEGREES
 
 
-RULES_VERSION = 4  # increased whenever a rule change may change a grade
+RULES_VERSION = 5  # increased whenever a rule change may change a grade
 
 
 @dataclass(frozen=True)
