@@ -400,6 +400,17 @@ class TestNothingToTrainOn:
         with pytest.raises(ValueError, match=f"`{option}` is {value!r}. It must be a number that is at least 0"):
             config(str(tmp_path), bf16=False, use_cpu=True, **{option: value})
 
+    @pytest.mark.parametrize("name", MAKERS)
+    @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+    def test_torch_compile(self, tmp_path, trees, name, backend):
+        """It may only change results by rounding."""
+        logs = []
+        for options in ({}, {"torch_compile": True, "torch_compile_backend": backend}):
+            trainer = MAKERS[name](tmp_path, trees, max_steps=2, save_strategy="no", **options)
+            trainer.train()
+            logs.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+        assert len(logs[0]) == 2 and logs[1] == pytest.approx(logs[0], abs=1e-4)
+
     def test_more_accumulation_than_batches_is_one_step_per_epoch(self, tmp_path, trees):
         trainer = make_hrm(tmp_path, trees, gradient_accumulation_steps=100, num_train_epochs=2)
         trainer.train()

@@ -143,7 +143,8 @@ class StepTableCallback(TrainerCallback):
         metrics: dict[str, float],
         **kwargs,
     ) -> None:
-        if self.trainer.sources_of(self.trainer.evaluated) is None:
+        evaluated = self.trainer.evaluated
+        if evaluated is not None and self.trainer.sources_of(evaluated) is None:
             logger.warning(  # rather than losing the metrics that were computed
                 "This evaluation has no table of worst steps: its dataset was already prepared, so the texts of its steps are unknown. For a "
                 "table of training rows, pass them as they were before training."
