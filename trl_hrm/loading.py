@@ -593,7 +593,11 @@ def check_adapted_head(model: "PeftModel") -> None:
     config = model.peft_config[model.active_adapter]
     base = config.base_model_name_or_path
     in_base = _tensor_shapes(base, config.revision, is_local=True) if base else {}
-    if in_base is not None and not any(name.startswith(tuple(f"{head}." for head in heads)) for name in in_base):
+    if (
+        heads
+        and in_base is not None
+        and not any(name.startswith(tuple(f"{head}." for head in heads)) for name in in_base)
+    ):
         raise ValueError(
             f"The head of the model ({', '.join(heads)}) is not in the adapter, and not in the files of the base model{f' {base}' if base else ''}. It "
             'would be neither trained nor saved. Create the adapter with `task_type="TOKEN_CLS"` or with the head in `modules_to_save`, or '

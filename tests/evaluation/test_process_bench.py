@@ -136,7 +136,11 @@ def test_subsets_by_file_column_and_split(tmp_path):
     (tmp_path / "folder").mkdir()
     for file in files:  # which `load_dataset` reads as one split
         shutil.copy(file, tmp_path / "folder")
+    (tmp_path / "folder" / "LICENSE").write_text("Apache 2.0")
     assert [(one.subset, one.id, one.labels) for one in read(tmp_path / "folder").solutions] == by_file
+    (tmp_path / "splits").mkdir()
+    shutil.copy(files[0], tmp_path / "splits" / "test.jsonl")
+    assert [one.subset for one in read(tmp_path / "splits").solutions] == ["test"]
     assert [one.labels for one in read(tmp_path / "marked.json").solutions] == [labels for *_, labels in by_file]
     splits = DatasetDict({name: Dataset.from_list(part) for name, part in rows.items()})
     for name, dataset in splits.items():

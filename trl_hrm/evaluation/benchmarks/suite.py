@@ -10,7 +10,7 @@ from typing import Any
 from ...data.benchmark_rows import Place, Solution
 from ...data.faults import RowError, RowFaults
 from ...data.problems import parts_warning, unused_parts
-from ...data.sources import DatasetRows, JsonLines, all_rows, is_json_file, loaded_dataset
+from ...data.sources import SUFFIXES, DatasetRows, JsonLines, all_rows, is_json_file, loaded_dataset
 from ...io import shown
 
 
@@ -246,8 +246,11 @@ def _files_without_splits(source: str) -> list[Path]:
     Return the files of a folder of JSON files that are not named after splits, such as the `gsm8k.json` of ProcessBench. `load_dataset` would
     read all of them as one split.
     """
-    files = sorted(Path(source).iterdir()) if Path(source).is_dir() else []
-    is_plain = all(is_json_file(file.name) and not _SPLIT_NAME.search(file.name) for file in files)
+    if not Path(source).is_dir():
+        return []
+    # a dataset card or a folder decides about splits, a LICENSE does not
+    files = [file for file in sorted(Path(source).iterdir()) if file.suffix or file.is_dir()]
+    is_plain = all(file.name.endswith(SUFFIXES) and not _SPLIT_NAME.search(file.name) for file in files)
     return files if is_plain else []
 
 
