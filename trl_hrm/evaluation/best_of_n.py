@@ -305,8 +305,9 @@ def collect_results(
             "--judge_max_tokens. If they have another form, use another --judge_template."
         )
     if not scored:
+        problems_of = manifest.get("started_with", {}).get("problems")
         raise ValueError(
-            f"{source}: no problem is left to select solutions for: {dict(all_counts)}. `problems_error` counts problems with "
+            f"{source}: no problem{f' of {problems_of}' if problems_of else ''} is left to select solutions for: {dict(all_counts)}. `problems_error` counts problems with "
             f"failed requests. {' '.join(warnings)}"
         )
     curves = make_curves(scored, n, num_draws, seed)

@@ -158,7 +158,7 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
         if not file.is_file():
             found = "no such folder" if not path.is_dir() else ", ".join(sorted(p.name for p in path.iterdir())[:8])
             raise FileNotFoundError(
-                f"{path}: found {found or 'an empty folder'}, expected {RESULTS} of `trl-hrm best-of-n`, `step-search`, "
+                f"{shown(str(path), 300)}: found {found or 'an empty folder'}, expected {RESULTS} of `trl-hrm best-of-n`, `step-search`, "
                 "`evaluate` or `benchmark`. If the run was stopped, start it again to complete it."
             )
         values = read_json(file, REMEDY)

@@ -526,9 +526,10 @@ def _write_results(
     warnings += dict.fromkeys(
         one for n in searches for one in mixture_warnings(read_manifest(n_folder(config.output_dir, n)))
     )
+    started_with = manifest["started_with"]
     if not ids:
         raise ValueError(
-            f"{folder}: no search was finished: {dict(counts)}. `problems_error_at_n*` counts problems with failed requests. "
+            f"{folder}: no search of the problems of {started_with['problems']} was finished: {dict(counts)}. `problems_error_at_n*` counts problems with failed requests. "
             f"{' '.join(warnings)}"
         )
     values = np.array([[of_n.get(problem_id, np.nan) for problem_id in ids] for of_n in solved])
@@ -540,7 +541,6 @@ def _write_results(
         part: {name: sum(cost[part][name] for cost in costs) for name in costs[0][part]}
         for part in ("policy", "scorer")
     }
-    started_with = manifest["started_with"]
     settings = {
         "source": started_with["problems"],
         **{name: started_with[name] for name in ("prefix_column",) if name in started_with},

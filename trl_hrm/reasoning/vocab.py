@@ -30,6 +30,10 @@ class GridVocab:
             raise ValueError(f"The first symbol of a vocabulary must be '<pad>', found {self.symbols[:1]}.")
         if len(set(self.symbols)) != len(self.symbols):
             raise ValueError(f"The vocabulary {self.name!r} has duplicate symbols: {self.symbols}.")
+        if self.name == "sudoku" and self.symbols[1:2] != (".",):
+            raise ValueError(
+                f"The second symbol of a Sudoku vocabulary must be '.', a blank cell, found {self.symbols[1:2]}."
+            )
 
     def __len__(self) -> int:
         return len(self.symbols)
