@@ -154,6 +154,9 @@ def test_other_models_are_refused(write, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(ValueError, match="'gpt2', expected 'hrm_grid'"):
         solve(SolveConfig(model=str(tmp_path), file=write("1")))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "hrm_grid", "auto_map": True}))
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        solve(SolveConfig(model=str(tmp_path), file=write("1")))
 
 
 def test_missing_model(write, tmp_path):

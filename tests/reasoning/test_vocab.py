@@ -102,3 +102,9 @@ def test_boxes():
     assert [box_shape(size) for size in (4, 6, 9)] == [(2, 2), (2, 3), (3, 3)]
     with pytest.raises(ValueError, match="size 5"):
         sudoku_vocab(5)
+
+
+def test_the_blank_cell_of_a_sudoku():
+    """Code outside the vocabulary relies on its id."""
+    with pytest.raises(ValueError, match=r"second symbol of a Sudoku vocabulary must be '\.'"):
+        GridVocab("sudoku", ("<pad>", "1", ".", "2"))

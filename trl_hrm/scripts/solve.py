@@ -280,6 +280,10 @@ def load_model(config: SolveConfig) -> "HrmGridForSolving":
         found = AutoConfig.from_pretrained(name, revision=config.revision)
     except ValueError as error:  # of a field of `config.json`
         raise ValueError(f"{config.model}: {error}") from error
+    except TypeError as error:
+        raise ValueError(
+            f"{config.model}: config.json is damaged ({error}). Download or save the model again."
+        ) from error
     if not isinstance(found, HrmGridConfig):
         raise ValueError(
             f"{config.model} is a model of the type {found.model_type!r}, expected 'hrm_grid', such as trained by `trl-hrm train-grid`."
