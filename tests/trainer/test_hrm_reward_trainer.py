@@ -383,19 +383,17 @@ class TestRefusals:
     def test_an_adapter_without_the_head(self, tmp_path, trees, head):
         """The head would stay random, and would not be saved."""
         layer = "v_head.summary" if head == "value" else "score"
-        config = {"target_modules": ["q_proj"], "modules_to_save": [layer]}
-        make_trainer(tmp_path, trees, get_peft_model(tiny_model(ALL_HEADS[head]), LoraConfig(**config)), head=head)
-        del config["modules_to_save"]
-        with pytest.raises(
-            ValueError, match=f"{layer}.* is not in the adapter, and not in the files of the base model"
-        ):
-            make_trainer(tmp_path, trees, get_peft_model(tiny_model(ALL_HEADS[head]), LoraConfig(**config)), head=head)
-        base = str(
-            save(tmp_path / "base", tiny_model(ALL_HEADS[head]), ALL_HEADS[head])
-        )  # a trained head may stay as it is
-        make_trainer(
-            tmp_path, trees, get_peft_model(load_reward_model(base, ALL_HEADS[head]), LoraConfig(**config)), head=head
-        )
+
+        def make(model, **config):
+            make_trainer(
+                tmp_path, trees, get_peft_model(model, LoraConfig(target_modules=["q_proj"], **config)), head=head
+            )
+
+        make(tiny_model(ALL_HEADS[head]), modules_to_save=[layer])
+        with pytest.raises(ValueError, match=f"{layer}.* is not in the adapter, and not in the files of the base"):
+            make(tiny_model(ALL_HEADS[head]))
+        base = save(tmp_path / "base", tiny_model(ALL_HEADS[head]), ALL_HEADS[head])
+        make(load_reward_model(str(base), ALL_HEADS[head]))  # a trained head may stay as it is
 
     def test_nothing_to_train(self, tmp_path, trees):
         """With gradient checkpointing, PyTorch would not notice."""

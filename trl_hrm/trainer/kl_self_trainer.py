@@ -106,8 +106,8 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
 
     Raises:
         `FileExistsError`: If `args.output_dir` is the folder of the reference model.
-        `ValueError`: If the name of the policy is that of an adapter, the reference model does not fit the policy, an option is not
-        supported with a KL term, or no row of a dataset has a token to train on.
+        `ValueError`: If `model` is the name of an adapter, the reference model does not fit the policy, an option is not supported with a
+        KL term, or no row of a dataset has a token to train on.
     """
 
     _tag_names = ["trl", "trl-hrm", "sft", "kl-self"]

@@ -94,8 +94,7 @@ class StepGRPOTrainer(SafeTrainingMixin, HubPushMixin, GRPOTrainer):
 
     Raises:
         `TypeError`: If `step_reward` is not a [`StepReward`], or `args` is not a [`StepGRPOConfig`].
-        `ValueError`: If the number of `reward_weights` differs from the number of `reward_funcs`, or the name of the policy is that of an
-            adapter.
+        `ValueError`: If the number of `reward_weights` differs from the number of `reward_funcs`, or `model` is the name of an adapter.
     """
 
     _tag_names = ["trl", "trl-hrm", "grpo", "step-grpo"]

@@ -147,7 +147,7 @@ class StepTableCallback(TrainerCallback):
         if evaluated is not None and self.trainer.sources_of(evaluated) is None:
             logger.warning(  # rather than losing the metrics that were computed
                 "This evaluation has no table of worst steps: its dataset was already prepared, so the texts of its steps are unknown. For a "
-                "table of training rows, pass them as they were before training."
+                "table of the training steps, pass the dataset that was given to the trainer as `train_dataset`."
             )
             return
         steps = self.trainer.evaluated_steps()  # on all processes, so that an error ends all of them
